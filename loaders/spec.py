@@ -1,0 +1,109 @@
+"""The contract of every loading engine: what a view is, what a loader is told, and what it hands out."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+STRICT = ConfigDict(extra="forbid")  # a misspelt key is an error, everywhere
+Pair = tuple[float, float]
+Triple = tuple[float, float, float]
+
+
+def require(holds: bool, key: str, expected: str, value: object) -> None:
+    """Raise ValueError naming `key`, what it takes and what it got, unless `holds`."""
+    if not holds:
+        raise ValueError(f"{key} must be {expected}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ViewSpec:
+    """The augmentation of one view; torchvision v2 (on float images) defines every operation.
+
+    Order: random resized crop, colour jitter (its four operations in a drawn order), greyscale, blur, solarise, flip,
+    normalise. Defaults are SimSiam's CIFAR view (paper.md 5.1).
+    """
+
+    size: int = 32  # output height and width, pixels
+    scale: Pair = (0.2, 1.0)  # share of the image's area that is cropped
+    ratio: Pair = (3 / 4, 4 / 3)  # width over height of the crop
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # antialiased
+    flip: float = 0.5  # probability
+    jitter: float = 0.8  # probability that the four strengths below are applied
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1  # turns of the colour circle, at most 0.5
+    grey: float = 0.2  # probability
+    blur: float = 0.0  # probability
+    blur_kernel: int = 23  # pixels, odd; reduced to the largest odd number that reflection padding allows
+    blur_sigma: Pair = (0.1, 2.0)  # pixels
+    solarise: float = 0.0  # probability
+    solarise_threshold: int = 128  # of 0 to 255; values at or above are inverted
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "size", "above 0 pixels", self.size)
+        require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "0 < low <= high <= 1", self.scale)
+        require(0 < self.ratio[0] <= self.ratio[1], "ratio", "0 < low <= high", self.ratio)
+        for name in ("flip", "jitter", "grey", "blur", "solarise"):
+            require(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
+        for name in ("brightness", "contrast", "saturation"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(0 <= self.hue <= 0.5, "hue", "in [0, 0.5]", self.hue)
+        require(self.blur_kernel % 2 == 1, "blur_kernel", "an odd number of pixels", self.blur_kernel)
+        require(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "0 < low <= high", self.blur_sigma)
+        require(min(self.std) > 0, "std", "above 0", self.std)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LoaderConfig:
+    """Where images come from and how they become batches of views."""
+
+    source: str = "digits"  # digits, fashion_mnist, cifar10, cifar100, folder, or pkg.mod:Class
+    root: str | None = None  # folder of the data set; digits needs none
+    download: bool = False  # CIFAR archives may be fetched when they are not in root
+    subset: int | None = None  # train on so many images, the same number of each class
+    engine: Literal["auto", "resident", "native"] = "auto"  # auto: resident for sets held in memory, native for files
+    batch_size: int = 256  # images a step, over all processes
+    views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
+    workers: int = 2  # decoding threads of this process
+    prefetch: int = 4  # batches made ahead of the training step
+    max_corrupt: float = 0.001  # share of unreadable images above which the run stops
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
+        require(len(self.views) >= 2, "views", "at least two views", len(self.views))
+        require(self.workers >= 1, "workers", "at least 1 thread", self.workers)
+        require(self.prefetch >= 1, "prefetch", "at least 1 batch", self.prefetch)
+        require(0 <= self.max_corrupt <= 1, "max_corrupt", "a share in [0, 1]", self.max_corrupt)
+        require(self.subset is None or self.subset > 0, "subset", "above 0 images", self.subset)
+
+
+class Batch(NamedTuple):
+    """What a loader hands to the training step; global views first, then local crops."""
+
+    views: tuple[Tensor, ...]  # each (B, 3, H_v, W_v), channels-last, on the device, normalised, in the training dtype
+    index: Tensor  # (B,) int64, the sample's number in the source
+    label: Tensor  # (B,) int64, -1 where unknown
+
+
+class Loader(Protocol):
+    """One epoch of batches; position is exact in the middle of an epoch, prefetched batches not counted."""
+
+    faults: dict[int, str]  # unreadable images met so far: index in the source -> name and reason
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
