@@ -1,0 +1,183 @@
+"""Encoders from images to pooled features: ResNets with torchvision's keys, a small one, and anything timm has."""
+
+import difflib
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fastrdm.kernels.batchnorm import ViewBatchNorm, convert_batchnorm
+from fastrdm.loaders.spec import STRICT, require
+
+
+class _Shape(NamedTuple):
+    blocks: tuple[int, ...]  # per stage
+    bottleneck: bool
+    width: int  # channels of the stem and of the first stage, before expansion
+
+
+RESNETS = {
+    "resnet_small": _Shape((1, 1, 1), False, 32),
+    "resnet18": _Shape((2, 2, 2, 2), False, 64),
+    "resnet34": _Shape((3, 4, 6, 3), False, 64),
+    "resnet50": _Shape((3, 4, 6, 3), True, 64),
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncoderConfig:
+    """Which network turns images into features."""
+
+    name: str = "resnet18"  # a key of RESNETS, or timm/<name>
+    stem: Literal["imagenet", "cifar", "cifar_padding2"] = "imagenet"  # padding2: the paper's, 32 px make 34 px maps
+    width: int | None = None  # channels of the stem; none: 64, and 32 for resnet_small
+    zero_init_residual: bool = False  # every residual block starts as its shortcut
+    sync_bn: bool = True  # BatchNorm statistics over all processes
+
+    def __post_init__(self) -> None:
+        own = f"one of {', '.join(RESNETS)} or timm/<name>"
+        require(self.name in RESNETS or self.name.startswith("timm/"), "encoder.name", own, self.name)
+        require(self.width is None or self.width > 0, "encoder.width", "above 0 channels", self.width)
+        if self.name.startswith("timm/"):
+            for key, default in (("stem", "imagenet"), ("width", None), ("zero_init_residual", False)):
+                value = getattr(self, key)
+                require(value == default, f"encoder.{key}", f"left at {default} for {self.name}", value)
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) to pooled features (B, features)."""
+
+    features: int
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The module whose state dict has the public keys: torchvision's, or timm's."""
+        return self
+
+
+class ResNet(Encoder):
+    """He et al. 2015, with the stride of a bottleneck in its 3x3 convolution; torchvision's keys and initialisation."""
+
+    def __init__(self, shape: _Shape, stem: str, width: int, zero_init_residual: bool, sync_bn: bool) -> None:
+        super().__init__()
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, padding=2 if stem == "cifar_padding2" else 1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = ViewBatchNorm(width, sync=sync_bn)
+        block = _Bottleneck if shape.bottleneck else _Basic
+        channels = width
+        self.stages = len(shape.blocks)
+        for stage, count in enumerate(shape.blocks):
+            inner = width << stage
+            blocks = []
+            for index in range(count):
+                blocks.append(block(channels, inner, 2 if stage and not index else 1, sync_bn))
+                channels = inner * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.features = channels
+        _initialise(self, zero_init_residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in range(self.stages):
+            x = getattr(self, f"layer{stage + 1}")(x)
+        return x.mean((2, 3))
+
+
+class _Block(nn.Module):
+    """What both residual blocks share: the projected shortcut and the order of the sum."""
+
+    expansion: int
+
+    def __init__(self, channels: int, out: int, stride: int, sync_bn: bool) -> None:
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or channels != out:
+            convolution = nn.Conv2d(channels, out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(convolution, ViewBatchNorm(out, sync=sync_bn))
+
+    def residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.downsample(x), inplace=True)
+
+
+class _Basic(_Block):
+    expansion = 1
+
+    def __init__(self, channels: int, inner: int, stride: int, sync_bn: bool) -> None:
+        super().__init__(channels, inner, stride, sync_bn)
+        self.conv1 = nn.Conv2d(channels, inner, 3, stride, padding=1, bias=False)
+        self.bn1 = ViewBatchNorm(inner, sync=sync_bn)
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.bn2 = ViewBatchNorm(inner, sync=sync_bn)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return self.bn2(self.conv2(x))  # type: ignore[no-any-return]
+
+
+class _Bottleneck(_Block):
+    expansion = 4
+
+    def __init__(self, channels: int, inner: int, stride: int, sync_bn: bool) -> None:
+        super().__init__(channels, inner * self.expansion, stride, sync_bn)
+        self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
+        self.bn1 = ViewBatchNorm(inner, sync=sync_bn)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = ViewBatchNorm(inner, sync=sync_bn)
+        self.conv3 = nn.Conv2d(inner, inner * self.expansion, 1, bias=False)
+        self.bn3 = ViewBatchNorm(inner * self.expansion, sync=sync_bn)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return self.bn3(self.conv3(x))  # type: ignore[no-any-return]
+
+
+def _initialise(resnet: ResNet, zero_init_residual: bool) -> None:
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif zero_init_residual and isinstance(module, _Block):
+            last = module.bn3 if isinstance(module, _Bottleneck) else module.bn2
+            assert isinstance(last, ViewBatchNorm)
+            nn.init.zeros_(last.weight)
+
+
+class TimmEncoder(Encoder):
+    """A network of timm without its classifier, its BatchNorms made to split by view."""
+
+    def __init__(self, name: str, sync_bn: bool) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise ValueError(f"encoder.name timm/{name} needs timm: pip install 'fastrdm[timm]'") from None
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=3)
+            hint = f"did you mean {', '.join(f'timm/{other}' for other in near)}?" if near else "see timm.list_models()"
+            raise ValueError(f"encoder.name must be a model of timm {timm.__version__}, got 'timm/{name}': {hint}")
+        self.model = convert_batchnorm(timm.create_model(name, pretrained=False, num_classes=0), sync_bn)
+        # some networks widen the features after pooling, and then num_features is not what comes out
+        self.features = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)  # type: ignore[arg-type]
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)  # type: ignore[no-any-return]
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """The encoder that `config` names, in train mode, randomly initialised; ValueError when timm lacks it."""
+    if config.name.startswith("timm/"):
+        return TimmEncoder(config.name.removeprefix("timm/"), config.sync_bn)
+    shape = RESNETS[config.name]
+    return ResNet(shape, config.stem, config.width or shape.width, config.zero_init_residual, config.sync_bn)

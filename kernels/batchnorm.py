@@ -1,0 +1,182 @@
+"""BatchNorm with statistics per view and, when asked, over all processes; keys as in torch.nn.BatchNorm2d."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SynchronisedNorm(torch.autograd.Function):
+    """Rows (G*N, C, ...) normalised per group over all processes; sums in float32, or float64 for float64 rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalised rows in x's dtype and, without gradient, mean and unbiased variance (G, C)."""
+        rows = _grouped(x, groups)
+        mean, variance, count = _merged_moments(rows)
+        scale = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        y = (rows - _spread(mean, rows)) * _spread(scale if weight is None else scale * weight, rows)
+        if bias is not None:
+            y = y + _spread(bias.expand_as(mean), rows)
+        unbiased = variance * (count / (count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return y.flatten(0, 1).to(x.dtype), mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Gradients of the summed loss of all processes to x; of this process's own rows to weight and bias."""
+        x, weight, mean, scale, count = ctx.saved_tensors
+        grads, rows = _grouped(grad, len(mean)), _grouped(x, len(mean))
+        unit = (rows - _spread(mean, rows)) * _spread(scale, rows)
+        own = torch.stack([_sum_rows(grads), _sum_rows(grads * unit)])
+        share = collectives.all_reduce(own, "sum", _world()) / count
+        along = grads - _spread(share[0], rows) - unit * _spread(share[1], rows)
+        grad_x = along * _spread(scale if weight is None else scale * weight, rows)
+        to_bias, to_weight = own.sum(1)
+        affine = [
+            g if needed else None for g, needed in zip((to_weight, to_bias), ctx.needs_input_grad[1:3], strict=True)
+        ]
+        return grad_x.flatten(0, 1).to(x.dtype), *affine, None, None
+
+
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """Rows (G*N, C, ...) as (G, N, C, ...), 16-bit floats widened to float32; strides are kept."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.view(groups, -1, *x.shape[1:])
+
+
+def _spread(per_channel: Tensor, rows: Tensor) -> Tensor:
+    """Numbers (G, C) in the shape that broadcasts over rows (G, N, C, ...)."""
+    return per_channel.reshape(len(rows), 1, -1, *[1] * (rows.ndim - 3))
+
+
+def _row_dims(rows: Tensor) -> list[int]:
+    return [dim for dim in range(rows.ndim) if dim not in (0, 2)]
+
+
+def _sum_rows(rows: Tensor) -> Tensor:
+    return rows.sum(_row_dims(rows))
+
+
+def _merged_moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (G, C), biased variance (G, C) and count (1,) over all processes, whose row counts may differ.
+
+    Centred moments are merged, not raw squares: those cancel when the mean is large beside the deviation.
+    """
+    variance, mean = torch.var_mean(rows, _row_dims(rows), correction=0)
+    count = rows.new_full((1,), rows[0].numel() // rows.shape[2])
+    own = torch.cat([mean.flatten(), variance.flatten(), count])
+    parts = collectives.all_gather_tensor(own[None], 0, _world())
+    counts = parts[:, -1:]
+    total = counts.sum(0)
+    means, variances = parts[:, :-1].view(-1, 2, *mean.shape).unbind(1)
+    weights = (counts / total)[..., None]
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + (means - mean).square())).sum(0), total
+
+
+class ViewBatchNorm(_BatchNorm):
+    """BatchNorm over (G*N, C) or (G*N, C, H, W), rows ordered view by view: equal to G passes, one after the other.
+
+    `groups` is G, set by `set_views`; 1 takes the statistics over the joined views. With `sync`, and torch.distributed
+    running on several processes, statistics and gradients are those of the concatenated batch.
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, sync: bool = True
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine)
+        self.sync = sync
+        self.groups = 1
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sync={self.sync}"  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised x, in x's dtype and memory format; in training the running statistics move once per group."""
+        if x.ndim not in (2, 4):
+            raise ValueError(f"ViewBatchNorm takes (N, C) or (N, C, H, W), got {tuple(x.shape)}")
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        assert len(x) % self.groups == 0, f"{len(x)} rows do not make {self.groups} views of one size"
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(self.groups)
+        if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return self._synchronised(x)
+        if self.groups == 1:
+            return self._local(x)
+        return torch.cat([self._local(view) for view in x.chunk(self.groups)])
+
+    def _local(self, x: Tensor) -> Tensor:
+        assert self.momentum is not None
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+        )
+
+    def _synchronised(self, x: Tensor) -> Tensor:
+        y, means, variances = _SynchronisedNorm.apply(x, self.weight, self.bias, self.groups, self.eps)
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        for mean, variance in zip(means, variances, strict=True):
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        return y  # type: ignore[no-any-return]
+
+
+class _ActivatedBatchNorm(ViewBatchNorm):
+    """ViewBatchNorm, then drop block and activation: the shape of timm's BatchNormAct2d."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
+
+
+def set_views(module: nn.Module, groups: int) -> None:
+    """Tell every ViewBatchNorm below `module` how many views the next training passes hold."""
+    for child in module.modules():
+        if isinstance(child, ViewBatchNorm):
+            child.groups = groups
+
+
+def convert_batchnorm(module: nn.Module, sync: bool = True) -> nn.Module:
+    """`module` with each BatchNorm below replaced by ViewBatchNorm holding the same tensors under the same keys.
+
+    Raises ValueError for a kind of BatchNorm whose behaviour would change.
+    """
+    if isinstance(module, _BatchNorm) and not isinstance(module, ViewBatchNorm):
+        return _converted(module, sync)
+    for name, child in module.named_children():
+        setattr(module, name, convert_batchnorm(child, sync))
+    return module
+
+
+def _converted(old: _BatchNorm, sync: bool) -> ViewBatchNorm:
+    kind = type(old).__name__
+    if kind not in ("BatchNorm1d", "BatchNorm2d", "BatchNormAct2d"):
+        raise ValueError(f"{kind} has no counterpart with statistics per view: choose a network without it")
+    if old.momentum is None or not old.track_running_stats:
+        raise ValueError(f"{kind} must have a momentum and running statistics to be split by view, got {old}")
+    new_type = _ActivatedBatchNorm if kind == "BatchNormAct2d" else ViewBatchNorm
+    new = new_type(old.num_features, old.eps, old.momentum, old.affine, sync)
+    new.training = old.training
+    for name in ("weight", "bias"):
+        setattr(new, name, getattr(old, name))
+    for name, buffer in old.named_buffers(recurse=False):
+        setattr(new, name, buffer)
+    for name, child in old.named_children():
+        setattr(new, name, child)
+    return new
