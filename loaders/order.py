@@ -1,0 +1,69 @@
+"""(seed, epoch, position) -> index: one order for all processes, kept to the sample in the middle of an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
+    """Permutation (samples,) int64 of one epoch, the same on every machine, process and NumPy version."""
+    # The raw Philox stream is fixed by its definition; NumPy may change Generator.permutation between versions.
+    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(samples)
+    return np.argsort(words, kind="stable")
+
+
+def batch_indices(order: Indices, step: int, batch_size: int, rank: int, world: int) -> Indices:
+    """The slice (batch_size / world,) of global batch `step` that belongs to process `rank` of `world`."""
+    if batch_size % world:
+        raise ValueError(f"loader.batch_size must be divisible by the {world} processes, got {batch_size}")
+    share = batch_size // world
+    start = step * batch_size + rank * share
+    return order[start : start + share]
+
+
+class EpochLoader:
+    """What every engine knows of its place: `position` counts the samples of `epoch` handed out over all processes."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int, rank: int, world: int) -> None:
+        if batch_size > samples:
+            raise ValueError(f"loader.batch_size must be at most the {samples} images of the set, got {batch_size}")
+        batch_indices(np.empty(0, np.int64), 0, batch_size, rank, world)  # refused here, not at the first batch
+        assert 0 <= rank < world
+        self.samples, self.batch_size, self.seed, self.rank, self.world = samples, batch_size, seed, rank, world
+        self.epoch = self.position = 0
+        self.faults: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch; fewer than `batch_size` samples at its end are dropped."""
+        return self.samples // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`; the epoch at hand keeps its position."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position of the batch handed out last; batches made ahead are not counted."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue behind the samples of `state`, whatever batch size and number of processes consumed them."""
+        if not 0 <= state["position"] <= self.samples:
+            raise ValueError(
+                f"loader position must lie in the {self.samples} images of the set, got {state['position']}: "
+                "the checkpoint was made with another set"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def close(self) -> None:
+        """Nothing to free unless an engine says so."""
+
+    def _remaining(self) -> Iterator[Indices]:
+        """This process's indices (batch_size / world,) of every global batch still to come."""
+        rest = epoch_order(self.samples, self.seed, self.epoch)[self.position :]
+        for step in range(len(rest) // self.batch_size):
+            yield batch_indices(rest, step, self.batch_size, self.rank, self.world)
