@@ -1,5 +1,7 @@
 """Packaging: `fastrdm.loaders` and `fastrdm.kernels` are links to the top-level folders, so find_packages sees them."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 VISION = ["torchvision>=0.26"]
@@ -9,7 +11,7 @@ setup(
     name="fastrdm",
     version="0.1.0",
     description="A fast trainer for non-contrastive self-supervised learning that shows why a run collapses or not",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fastrdm", "fastrdm.*"]),

@@ -1,6 +1,7 @@
 """Encoders from images to pooled features: ResNets with torchvision's keys, a small one, and anything timm has."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -36,13 +37,19 @@ class EncoderConfig:
     sync_bn: bool = True  # BatchNorm statistics over all processes
 
     def __post_init__(self) -> None:
-        own = f"one of {', '.join(RESNETS)} or timm/<name>"
-        require(self.name in RESNETS or self.name.startswith("timm/"), "encoder.name", own, self.name)
+        if self.name not in RESNETS and not self.name.startswith("timm/"):
+            known = f"encoder.name must be one of {', '.join(RESNETS)} or timm/<name>, got {self.name!r}"
+            raise ValueError(known + _nearest(self.name, RESNETS))
         require(self.width is None or self.width > 0, "encoder.width", "above 0 channels", self.width)
         if self.name.startswith("timm/"):
             for key, default in (("stem", "imagenet"), ("width", None), ("zero_init_residual", False)):
                 value = getattr(self, key)
                 require(value == default, f"encoder.{key}", f"left at {default} for {self.name}", value)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 class Encoder(nn.Module):
@@ -73,7 +80,7 @@ class ResNet(Encoder):
         self.stages = len(shape.blocks)
         for stage, count in enumerate(shape.blocks):
             inner = width << stage
-            blocks = []
+            blocks: list[nn.Module] = []
             for index in range(count):
                 blocks.append(block(channels, inner, 2 if stage and not index else 1, sync_bn))
                 channels = inner * block.expansion
@@ -88,66 +95,58 @@ class ResNet(Encoder):
         return x.mean((2, 3))
 
 
-class _Block(nn.Module):
-    """What both residual blocks share: the projected shortcut and the order of the sum."""
+class _Basic(nn.Module):
+    """Two 3x3 convolutions beside the shortcut."""
 
-    expansion: int
-
-    def __init__(self, channels: int, out: int, stride: int, sync_bn: bool) -> None:
-        super().__init__()
-        self.downsample: nn.Module = nn.Identity()
-        if stride > 1 or channels != out:
-            convolution = nn.Conv2d(channels, out, 1, stride, bias=False)
-            self.downsample = nn.Sequential(convolution, ViewBatchNorm(out, sync=sync_bn))
-
-    def residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.residual(x) + self.downsample(x), inplace=True)
-
-
-class _Basic(_Block):
     expansion = 1
 
     def __init__(self, channels: int, inner: int, stride: int, sync_bn: bool) -> None:
-        super().__init__(channels, inner, stride, sync_bn)
+        super().__init__()
         self.conv1 = nn.Conv2d(channels, inner, 3, stride, padding=1, bias=False)
         self.bn1 = ViewBatchNorm(inner, sync=sync_bn)
         self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
         self.bn2 = ViewBatchNorm(inner, sync=sync_bn)
+        self.downsample = _shortcut(channels, inner, stride, sync_bn)
 
-    def residual(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn2(self.conv2(x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x), inplace=True)
 
 
-class _Bottleneck(_Block):
+class _Bottleneck(nn.Module):
+    """A 3x3 convolution on fewer channels, between two 1x1, beside the shortcut."""
+
     expansion = 4
 
     def __init__(self, channels: int, inner: int, stride: int, sync_bn: bool) -> None:
-        super().__init__(channels, inner * self.expansion, stride, sync_bn)
+        super().__init__()
+        out = inner * self.expansion
         self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
         self.bn1 = ViewBatchNorm(inner, sync=sync_bn)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
         self.bn2 = ViewBatchNorm(inner, sync=sync_bn)
-        self.conv3 = nn.Conv2d(inner, inner * self.expansion, 1, bias=False)
-        self.bn3 = ViewBatchNorm(inner * self.expansion, sync=sync_bn)
+        self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
+        self.bn3 = ViewBatchNorm(out, sync=sync_bn)
+        self.downsample = _shortcut(channels, out, stride, sync_bn)
 
-    def residual(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return self.bn3(self.conv3(x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
+
+
+def _shortcut(channels: int, out: int, stride: int, sync_bn: bool) -> nn.Module:
+    if stride == 1 and channels == out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), ViewBatchNorm(out, sync=sync_bn))
 
 
 def _initialise(resnet: ResNet, zero_init_residual: bool) -> None:
     for module in resnet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif zero_init_residual and isinstance(module, _Block):
-            last = module.bn3 if isinstance(module, _Bottleneck) else module.bn2
-            assert isinstance(last, ViewBatchNorm)
-            nn.init.zeros_(last.weight)
+        elif zero_init_residual and isinstance(module, _Basic | _Bottleneck):
+            nn.init.zeros_((module.bn3 if isinstance(module, _Bottleneck) else module.bn2).weight)
 
 
 class TimmEncoder(Encoder):
@@ -160,9 +159,8 @@ class TimmEncoder(Encoder):
         except ImportError:
             raise ValueError(f"encoder.name timm/{name} needs timm: pip install 'fastrdm[timm]'") from None
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=3)
-            hint = f"did you mean {', '.join(f'timm/{other}' for other in near)}?" if near else "see timm.list_models()"
-            raise ValueError(f"encoder.name must be a model of timm {timm.__version__}, got 'timm/{name}': {hint}")
+            known = f"encoder.name must be a model of timm {timm.__version__}, got 'timm/{name}'"
+            raise ValueError(known + _nearest(f"timm/{name}", [f"timm/{other}" for other in timm.list_models()]))
         self.model = convert_batchnorm(timm.create_model(name, pretrained=False, num_classes=0), sync_bn)
         # some networks widen the features after pooling, and then num_features is not what comes out
         self.features = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """The contract of every loading engine: what a view is, what a loader is told, and what it hands out."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass as plain_dataclass
+from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -83,7 +84,8 @@ class LoaderConfig:
         require(self.subset is None or self.subset > 0, "subset", "above 0 images", self.subset)
 
 
-class Batch(NamedTuple):
+@plain_dataclass(frozen=True)
+class Batch:
     """What a loader hands to the training step; global views first, then local crops."""
 
     views: tuple[Tensor, ...]  # each (B, 3, H_v, W_v), channels-last, on the device, normalised, in the training dtype

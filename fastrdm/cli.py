@@ -1,0 +1,120 @@
+"""The command line: `fastrdm train`, and what it tells."""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from fastrdm import checkpoint, config, distributed
+from fastrdm.checkpoint import CheckpointError
+from fastrdm.loaders.decode import CorruptImage
+from fastrdm.monitor import CONVENTION
+from fastrdm.trainer import NonFiniteLoss, Trainer
+
+EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED = 1, 2, 75  # 75: asked to stop, saved; the same command continues
+
+USAGE = """usage: torchrun [--nproc-per-node N] fastrdm/train.py [CONFIG.yaml] [a.b=c ...] [--print-config] [--help]
+       fastrdm train ...                  the same on one process
+
+Without CONFIG.yaml: the quick start, on scikit-learn's digits. Shipped files are found by name, as in
+`cifar10/cpu.yaml`. Durations are written 50ep (epochs), 2000st (steps) or 5% (of the run). Settings:
+"""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train as `arguments` say; the exit status."""
+    flags = {a for a in arguments if a.startswith("--")}
+    try:
+        if "--help" in flags:
+            print(USAGE + "\n".join(config.describe()))
+            return 0
+        if unknown := flags - {"--print-config"}:
+            raise ValueError(f"unknown option {', '.join(sorted(unknown))}; settings are written a.b=c, see --help")
+        settings = config.load([a for a in arguments if a not in flags])
+        if flags:
+            print(config.to_yaml(settings), end="")
+            return 0
+        return _run(settings)
+    except ValueError as error:
+        print(f"fastrdm: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except (CheckpointError, CorruptImage, NonFiniteLoss) as error:
+        print(f"fastrdm: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        distributed.stop()
+
+
+def _run(settings: config.Config) -> int:
+    began = time.monotonic()
+    trainer = Trainer(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(trainer.stop, "asked", True))
+    if trainer.processes.main:
+        print("\n".join(introduction(trainer)), flush=True)
+    finished = trainer.train()
+    if not trainer.processes.main:
+        return 0 if finished else EXIT_STOPPED
+    if not finished:
+        print(f"\nasked to stop: saved at step {trainer.step} in {trainer.state.folder}; the same command continues")
+        return EXIT_STOPPED
+    print("\n".join(summary(trainer, time.monotonic() - began)), flush=True)
+    return 0
+
+
+def introduction(trainer: Trainer) -> list[str]:
+    """What is about to run, and what was chosen for it."""
+    c, total, world = trainer.settings, trainer.horizon.total, trainer.processes.world
+    parameters = sum(p.numel() for p in trainer.method.online.parameters()) / 1e6
+    engine = type(trainer.loader).__name__
+    lines = [
+        f"fastrdm: {c.preset}, {c.encoder.name} ({parameters:.2f} M parameters with its head)",
+        f"data: {trainer.source.name}, {len(trainer.source):,} images, {len(trainer.test):,} for evaluation, {engine}",
+        f"run: {total:,} steps of {c.loader.batch_size} images on {world} x {trainer.processes.device.type}, "
+        f"{c.train.precision}, {'compiled' if c.train.compile else 'eager'}; folder {trainer.state.folder}",
+    ]
+    if c.train.accumulate > 1:
+        lines.append(
+            f"note: train.accumulate={c.train.accumulate} saves memory, but BatchNorm, spectral filters, Sinkhorn and "
+            f"the centre see {c.loader.batch_size // c.train.accumulate} images at a time, not {c.loader.batch_size}"
+        )
+    return lines
+
+
+def summary(trainer: Trainer, seconds: float) -> list[str]:
+    """What came out, where it is, what to try next."""
+    f, folder = trainer.figures, trainer.state.folder
+    shown = {
+        "raw pixels": "knn_raw_pixels",
+        "random encoder": "knn_random_encoder",
+        "trained encoder": "knn",
+        "trained target encoder": "knn_target",
+    }
+    knn = [f"{name} {100 * f[key]:.1f} %" for name, key in shown.items() if key in f]
+    online, target = (f[f"{branch}/{CONVENTION}/batch"] for branch in ("online", "target"))
+    lines = [
+        f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
+        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn)}",
+        f"effective rank of the last batch ({CONVENTION}): online {online:.1f}, target {target:.1f}, "
+        f"difference {target - online:+.1f}",
+    ]
+    if "probe" in f:
+        lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")
+    lines += [f"unreadable image {name}" for name in trainer.loader.faults.values()]
+    last = checkpoint.existing(folder)[0]
+    return [
+        *lines,
+        f"files: {folder}: config.yaml, metrics.jsonl (all figures), summary.json, {last.relative_to(folder)}",
+        "next: other methods with preset=byol, preset=symsimsiam (watch its rank) or preset=rdm_simsiam; real images",
+        "  with cifar10/cpu.yaml loader.root=FOLDER loader.download=true; every setting with --help",
+    ]
+
+
+def main() -> None:
+    """Entry of the `fastrdm` command."""
+    commands = {"train": train}
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name not in commands:
+        print(f"usage: fastrdm {{{','.join(commands)}}} ...", file=sys.stderr)
+        sys.exit(0 if name == "--help" else EXIT_REFUSED)
+    sys.exit(commands[name](arguments))

@@ -1,0 +1,130 @@
+"""Processes of one run: who we are, and the few collectives that training needs; also without a group."""
+
+import os
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch import Tensor
+
+
+class Processes(NamedTuple):
+    """This process among all of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def start(device: str = "auto", timeout_minutes: float = 10) -> Processes:
+    """Join the group that torchrun describes in the environment (nccl on CUDA, gloo elsewhere); alone without one."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("train.device must be 'cpu' or 'auto' here, got 'cuda': torch sees no CUDA device")
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(place)
+    else:
+        place = torch.device("cpu")
+    if world > 1 and not dist.is_initialized():
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return Processes(rank, world, place)
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
+    """The tensors of all processes joined along `dim` in rank order, without gradient; equal shapes."""
+    if world_size() == 1:
+        return x.detach()
+    assert dist.group.WORLD is not None
+    return functional.all_gather_tensor(x.detach().contiguous(), dim, dist.group.WORLD)
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Sum of x over all processes, without gradient."""
+    if world_size() == 1:
+        return x
+    assert dist.group.WORLD is not None
+    total: Tensor = functional.all_reduce(x, "sum", dist.group.WORLD)
+    return total
+
+
+def max_over_processes(x: Tensor) -> Tensor:
+    """Maximum of x over all processes, without gradient."""
+    if world_size() == 1:
+        return x
+    assert dist.group.WORLD is not None
+    top: Tensor = functional.all_reduce(x, "max", dist.group.WORLD)
+    return top
+
+
+def gather_objects(value: object) -> list[object]:
+    """Every process's picklable value, in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[object] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agree(*values: object) -> None:
+    """Raise RuntimeError when processes hold different values: a run of several configurations is no run."""
+    seen = gather_objects(values)
+    if any(v != seen[0] for v in seen):
+        raise RuntimeError(f"processes disagree: {list(zip(range(len(seen)), seen, strict=True))}")
+
+
+class StopSignal:
+    """Whether any process was asked to stop, agreed on by all at the same step without making the device wait.
+
+    Each step starts a small reduction among the hosts and reads the one of the step before, so that a request is
+    honoured within two steps.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def poll(self) -> bool:
+        """True on every process from the same step on, once one of them has set `asked`."""
+        if self._group is None:
+            return self.asked
+        answer = False
+        if self._pending is not None:
+            work, flag = self._pending
+            work.wait()
+            answer = bool(flag.item())
+        flag = torch.tensor(int(self.asked or answer))
+        self._pending = (dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True), flag)
+        return answer
+
+    def drain(self) -> None:
+        """Finish the reduction in flight; call before leaving the group."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None

@@ -1,0 +1,62 @@
+"""The table of methods: each preset is data that lies under the user's file and command line.
+
+Shapes and rates follow the published CIFAR scripts (ResNet-18, batch 256); recipes in configs/ override them.
+"""
+
+from typing import Any
+
+Preset = dict[str, Any]
+
+_SIMSIAM_HEAD: Preset = {"layers": 3, "hidden": 2048, "out": 2048, "bias": False, "last_norm": "plain"}
+_BYOL_HEAD: Preset = {"layers": 2, "hidden": 4096, "out": 256, "bias": True, "last_norm": "none"}
+_SGD: Preset = {"name": "sgd", "lr": 0.5, "weight_decay": 1e-5}
+_LARS: Preset = {"name": "lars", "lr": 1.0, "weight_decay": 1e-5, "eta": 0.02, "clip": True, "exclude_bias_norm": True}
+_BYOL_LOSS: Preset = {"name": "byol", "directions": "sum"}
+_EMA: Preset = {"momentum": 0.99, "final": 1.0}
+_BYOL_JITTER: Preset = {"saturation": 0.2, "scale": [0.08, 1.0]}
+_SOLARISE: Preset = {**_BYOL_JITTER, "solarise": 0.2}
+
+
+def _simsiam(online: list[Any], target: list[Any]) -> Preset:
+    method = {"projector": _SIMSIAM_HEAD, "online": online, "target": target}
+    return {
+        "method": method,
+        "encoder": {"zero_init_residual": True},
+        "optim": _SGD,
+        "loader": {"views": [{"scale": [0.08, 1.0]}] * 2},
+    }
+
+
+def _byol(online: list[Any], target: list[Any]) -> Preset:
+    method = {"projector": _BYOL_HEAD, "online": online, "target": target, "ema": _EMA, "alignment": _BYOL_LOSS}
+    return {"method": method, "optim": _LARS, "loader": {"views": [_BYOL_JITTER, _SOLARISE]}}
+
+
+def power(exponent: float) -> Preset:
+    return {"name": "filter", "kind": "power", "power": exponent}
+
+
+def log(kind: str) -> Preset:
+    return {"name": "filter", "kind": kind}
+
+
+_ONLINE: dict[str, Preset] = {
+    "power1": power(1.0),
+    "power2": power(2.0),
+    "log": log("log"),
+    "log1p": log("log1p"),
+    "log1p_sq": log("log1p_sq"),
+}
+_TARGET: dict[str, Preset] = {f"target{p}": power(-p) for p in (0.3, 0.5, 0.7, 1)}
+
+PRESETS: dict[str, Preset] = {
+    "symsimsiam": _simsiam([], []),
+    "simsiam": _simsiam(["predictor"], ["stop"]),
+    "byol": _byol([{"name": "predictor", "hidden": 4096, "bias": True, "constant_lr": False}], ["stop"]),
+    "rdm_simsiam": _simsiam([], [power(-0.5)]),
+    "rdm_byol": _byol([], [power(-0.5)]),
+    **{f"rdm_simsiam_{name}": _simsiam([f], ["stop"]) for name, f in _ONLINE.items()},
+    **{f"rdm_byol_{name}": _byol([f], ["stop"]) for name, f in _ONLINE.items()},
+    **{f"rdm_simsiam_{name}": _simsiam([], [f]) for name, f in _TARGET.items()},
+    **{f"rdm_byol_{name}": _byol([], [f]) for name, f in _TARGET.items()},
+}

@@ -1,0 +1,318 @@
+"""The training run, readable from top to bottom: build, resume, train, log, evaluate, save."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastrdm import config, distributed
+from fastrdm.checkpoint import CheckpointError
+from fastrdm.config import Config
+from fastrdm.encoders import build_encoder
+from fastrdm.evaluate import FeatureSet, LinearProbe, feature_set, knn_accuracy
+from fastrdm.loaders.engines import build_loader, evaluation_batches
+from fastrdm.loaders.sources import Source, open_source
+from fastrdm.loaders.spec import Batch
+from fastrdm.log import RunLog
+from fastrdm.methods.branch import DualBranch, Output
+from fastrdm.methods.online import Horizon
+from fastrdm.monitor import CONVENTION, branch_ranks
+from fastrdm.optim import Role, build_optimizer, learning_rates, parameter_groups, set_learning_rates
+from fastrdm.schedules import steps_of
+from fastrdm.state import RunState
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss was no finite number; the message gives the range of steps."""
+
+
+class Learner(nn.Module):
+    """What DistributedDataParallel wraps: the method, and the probe that watches its features."""
+
+    def __init__(self, method: DualBranch, probe: LinearProbe | None) -> None:
+        super().__init__()
+        self.method, self.probe = method, probe
+
+    def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Output]:
+        """Views (B, 3, H, W) and labels (B,) to what is differentiated, 0-d, and the method's output."""
+        output: Output = self.method(views)
+        loss = output.loss
+        return (loss + self.probe.loss(output.features, labels) if self.probe else loss), output
+
+
+class Trainer:
+    """One process's part of a run."""
+
+    def __init__(self, settings: Config) -> None:
+        self.settings = settings
+        self.processes = distributed.start(settings.train.device)
+        distributed.agree(config.to_yaml(settings))
+        torch.manual_seed(settings.train.seed)
+        self._build_data()
+        self._build_model()
+        self._build_optimizer()
+        torch.manual_seed(settings.train.seed + 1 + self.processes.rank)  # dropout differs between processes
+        self.step = 0
+        self.figures: dict[str, float] = {}  # the newest value of everything measured
+        self.losses = LossWatch(self.processes.device)
+        self.state = RunState(settings, self.processes, self.learner, self.optimizer, self.scaler, self.loader)
+        self.stop = distributed.StopSignal()
+
+    def _build_data(self) -> None:
+        c, train, p = self.settings.loader, self.settings.train, self.processes
+        self.dtype = DTYPES[train.precision]
+        self.source, self.test = open_source(c, "train"), open_source(c, "test")
+        self.loader = build_loader(
+            c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
+        )
+        epoch = len(self.loader)
+        self.horizon = Horizon(epoch, steps_of(self.settings.train.length, epoch))
+
+    def _build_model(self) -> None:
+        c, train = self.settings, self.settings.train
+        encoder = build_encoder(c.encoder)
+        self.method = DualBranch(
+            c.method,
+            encoder,
+            self.horizon,
+            batch_size=c.loader.batch_size // train.accumulate,
+            sync_bn=c.encoder.sync_bn,
+            precision=DTYPES[train.precision] if train.precision in ("bf16", "fp16") else None,
+        )
+        labelled = c.evaluate.probe and self.source.labels.max() >= 0
+        self.probe = LinearProbe(encoder.features, len(self.source.classes)) if labelled else None
+        learner = Learner(self.method, self.probe).to(self.processes.device)
+        learner.to(torch.float64 if train.precision == "fp64" else torch.float32)
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.learner = learner.to(memory_format=layout)
+        if train.compile:
+            self.method.compile()
+        self.parallel: nn.Module = self.learner
+        if self.processes.world > 1:
+            once = train.accumulate == 1
+            self.parallel = DistributedDataParallel(
+                self.learner, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=once
+            )
+
+    def _build_optimizer(self) -> None:
+        c = self.settings
+        roles = list(self.method.roles())
+        if self.probe:
+            parameters = list(self.probe.named_parameters("probe"))
+            roles.append(Role("probe", parameters, c.evaluate.probe_lr, weight_decay=0.0))
+        self.groups = parameter_groups(roles, c.optim, scale=c.loader.batch_size / 256)
+        self.optimizer = build_optimizer(self.groups, c.optim, self.processes.device)
+        self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=c.train.precision == "fp16")
+        self.warmup = self.horizon.steps(c.optim.warmup)
+        self.clipped = [p for role in roles if role.name != "probe" for _, p in role.parameters]
+
+    def train(self) -> bool:
+        """Train to the end, from the newest checkpoint where there is one; False when asked to stop before."""
+        c, total = self.settings, self.horizon.total
+        self.step, self.figures, said = self.state.resume()
+        self.log = RunLog(c.log, self.state.folder, self.step, config.to_dict(c), self.processes.main)
+        for line in said:
+            self.log.say(line)
+        if self.step == 0 and c.evaluate.baselines:
+            self.measure_baselines()
+        evaluate, save = self.horizon.steps(c.evaluate.every), self.horizon.steps(c.checkpoint.every)
+        clock, stopped = Clock(), False
+        while self.step < total and not stopped:
+            self.loader.set_epoch(self.step // self.horizon.steps_per_epoch)
+            for batch in clock.waiting(self.loader):
+                output = self.train_step(batch)
+                self.step += 1
+                self.losses.add(output.loss, self.step)
+                stopped, last = self.stop.poll(), self.step == total
+                if self.step % c.log.every == 0 or last:
+                    self.report(output, clock)
+                if (evaluate and self.step % evaluate == 0) or last:
+                    with clock.paused():
+                        self.evaluate()
+                if (save and self.step % save == 0) or last or stopped:
+                    with clock.paused():
+                        self.save(must=last or stopped)
+                if last or stopped:
+                    break
+        self.stop.drain()
+        self.loader.close()
+        self.log.close()
+        return self.step == total
+
+    def train_step(self, batch: Batch) -> Output:
+        """One optimiser step on this process's share of a batch, in `train.accumulate` parts."""
+        parts = self.settings.train.accumulate
+        self.method.set_step(self.step)
+        rates = learning_rates(self.groups, self.step, self.horizon.total, self.warmup, self.settings.optim)
+        set_learning_rates(self.optimizer, rates)
+        for part, (views, labels) in enumerate(in_parts(batch, parts)):
+            waits = self.processes.world > 1 and part < parts - 1
+            with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                loss, output = self.parallel(views, labels)
+                self.scaler.scale(loss / parts).backward()
+        self.method.after_backward(self.step)
+        if self.settings.optim.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.optim.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step()
+        return output  # type: ignore[no-any-return]
+
+    def report(self, output: Output, clock: "Clock") -> None:
+        """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
+        steps, seconds, waited = clock.lap()
+        figures = {name: rank.item() for name, rank in branch_ranks(output).items()}
+        figures["loss"] = self.losses.mean()
+        figures["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
+        figures["images_per_second"] = steps * self.settings.loader.batch_size / seconds
+        figures["data_wait"] = waited / seconds
+        figures["unreadable_images"] = float(len(self.loader.faults))
+        self.figures |= figures
+        self.log.write(self.step, self.step / self.horizon.steps_per_epoch, figures)
+        self.log.progress(self.line())
+
+    def line(self) -> str:
+        """The live progress line."""
+        f, epochs = self.figures, self.horizon.total / self.horizon.steps_per_epoch
+        online, target = (f[f"{branch}/{CONVENTION}/batch"] for branch in ("online", "target"))
+        knn = f"{100 * f['knn']:.1f} %" if "knn" in f else "-"
+        return (
+            f"epoch {self.step / self.horizon.steps_per_epoch:.1f}/{epochs:g}  {f['images_per_second']:,.0f} images/s  "
+            f"data wait {100 * f['data_wait']:.0f} %  loss {f['loss']:.4f}  "
+            f"rank online {online:.1f} target {target:.1f}  k-NN {knn}"
+        )
+
+    def measure_baselines(self) -> None:
+        """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
+        self.figures["knn_raw_pixels"] = self.knn(*self.feature_sets(lambda images: images.flatten(1)))
+        self.figures["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
+        self.log.write(0, 0.0, self.figures)
+
+    def evaluate(self) -> None:
+        """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
+        bank, query = self.feature_sets(self.method.online.encoder)
+        figures = {"knn": self.knn(bank, query)}
+        if self.probe:
+            figures["probe"] = self.probe.accuracy(query)
+        if self.method.target:
+            figures["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
+        self.figures |= figures
+        self.log.write(self.step, self.step / self.horizon.steps_per_epoch, figures)
+
+    def save(self, must: bool) -> None:
+        """Checkpoint; a full disk costs this one only, unless it is the run's last."""
+        self.losses.check()
+        try:
+            self.state.save(self.step, self.figures)
+        except CheckpointError as error:
+            if must:
+                raise
+            self.log.say(f"training goes on, but {error}")
+
+    def feature_sets(self, encode: Any) -> tuple[FeatureSet, FeatureSet]:
+        """Features of the train and the test split, the model in evaluation mode meanwhile."""
+        device, precision = self.processes.device.type, self.method.precision
+        self.learner.eval()
+        with torch.autocast(device, precision) if precision else nullcontext():
+            bank, query = (feature_set(encode, self.centre_views(s)) for s in (self.source, self.test))
+        self.learner.train()
+        return bank, query
+
+    def centre_views(self, source: Source) -> Iterable[Batch]:
+        """Every image of a source once, this process's share of them, not augmented."""
+        spec, size, p = self.settings.loader.views[0], self.settings.evaluate.batch_size, self.processes
+        return evaluation_batches(source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world)
+
+    def knn(self, bank: FeatureSet, query: FeatureSet) -> float:
+        return knn_accuracy(bank, query, self.settings.evaluate.k, self.settings.evaluate.temperature)
+
+
+def in_parts(batch: Batch, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """(views, labels) of `parts` equal parts of a batch."""
+    chunks = zip(*(view.chunk(parts) for view in batch.views), strict=True)
+    return zip(chunks, batch.label.chunk(parts), strict=True)
+
+
+class LossWatch:
+    """Sum of losses since the last look, and the first step whose loss was not finite; on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.bad = torch.zeros((), dtype=torch.float64, device=device)
+        self.steps = self.seen = self.sound = 0
+
+    def add(self, loss: Tensor, step: int) -> None:
+        loss = loss.detach().double()
+        self.sum += loss
+        self.bad += ~loss.isfinite()
+        self.steps += 1
+        self.seen = step
+
+    def check(self) -> None:
+        """Raise NonFiniteLoss with the range of steps, on every process, if any of them had one; waits."""
+        if distributed.sum_over_processes(self.bad.clone()).item():
+            raise NonFiniteLoss(
+                f"the loss was not finite in steps {self.sound + 1} to {self.seen}; the newest checkpoint is older "
+                "than that. Try a lower optim.lr, a longer optim.warmup, or train.precision=fp32"
+            )
+        self.sound = self.seen
+
+    def mean(self) -> float:
+        """Mean over processes and the steps since the last look; waits, and checks."""
+        self.check()
+        total = distributed.sum_over_processes(self.sum.clone()).item() / distributed.world_size()
+        mean = total / self.steps
+        self.sum.zero_()
+        self.steps = 0
+        return mean
+
+
+class Lap(NamedTuple):
+    """Training time between two looks at the clock."""
+
+    steps: int
+    seconds: float
+    waited: float  # of them, for the next batch
+
+
+class Clock:
+    """Seconds of training and of waiting for data, evaluation and saving left out."""
+
+    def __init__(self) -> None:
+        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, the time until each is there counted as waiting."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def lap(self) -> Lap:
+        now = time.perf_counter()
+        lap = Lap(self.steps, max(now - self.start, 1e-9), self.waited)
+        self.start, self.steps, self.waited = now, 0, 0.0
+        return lap
+
+    def paused(self) -> "Clock":
+        """A context whose time is not counted."""
+        return self
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.start += time.perf_counter() - self.began
