@@ -75,7 +75,7 @@ def _keys_cubic(distance: Tensor) -> Tensor:
 
 
 def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """down @ image @ across^T: (B, 3, S, T) float32 in [0, 1] for images (B, H, W, 3) uint8, (B, S, H) and (B, T, W)."""
+    """down @ image @ across^T, (B, 3, S, T) float32 in [0, 1], of images (B, H, W, 3) uint8, (B, S, H), (B, T, W)."""
     batch, _, width, channels = images.shape
     rows = torch.bmm(down, images.flatten(2).float()).view(batch, -1, width, channels)
     planes = rows.permute(0, 3, 1, 2).flatten(1, 2)
@@ -92,7 +92,6 @@ def jitter(x: Tensor, parameters: Tensor) -> Tensor:
     order = parameters[:, Column.ORDER : Column.ORDER + 4]
     hue_turn = (order == HUE).float().argmax(dim=1, keepdim=True)
     factor = parameters[:, Column.BRIGHTNESS : Column.HUE].gather(1, order.long().clamp(max=SATURATION))
-    turn = torch.arange(4, device=x.device)
     for k in range(3):
         x = blend(x, order[:, k], torch.where(hue_turn[:, 0] > k, factor[:, k], 1.0))
     x = adjust_hue(x, parameters[:, Column.HUE])

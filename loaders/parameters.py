@@ -9,6 +9,7 @@ from torch import Tensor
 from fastrdm.loaders.philox import uniforms
 from fastrdm.loaders.spec import ViewSpec
 
+COLUMNS = 16
 TRIES = 10  # boxes drawn before the central crop is taken, as in torchvision
 
 

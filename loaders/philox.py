@@ -21,7 +21,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def uniforms(seed: int, epoch: int | Tensor, index: Tensor, view: int, count: int) -> Tensor:
-    """(B, count) float64 in (0, 1), a pure function of (seed, epoch, index, view) and the column; `index` (B,) int64."""
+    """(B, count) float64 in (0, 1), a pure function of seed, epoch, `index` (B,) int64, view and column."""
     block = torch.arange(-(-count // 4), device=index.device)
     sample = (index & WORD)[:, None] + torch.zeros_like(block)
     block = torch.zeros_like(sample) + block

@@ -1,0 +1,121 @@
+"""Engine for files: threads decode each image once and cut every view from it, the device does the colours."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrdm.loaders.augment import colour, crop_resize_one
+from fastrdm.loaders.decode import CorruptImage, Pixels
+from fastrdm.loaders.order import EpochLoader, Indices
+from fastrdm.loaders.parameters import COLUMNS, sample_parameters
+from fastrdm.loaders.sources import Source
+from fastrdm.loaders.spec import Batch, LoaderConfig
+
+CHUNK = 16  # images a task: drawing parameters costs the same for one as for many
+
+
+@dataclass
+class _Pending:
+    """A batch in the making, b = batch_size / world."""
+
+    crops: list[Tensor]  # of each view (b, 3, S, S) uint8, pinned for CUDA
+    parameters: list[Tensor]  # of each view (b, P) float32
+    index: Tensor  # (b,) int64
+    tasks: list[Future[None]]
+
+
+class NativeLoader(EpochLoader):
+    """`workers` threads keep `prefetch` batches ahead; crops are rounded to 8 bits, which quarters what is moved."""
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        source: Source,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(len(source), config.batch_size, seed, rank, world)
+        self.source, self.views, self.device, self.dtype = source, config.views, device, dtype
+        self.labels = torch.as_tensor(source.labels)
+        self.prefetch, self.max_corrupt = config.prefetch, config.max_corrupt
+        self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="fastrdm-loader")
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the epoch still to come; what a thread raises is raised here."""
+        ahead: deque[_Pending] = deque()
+        try:
+            for indices in self._remaining():
+                ahead.append(self._start(indices))
+                if len(ahead) > self.prefetch:
+                    yield self._hand_out(ahead.popleft())
+            while ahead:
+                yield self._hand_out(ahead.popleft())
+        finally:
+            for task in (task for pending in ahead for task in pending.tasks):
+                task.cancel()
+
+    def close(self) -> None:
+        """End the threads, after the images they are at."""
+        self.pool.shutdown(cancel_futures=True)
+
+    def _start(self, indices: Indices) -> _Pending:
+        size, pin = len(indices), self.device.type == "cuda"
+        pending = _Pending(
+            [torch.empty(size, 3, v.size, v.size, dtype=torch.uint8, pin_memory=pin) for v in self.views],
+            [torch.empty(size, COLUMNS, pin_memory=pin) for _ in self.views],
+            torch.empty(size, dtype=torch.int64, pin_memory=pin),
+            [],
+        )
+        for start in range(0, size, CHUNK):
+            place = slice(start, start + CHUNK)
+            pending.tasks.append(self.pool.submit(self._fill, pending, place, indices[place], self.epoch))
+        return pending
+
+    def _hand_out(self, pending: _Pending) -> Batch:
+        for task in pending.tasks:
+            task.result()
+        views = []
+        for spec, crops, parameters in zip(self.views, pending.crops, pending.parameters, strict=True):
+            x = crops.to(self.device, non_blocking=True).float().div_(255)
+            views.append(colour(x, parameters.to(self.device, non_blocking=True), spec, self.dtype))
+        label = self.labels[pending.index].to(self.device, non_blocking=True)
+        self.position += self.batch_size
+        return Batch(tuple(views), pending.index.to(self.device, non_blocking=True), label)
+
+    def _fill(self, pending: _Pending, place: slice, indices: Indices, epoch: int) -> None:
+        """One task of a thread: decode some images, cut their views."""
+        numbers, images = zip(*(self._read(int(index)) for index in indices), strict=True)
+        index = torch.tensor(numbers)
+        height, width = torch.tensor([image.shape[:2] for image in images]).unbind(1)
+        pending.index[place] = index
+        for view, (spec, crops) in enumerate(zip(self.views, pending.crops, strict=True)):
+            parameters = sample_parameters(spec, self.seed, epoch, index, view, height, width)
+            pending.parameters[view][place] = parameters
+            for crop, image, row in zip(crops[place], images, parameters, strict=True):
+                crop.copy_(crop_resize_one(torch.from_numpy(image), row, spec).mul_(255).round_())
+
+    def _read(self, index: int) -> tuple[int, Pixels]:
+        """The image, or the next one in the source's order that can be decoded, and its number."""
+        samples = len(self.source)
+        for candidate in np.arange(index, index + samples) % samples:
+            if candidate in self.faults:
+                continue
+            try:
+                return int(candidate), self.source.read(int(candidate))
+            except CorruptImage as error:
+                self.faults[int(candidate)] = str(error)
+                if len(self.faults) > self.max_corrupt * samples:
+                    break
+        raise ValueError(
+            f"{len(self.faults)} of {samples} images cannot be read, above loader.max_corrupt={self.max_corrupt}; "
+            f"the latest: {list(self.faults.values())[-1]}. Repair or remove them, or raise loader.max_corrupt"
+        )

@@ -1,0 +1,47 @@
+"""Engine for sets that fit on the device: images are gathered and augmented there, the host only starts the work."""
+
+from collections.abc import Iterator
+
+import torch
+
+from fastrdm.loaders.augment import augment
+from fastrdm.loaders.order import EpochLoader
+from fastrdm.loaders.parameters import sample_parameters
+from fastrdm.loaders.sources import Source
+from fastrdm.loaders.spec import Batch, LoaderConfig
+
+
+class ResidentLoader(EpochLoader):
+    """The whole set on `device` as one uint8 tensor."""
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        source: Source,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(len(source), config.batch_size, seed, rank, world)
+        if source.images is None:
+            raise ValueError(f"loader.engine=resident takes sets held in memory, got {source.name}: use native")
+        self.images = torch.as_tensor(source.images, device=device)
+        self.labels = torch.as_tensor(source.labels, device=device)
+        self.views, self.dtype, self.device = config.views, dtype, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the epoch still to come."""
+        share = self.batch_size // self.world
+        height, width = (torch.full((share,), side, device=self.device) for side in self.images.shape[1:3])
+        for indices in self._remaining():
+            index = torch.from_numpy(indices).to(self.device, non_blocking=True)
+            images = self.images[index]
+            views = []
+            for view, spec in enumerate(self.views):
+                parameters = sample_parameters(spec, self.seed, self.epoch, index, view, height, width)
+                views.append(augment(images, parameters, spec, self.dtype))
+            self.position += self.batch_size
+            yield Batch(tuple(views), index, self.labels[index])
