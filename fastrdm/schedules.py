@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from fastrdm.loaders.spec import require
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ep|%)|(\d+)(st)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ep|%)|([0-9]+)(st)")
 
 
 def _parsed(duration: str) -> tuple[float, str]:
