@@ -78,7 +78,7 @@ def load(arguments: Sequence[str]) -> Config:
     tree = read_file(Path(files[0]) if files else QUICK_START)
     for argument in arguments:
         if "=" in argument:
-            tree = merge(tree, _override(argument))
+            tree = _with_override(tree, argument)
     return resolve(tree)
 
 
@@ -86,7 +86,7 @@ def resolve(tree: dict[str, Any]) -> Config:
     """The Config of a nested dict laid over its preset."""
     preset = tree.get("preset", Config.preset)
     if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}{_nearest(str(preset), PRESETS)}")
+        raise ValueError(f"preset must be a method's name, got {preset!r}: {_nearest(str(preset), PRESETS)}")
     try:
         return TypeAdapter(Config).validate_python(merge(PRESETS[preset], tree))
     except ValidationError as error:
@@ -99,8 +99,7 @@ def read_file(path: Path) -> dict[str, Any]:
         known = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
         if str(path) in known:
             return read_file(CONFIGS / path)
-        near = _nearest(str(path), known)
-        raise ValueError(f"configuration file {path} does not exist{near}; shipped: {', '.join(known)}")
+        raise ValueError(f"configuration file {path} does not exist; {_nearest(str(path), known)}")
     tree = yaml.safe_load(path.read_text()) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(tree).__name__}")
@@ -130,7 +129,7 @@ def _merge_list(under: list[Any], over: dict[Any, Any]) -> list[Any]:
     return out
 
 
-def _override(argument: str) -> dict[str, Any]:
+def _with_override(tree: dict[str, Any], argument: str) -> dict[str, Any]:
     path, _, text = argument.partition("=")
     try:
         value: Any = yaml.safe_load(text)
@@ -138,13 +137,19 @@ def _override(argument: str) -> dict[str, Any]:
         raise ValueError(f"{path} takes a YAML value, got {text!r}") from None
     for key in reversed(path.split(".")):
         value = {key: value}
-    assert isinstance(value, dict)
-    return value
+    try:
+        merged = merge(tree, value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    assert isinstance(merged, dict)
+    return merged
 
 
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _nearest(word: str, known: typing.Iterable[str], prefix: str = "") -> str:
+    """What is offered for a word that is not among the known ones: the nearest, or all."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {prefix + near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def _explain(error: Any) -> str:
@@ -152,11 +157,17 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(part for part in location if part not in _TAGS)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _keys_at(Config, location[:-1])
-        return f"unknown configuration key {key!r}{_nearest(location[-1], known)} Known here: {', '.join(known)}"
+        prefix = key[: -len(location[-1])]
+        return f"unknown configuration key {key!r}: {_nearest(location[-1], _keys_at(Config, location[:-1]), prefix)}"
+    if error["type"] == "union_tag_invalid":
+        name = error["ctx"]["tag"]
+        return f"{key} takes a transform, got {name!r}: {_nearest(name, TRANSFORMS)}"
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
-        return f"{key}.{reason}" if key and not reason.startswith(key.split(".")[0]) else reason
+        first = reason.split()[0]
+        if "." in first or not key:
+            return reason
+        return f"{key}.{reason}" if first in _keys_at(Config, location) else f"{key}: {reason}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {message}, got {error['input']!r}"
 
@@ -178,9 +189,9 @@ def _step(kind: Any, part: str) -> Any:
     if tagged:
         return tagged[0]
     for option in options:
-        hints = typing.get_type_hints(option, include_extras=True)
-        if part in hints:
-            return hints[part]
+        types = {f.name: f.type for f in dataclasses.fields(option)}
+        if part in types:
+            return types[part]
     return kind  # an index into a list
 
 
@@ -224,9 +235,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 def describe(kind: Any = Config, path: str = "") -> Iterator[str]:
     """One line for each setting: its key, default and the comment beside it in the source."""
     for field in dataclasses.fields(kind):
-        hint = typing.get_type_hints(kind)[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from describe(hint, f"{path}{field.name}.")
+        if dataclasses.is_dataclass(field.type):
+            yield from describe(field.type, f"{path}{field.name}.")
             continue
         note = _comments(kind).get(field.name, "")
         setting = textwrap.shorten(f"{path}{field.name} = {_default(field)}", 58, placeholder=" ...")

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastrdm.distributed import gather_rows, max_over_processes, rank_and_world, sum_over_processes
-from fastrdm.loaders.spec import STRICT, Batch
+from fastrdm.loaders.spec import STRICT
 from fastrdm.schedules import Duration
 
 
@@ -35,9 +35,9 @@ class FeatureSet(NamedTuple):
 
 
 @torch.no_grad()
-def feature_set(encode: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> FeatureSet:
-    """`encode` of every batch of this process, joined with those of the others."""
-    rows = [(encode(batch.views[0]).float(), batch.label, batch.index) for batch in batches]
+def feature_set(encode: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> FeatureSet:
+    """`encode` of (images, index, label) batches of this process, joined with those of the others."""
+    rows = [(encode(images).float(), label, index) for images, index, label in batches]
     features, labels, index = (torch.cat(parts) for parts in zip(*rows, strict=True))
     features, labels, index = _join(features), _join(labels), _join(index, padding=-1)
     order = index.argsort()[int((index < 0).sum()) :]

@@ -14,7 +14,8 @@ from fastrdm.checkpoint import CheckpointError
 from fastrdm.config import Config
 from fastrdm.encoders import build_encoder
 from fastrdm.evaluate import FeatureSet, LinearProbe, feature_set, knn_accuracy
-from fastrdm.loaders.engines import build_loader, evaluation_batches
+from fastrdm.loaders.engines import build_loader
+from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources import Source, open_source
 from fastrdm.loaders.spec import Batch
 from fastrdm.log import RunLog
@@ -226,8 +227,8 @@ class Trainer:
         self.learner.train()
         return bank, query
 
-    def centre_views(self, source: Source) -> Iterable[Batch]:
-        """Every image of a source once, this process's share of them, not augmented."""
+    def centre_views(self, source: Source) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """(images, index, label) over this process's share of a source, each image once, not augmented."""
         spec, size, p = self.settings.loader.views[0], self.settings.evaluate.batch_size, self.processes
         return evaluation_batches(source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world)
 

@@ -66,10 +66,10 @@ class Transform(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PredictorConfig:
-    """A learned head (SimSiam, BYOL)."""
+    """A learned head (SimSiam, BYOL): Linear-BN-ReLU-Linear, its output as wide as its input."""
 
     name: Literal["predictor"] = "predictor"
-    hidden: int = 512  # width of its hidden layer; Linear-BN-ReLU-Linear, output as wide as the projection
+    hidden: int | None = Field(default=None, ge=1)  # features of its hidden layer; null: a quarter of the projection
     bias: bool = False  # of the first layer, which a BatchNorm follows: SimSiam no, BYOL yes
     constant_lr: bool = True  # SimSiam: its rate neither warms up nor decays; BYOL: it follows the schedule
 
@@ -80,7 +80,8 @@ class Predictor(Transform):
     def __init__(self, config: PredictorConfig, place: Place) -> None:
         super().__init__()
         self.constant_lr = config.constant_lr
-        head = HeadConfig(layers=2, hidden=config.hidden, out=place.width, bias=config.bias, last_norm="none")
+        hidden = config.hidden or max(place.width // 4, 1)
+        head = HeadConfig(layers=2, hidden=hidden, out=place.width, bias=config.bias, last_norm="none")
         self.head = Head(head, place.width, place.sync_bn)
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
