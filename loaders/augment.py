@@ -45,7 +45,8 @@ def crop_resize(images: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor:
 def crop_resize_one(image: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor:
     """The same (3, S, S) for one image (H, W, 3) uint8 on the CPU and its row (P,) of parameters."""
     top, left, tall, wide, flip = (int(value) for value in parameters[: Column.FLIP + 1])
-    box = image[top : top + tall, left : left + wide].permute(2, 0, 1)[None].float()
+    box = image[top : top + tall, left : left + wide].permute(2, 0, 1)[None]
+    box = box.to(torch.float32, memory_format=torch.contiguous_format)  # planes: a third faster than channels-last
     x = interpolate(box, size=(spec.size, spec.size), mode=spec.interpolation, antialias=True, align_corners=False)
     return (x[0].flip(2) if flip else x[0]).div_(255).clamp_(0, 1)
 
@@ -70,8 +71,9 @@ def _triangle(distance: Tensor) -> Tensor:
 def _keys_cubic(distance: Tensor) -> Tensor:
     """Cubic convolution with a = -1/2 (Keys 1981), which antialiased bicubic resizing uses."""
     near = (1.5 * distance - 2.5) * distance * distance + 1
+    distance = distance.clamp(max=2)
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+    return torch.where(distance < 1, near, far)
 
 
 def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:

@@ -2,20 +2,20 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastrdm.loaders.augment import normalise, resample, resize_weights
-from fastrdm.loaders.decode import CorruptImage
+from fastrdm.loaders.decode import CorruptImage, Pixels
 from fastrdm.loaders.order import Indices
 from fastrdm.loaders.sources import Source
 from fastrdm.loaders.spec import ViewSpec
 
 CPU = torch.device("cpu")
-AHEAD = 2  # batches decoded in advance
+AHEAD = 4  # images a thread decodes in advance
 
 
 def centre_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,27 +54,29 @@ def evaluation_batches(
     are left out and noted in `faults`; without it, CorruptImage is raised.
     """
     mine = np.array_split(np.arange(len(source)), world)[rank]
-    parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     labels = torch.as_tensor(source.labels)
+
+    def views(images: Pixels) -> Tensor:
+        return centre_view(torch.as_tensor(images, device=device), spec, dtype)
+
     if source.images is None:
-        pieces = _from_files(source, parts, spec, workers, faults)
+        single = ((index, views(image[None])) for index, image in _decoded(source, mine, workers, faults))
+        batches = _joined(single, batch_size)
     else:
-        pieces = (
-            (centre_view(torch.as_tensor(source.images[part], device=device), spec, dtype), part) for part in parts
-        )
-    for views, part in pieces:
-        index = torch.as_tensor(part)
-        yield views.to(device, dtype), index.to(device), labels[index].to(device)
+        parts = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+        batches = ((views(source.images[part]), torch.from_numpy(part)) for part in parts)
+    for x, index in batches:
+        yield x, index.to(device), labels[index].to(device)
 
 
-def _from_files(
-    source: Source, parts: list[Indices], spec: ViewSpec, workers: int, faults: dict[int, str] | None
-) -> Iterator[tuple[Tensor, Indices]]:
-    """Views and numbers of each part, decoded on threads a little ahead."""
+def _decoded(
+    source: Source, indices: Indices, workers: int, faults: dict[int, str] | None
+) -> Iterator[tuple[int, Pixels]]:
+    """Number and pixels of each image that can be decoded, in order, made a little ahead by threads."""
 
-    def view(index: int) -> Tensor | None:
+    def read(index: int) -> Pixels | None:
         try:
-            return centre_view(torch.from_numpy(source.read(index))[None], spec)
+            return source.read(index)
         except CorruptImage as error:
             if faults is None:
                 raise
@@ -82,19 +84,20 @@ def _from_files(
             return None
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastrdm-evaluation")
-    ahead: deque[tuple[Indices, list[Future[Tensor | None]]]] = deque()
+    tasks = ((index, pool.submit(read, index)) for index in indices.tolist())
+    ahead = deque(islice(tasks, AHEAD * workers))
     try:
-        for part in parts:
-            ahead.append((part, [pool.submit(view, int(index)) for index in part]))
-            if len(ahead) > AHEAD:
-                yield _collect(*ahead.popleft())
         while ahead:
-            yield _collect(*ahead.popleft())
+            index, task = ahead.popleft()
+            ahead.extend(islice(tasks, 1))
+            if (image := task.result()) is not None:
+                yield index, image
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _collect(part: Indices, tasks: list[Future[Tensor | None]]) -> tuple[Tensor, Indices]:
-    views = [task.result() for task in tasks]
-    read = [view is not None for view in views]
-    return torch.cat([view for view in views if view is not None]), part[read]
+def _joined(single: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views (1, 3, S, S) and their numbers, as batches of `size`."""
+    while part := list(islice(single, size)):
+        index, views = zip(*part, strict=True)
+        yield torch.cat(views), torch.tensor(index)

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fastrdm.loaders.order import EpochLoader, Indices
 from fastrdm.loaders.parameters import COLUMNS, sample_parameters
 from fastrdm.loaders.sources import Source
 from fastrdm.loaders.spec import Batch, LoaderConfig
+from fastrdm.loaders.threads import start_threads
 
 CHUNK = 16  # images a task: drawing parameters costs the same for one as for many
 
@@ -47,20 +49,19 @@ class NativeLoader(EpochLoader):
         self.source, self.views, self.device, self.dtype = source, config.views, device, dtype
         self.labels = torch.as_tensor(source.labels)
         self.prefetch, self.max_corrupt = config.prefetch, config.max_corrupt
-        self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="fastrdm-loader")
+        self.pool = start_threads(config.workers, "fastrdm-loader")
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come; what a thread raises is raised here."""
-        ahead: deque[_Pending] = deque()
+        pending = (self._start(indices) for indices in self._remaining())
+        ahead = deque(islice(pending, self.prefetch))
         try:
-            for indices in self._remaining():
-                ahead.append(self._start(indices))
-                if len(ahead) > self.prefetch:
-                    yield self._hand_out(ahead.popleft())
             while ahead:
-                yield self._hand_out(ahead.popleft())
+                current = ahead.popleft()
+                ahead.extend(islice(pending, 1))
+                yield self._hand_out(current)
         finally:
-            for task in (task for pending in ahead for task in pending.tasks):
+            for task in (task for batch in ahead for task in batch.tasks):
                 task.cancel()
 
     def close(self) -> None:
