@@ -1,26 +1,38 @@
-"""Spectral filters of a feature matrix: x W with W = V g(S) V^T, S and V of the gathered batch's singular values."""
+"""Spectral filters of a feature matrix: x W with W = V g(S) V^T, S and V the gathered batch's, without an SVD."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.filters64 import CUTOFF, filter_basis
+from fastrdm.kernels.factors import CUTOFF, Function, is_even
+from fastrdm.kernels.filter_op import filter_op
+from fastrdm.kernels.filters_products import ladder_takes
+from fastrdm.kernels.matmul import resolve
 
-Kind = Literal["power", "log", "log1p", "log1p_sq"]
+SOLVERS = ("auto", "eigh64", "ladder", "even")
+NEGLIGIBLE = 1e-5  # weight, relative to the largest, that `even` may leave in directions below the cutoff
+NEAR_SQUARE = (2 / 3, 3 / 2)  # rows over columns between which sampled features reach below the ladder's range
+SMALL = 512  # largest Gram matrix whose batched eigh is faster than a ladder that would have to go deeper
+
+
+def _choose(x: Tensor, source: Tensor | None, is_gram: bool, rows_known: bool, function: Function) -> str:
+    """What `auto` means: the closed form, float64 eigh on CPU and where the ladder falls short, else the ladder."""
+    if is_even(function.power) and function.cutoff**2 <= NEGLIGIBLE:
+        return "even"
+    if not x.is_cuda or is_gram or not ladder_takes(function, rows_known):
+        return "eigh64"  # never inside a capture: a library eigensolver waits for the device
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return "ladder"
+    rows, width = (x if source is None else source).shape[1:]
+    square = NEAR_SQUARE[0] <= rows / width <= NEAR_SQUARE[1]
+    return "eigh64" if square and min(rows, width) <= SMALL else "ladder"
 
 
 def _check(
-    x: Tensor, kind: str, power: float | None, side: str, scale: str, cutoff: float | None, solver: str, precision: str
+    x: Tensor, kind: str, power: float | None, cutoff: float | None, choices: dict[str, tuple[str, Any]]
 ) -> None:
-    choices = {
-        "kind": (kind, ("power", "log", "log1p", "log1p_sq")),
-        "side": (side, ("online", "target")),
-        "scale": (scale, ("raw", "rms")),
-        "solver": (solver, ("auto", "eigh64")),
-        "precision": (precision, ("auto",)),
-    }
     for name, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -29,33 +41,28 @@ def _check(
     if kind == "power" and (power is None or not math.isfinite(power)):
         raise ValueError(f"power must be a finite number for kind='power', got {power!r}")
     if kind != "power" and power is not None:
-        raise ValueError(f"power belongs to kind='power' only; leave it out for kind={kind!r}, got {power!r}")
+        raise ValueError(f"power belongs to kind='power' alone; leave it out for kind={kind!r}, got {power!r}")
     if cutoff is not None and not 0 <= cutoff < 1:
         raise ValueError(f"cutoff must be in [0, 1), a share of the largest singular value, got {cutoff!r}")
 
 
-def _source(x: Tensor, x_all: Tensor | None, basis: Tensor | None, gram: Tensor | None) -> Tensor | None:
-    """The one tensor W is built from, or None where its Gram matrix is given."""
-    given = {"x_all": x_all, "basis": basis, "gram": gram}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise ValueError(f"W is built from one of x_all, basis and gram, got {' and '.join(names)}")
-    for name in names:
-        shape = given[name].shape  # type: ignore[union-attr]
-        rows_free = shape[:-2] == x.shape[:-2] and shape[-1] == x.shape[-1]
-        if len(shape) != x.ndim or not rows_free or (name == "gram" and shape[-2] != shape[-1]):
-            raise ValueError(f"{name} must match x of shape {tuple(x.shape)} in all but rows, got {tuple(shape)}")
-    if gram is not None:
-        return None
-    return basis if basis is not None else x_all if x_all is not None else x
+def _check_source(x: Tensor, name: str, source: Tensor) -> None:
+    same = source.ndim == x.ndim and source.shape[:-2] == x.shape[:-2] and source.shape[-1] == x.shape[-1]
+    if not same or (name == "gram" and source.shape[-2] != source.shape[-1]):
+        raise ValueError(f"{name} must match x of shape {tuple(x.shape)} in all but rows, got {tuple(source.shape)}")
+
+
+def _batched(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.ndim == 3 else x.unsqueeze(0)
 
 
 def spectral_filter(
     x: Tensor,
-    kind: Kind = "power",
+    kind: Literal["power", "log", "log1p", "log1p_sq"] = "power",
     power: float | None = None,
     *,
     x_all: Tensor | None = None,
+    offset: int | None = None,
     side: Literal["online", "target"] = "online",
     basis: Tensor | None = None,
     gram: Tensor | None = None,
@@ -65,20 +72,53 @@ def spectral_filter(
     precision: str = "auto",
     solver: str = "auto",
 ) -> Tensor:
-    """x W in x's dtype, for x (B, D) or (V, B, D); W constant: the gradient is g W (online) or none (target)."""
-    _check(x, kind, power, side, scale, cutoff, solver, precision)
-    source = _source(x, x_all, basis, gram)
-    if scale == "rms" and source is None and rows is None:
-        raise ValueError("scale='rms' needs rows, the number of gathered rows behind gram")
-    count = source.shape[-2] if source is not None else rows
-    unit = math.sqrt(count) if scale == "rms" and count else 1.0
-    floor = cutoff if cutoff is not None else CUTOFF[x.dtype if source is None else source.dtype]
-    if side == "target":
-        x = x.detach()
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        vectors, weights = filter_basis(source, gram, kind, power, floor, unit)
-    with torch.autocast(x.device.type, enabled=False):
-        # float64 up to the weights: a negative power would blow up the rounding of a float32 projection
-        scaled = (x.double() @ vectors) * weights.unsqueeze(-2)
-        work = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return (scaled.to(work) @ vectors.mT.to(work)).to(x.dtype)
+    """x W in x's dtype, for x (B, D) or (V, B, D), each view with its own W = V g(S) V^T; gradient g W, target none.
+
+    S and V are those of x_all (rows of all processes; x is its rows from `offset` on, which only the ladder needs), of
+    `basis` where given (the authors' ImageNet code), or of `gram` = X^T X (D, D), X of `rows` rows; else of x itself.
+    g sees S (raw) or S / sqrt(rows) (rms); x stays as is. Directions below `cutoff` of the largest singular value get
+    weight 0, also where g is infinite there (default by dtype: factors.CUTOFF); power 0 projects on those kept.
+    All zero gives zero; NaN or inf gives NaN. Solvers and precisions: docs/spectra.md.
+    """
+    choices: dict[str, tuple[str, Any]] = {
+        "kind": (kind, ("power", "log", "log1p", "log1p_sq")),
+        "side": (side, ("online", "target")),
+        "scale": (scale, ("raw", "rms")),
+        "solver": (solver, SOLVERS),
+    }
+    _check(x, kind, power, cutoff, choices)
+    name, source = ("gram", gram) if gram is not None else ("basis", basis) if basis is not None else ("x_all", x_all)
+    if source is not None:
+        _check_source(x, name, source)
+    is_gram = gram is not None
+    whole = x if source is None else source
+    count = rows if is_gram else whole.shape[-2]
+    if scale == "rms" and not count:
+        raise ValueError("scale='rms' needs rows, the number of rows behind gram")
+    floor = CUTOFF[x.dtype if is_gram else whole.dtype] if cutoff is None else cutoff
+    function = Function(kind, power, floor, math.sqrt(count) if scale == "rms" and count else 1.0)
+    needs_grad = side == "online" and x.requires_grad and torch.is_grad_enabled()
+    x = x if side == "online" else x.detach()
+    rows_known = source is None or (name == "x_all" and offset is not None)
+    start = offset if name == "x_all" else None
+    on_rows = rows_known and not needs_grad
+    if solver == "auto":
+        solver = _choose(x, source, is_gram, on_rows, function)
+    _check_solver(solver, function, is_gram, on_rows)
+    own = None if source is None else _batched(source.detach())
+    views = x if x.ndim == 3 else x.unsqueeze(0)
+    out: Tensor = filter_op(
+        views, own, is_gram, start, kind, power, floor, function.unit, needs_grad, solver, resolve(precision, x)
+    )[0]
+    return out if x.ndim == 3 else out[0]
+
+
+def _check_solver(solver: str, function: Function, is_gram: bool, rows_known: bool) -> None:
+    """Refuse what a solver named by the user cannot do."""
+    if solver == "even" and not is_even(function.power):
+        raise ValueError(f"solver='even' needs an even power above 0, got {function.power!r}; use solver='auto'")
+    if solver == "ladder" and is_gram:
+        raise ValueError("solver='ladder' needs the features, not their gram; use solver='auto'")
+    if solver == "ladder" and not ladder_takes(function, rows_known):
+        what = f"power {function.power:g}" + ("" if rows_known else " with a gradient, a basis or an unknown offset")
+        raise ValueError(f"solver='ladder' cannot do {what}; use solver='auto' or 'eigh64'")

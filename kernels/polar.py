@@ -1,0 +1,118 @@
+"""Polar factor and square roots of a feature matrix by matrix products alone: minimax Newton-Schulz chains."""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.matmul import axpby, power_of_two, product
+
+Step = tuple[float, float, float]  # p(s) = a s + b s^3 + c s^5
+CUSHION = 0.024  # no step aims lower: a steeper one would lose more to rounding than it gains
+RESTART = 3  # the chain on the Gram matrix is formed anew there, before rounding drives small eigenvalues below zero
+# Added to the eigenvalues of H before its root is taken: above the noise of the products, which may make them negative.
+SHIFT = {"fp64": 1e-12, "fp32": 1e-6, "fp16x3": 1e-6, "fp16x3-triton": 1e-6}
+
+
+def _minimax(low: float, high: float) -> Step:
+    """The odd quintic nearest to 1 on [low, high], by Remez exchange (Amsel et al., arXiv 2505.16932)."""
+    if low > high * (1 - 5e-6):
+        return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
+    inner = [(3 * low + high) / 4, (low + 3 * high) / 4]
+    error, previous = math.inf, math.nan
+    a = b = c = 0.0
+    while not abs(error - previous) < 1e-14:
+        previous = error
+        points = (low, *inner, high)
+        rows = [[s, s**3, s**5, (-1.0) ** i] for i, s in enumerate(points)]
+        a, b, c, error = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), torch.ones(4).double()).tolist()
+        root = math.sqrt(max(9 * b * b - 20 * a * c, 0))
+        inner = [math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))]
+    return a, b, c
+
+
+@lru_cache
+def minimax_steps(low: float, tolerance: float = 1e-4) -> tuple[Step, ...]:
+    """Odd quintics whose composition maps [low, 1] to within `tolerance` of 1: 9 for 1e-4, 7 for 1e-3."""
+    steps, high = [], 1.0
+    while 1 - low >= tolerance:
+        aim = max(low, CUSHION * high)
+        a, b, c = _minimax(aim, high)
+        ends = [a * s + b * s**3 + c * s**5 for s in (aim, high)]
+        a, b, c = (2 / sum(ends) * k for k in (a, b, c))
+        steps.append((a, b, c))
+        low = a * low + b * low**3 + c * low**5
+        high = 2 - low
+    return tuple(steps)
+
+
+class Scaled(NamedTuple):
+    """A wide matrix divided by an upper bound on its largest singular value, at most n^(1/8) above it."""
+
+    x: Tensor  # (K, n, d), norm at most 1
+    gram: Tensor  # x x^T (K, n, n), exactly symmetric
+    bound: Tensor  # (K, 1, 1) float64; 0 for a zero matrix
+
+
+def symmetric_product(x: Tensor, precision: str) -> Tensor:
+    """x x^T of (K, n, d), exactly symmetric."""
+    gram = product(x, x.mT, precision)
+    return 0.5 * (gram + gram.mT)
+
+
+def scale(x: Tensor, precision: str) -> Scaled:
+    """Scale by |G^2|_F^(1/4) >= s_max, G = x x^T: one product more, no power iteration and no host."""
+    unit = power_of_two(x)
+    x = x / unit
+    gram = symmetric_product(x, precision)
+    tiny = torch.finfo(x.dtype).tiny
+    size = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(tiny)
+    square = axpby(gram / size, gram / size, precision)
+    bound = 1.001 * (size * torch.linalg.matrix_norm(square, keepdim=True).sqrt()).sqrt()
+    safe = bound.clamp_min(math.sqrt(tiny))
+    return Scaled(x / safe, gram / safe**2, bound.double() * unit.double())
+
+
+def _inverse_root_chain(r: Tensor, steps: tuple[Step, ...], precision: str) -> Tensor:
+    """The product of p_t(s) / s over `steps`, as a function of symmetric r with eigenvalues s^2."""
+    q: Tensor | None = None
+    for index, (a, b, c) in enumerate(steps):
+        step = axpby(r, r, precision, alpha=c, beta=b, add=r)
+        if index + 1 < len(steps):
+            next_r = axpby(r, step, precision, beta=a, add=r)
+            r = axpby(step, next_r, precision, beta=a, add=next_r)
+        if q is None:
+            q = step.clone()
+            q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            q = axpby(q, step, precision, beta=a, add=q)
+    assert q is not None
+    return q
+
+
+def polar(scaled: Scaled, low: float, precision: str) -> Tensor:
+    """U q(S) V^T for scaled.x = U S V^T (K, n, d): q = 1 to 1e-4 on [low, 1] and falls like s below."""
+    steps = minimax_steps(low)
+    x = product(_inverse_root_chain(scaled.gram, steps[:RESTART], precision), scaled.x, precision)
+    return product(_inverse_root_chain(symmetric_product(x, precision), steps[RESTART:], precision), x, precision)
+
+
+def square_root(h: Tensor, low: float, precision: str, shift: float = 0.0) -> Tensor:
+    """h (h + shift)^(-1/2), near h^(1/2), for symmetric h (K, n, n), eigenvalues in [0, 1]; exact to 1e-4 above low."""
+    shifted = h.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
+    inverse = _inverse_root_chain(shifted, minimax_steps(math.sqrt(low)), precision)
+    return axpby(h, inverse, precision)
+
+
+def roots(scaled: Scaled, q: Tensor, low: float, depth: int, precision: str) -> list[Tensor]:
+    """[H, H^(1/2), H^(1/4), ...] down to `depth` square roots, H = U S U^T of scaled.x, S in [0, 1]."""
+    h = product(scaled.x, q.mT, precision)
+    levels = [0.5 * (h + h.mT)]
+    shift = SHIFT[precision]
+    for level in range(depth):
+        low = max(low, shift) if level == 0 else math.sqrt(low)
+        levels.append(square_root(levels[-1], low, precision, shift if level == 0 else 0.0))
+    return levels
