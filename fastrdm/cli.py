@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from fastrdm import checkpoint, config, distributed
 from fastrdm.checkpoint import CheckpointError
 from fastrdm.loaders.decode import CorruptImage
+from fastrdm.meters import NonFiniteLoss
 from fastrdm.monitor import CONVENTION
-from fastrdm.trainer import NonFiniteLoss, Trainer
+from fastrdm.trainer import Trainer
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED = 1, 2, 75  # 75: asked to stop, saved; the same command continues
 

@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 from torch import Tensor
+
+from fastrdm.kernels.collectives import (
+    gather_over_processes,
+    process_count,
+    reduce_over_processes,
+)
 
 
 class Processes(NamedTuple):
@@ -46,47 +51,26 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def world_size() -> int:
-    """Number of processes, 1 without a group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
-    """The tensors of all processes joined along `dim` in rank order, without gradient; equal shapes."""
-    if world_size() == 1:
-        return x.detach()
-    assert dist.group.WORLD is not None
-    return functional.all_gather_tensor(x.detach().contiguous(), dim, dist.group.WORLD)
+    """The tensors of all processes, of one shape, joined along `dim` in rank order; without gradient."""
+    return torch.cat(gather_over_processes(x.detach()).unbind(), dim)
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
     """Sum of x over all processes, without gradient."""
-    if world_size() == 1:
-        return x
-    assert dist.group.WORLD is not None
-    total: Tensor = functional.all_reduce(x, "sum", dist.group.WORLD)
-    return total
+    return reduce_over_processes(x.detach(), "sum")
 
 
 def max_over_processes(x: Tensor) -> Tensor:
     """Maximum of x over all processes, without gradient."""
-    if world_size() == 1:
-        return x
-    assert dist.group.WORLD is not None
-    top: Tensor = functional.all_reduce(x, "max", dist.group.WORLD)
-    return top
+    return reduce_over_processes(x.detach(), "max")
 
 
 def gather_objects(value: object) -> list[object]:
     """Every process's picklable value, in rank order, on every process."""
-    if world_size() == 1:
+    if process_count() == 1:
         return [value]
-    values: list[object] = [None] * world_size()
+    values: list[object] = [None] * process_count()
     dist.all_gather_object(values, value)
     return values
 
@@ -107,7 +91,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
-        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if process_count() > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
 
     def poll(self) -> bool:

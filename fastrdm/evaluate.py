@@ -9,7 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.distributed import gather_rows, max_over_processes, rank_and_world, sum_over_processes
+from fastrdm.distributed import gather_rows, max_over_processes, sum_over_processes
+from fastrdm.kernels.collectives import process_count, process_rank
 from fastrdm.loaders.spec import STRICT
 from fastrdm.schedules import Duration
 
@@ -59,15 +60,15 @@ def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature
     """
     count = min(k or (200 if len(bank.labels) >= 10_000 else 20), len(bank.labels))
     known = F.normalize(bank.features, dim=1).T
-    rank, world = rank_and_world()
-    asked = F.normalize(query.features[rank::world], dim=1)
+    asked = F.normalize(query.features[process_rank() :: process_count()], dim=1)
+    labels = query.labels[process_rank() :: process_count()]
     classes = int(bank.labels.max()) + 1
     right = torch.zeros((), dtype=torch.int64, device=known.device)
-    for features, labels in zip(asked.split(1024), query.labels[rank::world].split(1024), strict=True):
+    for features, answers in zip(asked.split(1024), labels.split(1024), strict=True):
         cosine, neighbour = (features @ known).topk(count, dim=1)
         votes = torch.zeros(len(features), classes, device=features.device)
         votes.scatter_add_(1, bank.labels[neighbour], ((cosine - 1) / temperature).exp())
-        right += (votes.argmax(1) == labels).sum()
+        right += (votes.argmax(1) == answers).sum()
     return int(sum_over_processes(right)) / len(query.labels)
 
 

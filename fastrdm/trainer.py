@@ -1,9 +1,9 @@
 """The training run, readable from top to bottom: build, resume, train, log, evaluate, save."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources import Source, open_source
 from fastrdm.loaders.spec import Batch
 from fastrdm.log import RunLog
+from fastrdm.meters import Clock, LossWatch
 from fastrdm.methods.branch import DualBranch, Output
 from fastrdm.methods.online import Horizon
 from fastrdm.monitor import CONVENTION, branch_ranks
@@ -29,8 +30,9 @@ from fastrdm.state import RunState
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss was no finite number; the message gives the range of steps."""
+# buffers are equal on all processes by construction, nobody need send them; torch 2.14 renamed the switch
+NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+BUFFERS = "forward_sync_buffers" if NEW else "broadcast_buffers"
 
 
 class Learner(nn.Module):
@@ -98,7 +100,7 @@ class Trainer:
         if self.processes.world > 1:
             once = train.accumulate == 1
             self.parallel = DistributedDataParallel(
-                self.learner, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=once
+                self.learner, gradient_as_bucket_view=True, static_graph=once, **{BUFFERS: False}
             )
 
     def _build_optimizer(self) -> None:
@@ -167,7 +169,7 @@ class Trainer:
         self.method.after_step()
         return output  # type: ignore[no-any-return]
 
-    def report(self, output: Output, clock: "Clock") -> None:
+    def report(self, output: Output, clock: Clock) -> None:
         """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
         steps, seconds, waited = clock.lap()
         figures = {name: rank.item() for name, rank in branch_ranks(output).items()}
@@ -240,80 +242,3 @@ def in_parts(batch: Batch, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Ten
     """(views, labels) of `parts` equal parts of a batch."""
     chunks = zip(*(view.chunk(parts) for view in batch.views), strict=True)
     return zip(chunks, batch.label.chunk(parts), strict=True)
-
-
-class LossWatch:
-    """Sum of losses since the last look, and the first step whose loss was not finite; on the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.bad = torch.zeros((), dtype=torch.float64, device=device)
-        self.steps = self.seen = self.sound = 0
-
-    def add(self, loss: Tensor, step: int) -> None:
-        loss = loss.detach().double()
-        self.sum += loss
-        self.bad += ~loss.isfinite()
-        self.steps += 1
-        self.seen = step
-
-    def check(self) -> None:
-        """Raise NonFiniteLoss with the range of steps, on every process, if any of them had one; waits."""
-        if distributed.sum_over_processes(self.bad.clone()).item():
-            raise NonFiniteLoss(
-                f"the loss was not finite in steps {self.sound + 1} to {self.seen}; the newest checkpoint is older "
-                "than that. Try a lower optim.lr, a longer optim.warmup, or train.precision=fp32"
-            )
-        self.sound = self.seen
-
-    def mean(self) -> float:
-        """Mean over processes and the steps since the last look; waits, and checks."""
-        self.check()
-        total = distributed.sum_over_processes(self.sum.clone()).item() / distributed.world_size()
-        mean = total / self.steps
-        self.sum.zero_()
-        self.steps = 0
-        return mean
-
-
-class Lap(NamedTuple):
-    """Training time between two looks at the clock."""
-
-    steps: int
-    seconds: float
-    waited: float  # of them, for the next batch
-
-
-class Clock:
-    """Seconds of training and of waiting for data, evaluation and saving left out."""
-
-    def __init__(self) -> None:
-        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
-
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, the time until each is there counted as waiting."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
-
-    def lap(self) -> Lap:
-        now = time.perf_counter()
-        lap = Lap(self.steps, max(now - self.start, 1e-9), self.waited)
-        self.start, self.steps, self.waited = now, 0, 0.0
-        return lap
-
-    def paused(self) -> "Clock":
-        """A context whose time is not counted."""
-        return self
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.start += time.perf_counter() - self.began

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as collectives
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastrdm.kernels.collectives import gather_over_processes, process_count, reduce_over_processes
 
 
 class _SynchronisedNorm(torch.autograd.Function):
@@ -22,12 +22,14 @@ class _SynchronisedNorm(torch.autograd.Function):
         mean, variance, count = _merged_moments(rows)
         scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, scale, count)
-        y = (rows - _spread(mean, rows)) * _spread(scale if weight is None else scale * weight, rows)
+        out = torch.empty_like(x, dtype=rows.dtype)  # written to through a view: a view returned could not be changed
+        y = out.view(rows.shape)
+        torch.mul(rows - _spread(mean, rows), _spread(scale if weight is None else scale * weight, rows), out=y)
         if bias is not None:
-            y = y + _spread(bias.expand_as(mean), rows)
+            y.add_(_spread(bias.expand_as(mean), rows))
         unbiased = variance * (count / (count - 1))
         ctx.mark_non_differentiable(mean, unbiased)
-        return y.flatten(0, 1).to(x.dtype), mean, unbiased
+        return out.to(x.dtype), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -36,7 +38,7 @@ class _SynchronisedNorm(torch.autograd.Function):
         grads, rows = _grouped(grad, len(mean)), _grouped(x, len(mean))
         unit = (rows - _spread(mean, rows)) * _spread(scale, rows)
         own = torch.stack([_sum_rows(grads), _sum_rows(grads * unit)])
-        share = collectives.all_reduce(own, "sum", _world()) / count
+        share = reduce_over_processes(own, "sum") / count
         along = grads - _spread(share[0], rows) - unit * _spread(share[1], rows)
         grad_x = along * _spread(scale if weight is None else scale * weight, rows)
         to_bias, to_weight = own.sum(1)
@@ -44,12 +46,6 @@ class _SynchronisedNorm(torch.autograd.Function):
             g if needed else None for g, needed in zip((to_weight, to_bias), ctx.needs_input_grad[1:3], strict=True)
         ]
         return grad_x.flatten(0, 1).to(x.dtype), *affine, None, None
-
-
-def _world() -> dist.ProcessGroup:
-    group = dist.group.WORLD
-    assert group is not None
-    return group
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
@@ -79,7 +75,7 @@ def _merged_moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(rows, _row_dims(rows), correction=0)
     count = rows.new_full((1,), rows[0].numel() // rows.shape[2])
     own = torch.cat([mean.flatten(), variance.flatten(), count])
-    parts = collectives.all_gather_tensor(own[None], 0, _world())
+    parts = gather_over_processes(own)
     counts = parts[:, -1:]
     total = counts.sum(0)
     means, variances = parts[:, :-1].view(-1, 2, *mean.shape).unbind(1)
@@ -114,7 +110,7 @@ class ViewBatchNorm(_BatchNorm):
         assert len(x) % self.groups == 0, f"{len(x)} rows do not make {self.groups} views of one size"
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(self.groups)
-        if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.sync and process_count() > 1:
             return self._synchronised(x)
         if self.groups == 1:
             return self._local(x)

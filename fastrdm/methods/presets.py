@@ -32,31 +32,62 @@ def _byol(online: list[Any], target: list[Any]) -> Preset:
     return {"method": method, "optim": _LARS, "loader": {"views": [_BYOL_JITTER, _SOLARISE]}}
 
 
-def power(exponent: float) -> Preset:
+def _swav(online: list[Any], target: list[Any]) -> Preset:
+    head = {"layers": 2, "hidden": 2048, "out": 128, "bias": True, "last_norm": "none"}
+    colour = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "scale": [0.08, 1.0]}
+    return {
+        "method": {"projector": head, "online": online, "target": target, "alignment": {"name": "cross_entropy"}},
+        "optim": {**_LARS, "lr": 0.6, "min_lr": 6e-4, "weight_decay": 1e-6, "exclude_bias_norm": False},
+        "loader": {"views": [colour, colour]},
+    }
+
+
+def _dino(online: list[Any], target: list[Any]) -> Preset:
+    head = {"layers": 3, "hidden": 2048, "out": 256, "bias": True, "last_norm": "none"}
+    head |= {"activation": "gelu", "norm": False, "init": "trunc_normal"}
+    method = {"projector": head, "online": online, "target": target, "alignment": {"name": "cross_entropy"}}
+    return {
+        "method": {**method, "ema": {"momentum": 0.9995, "final": 1.0}},
+        "optim": {**_LARS, "lr": 0.3, "weight_decay": 1e-6},
+        "loader": {"views": [_BYOL_JITTER, _SOLARISE]},
+    }
+
+
+def _power(exponent: float) -> Preset:
     return {"name": "filter", "kind": "power", "power": exponent}
 
 
-def log(kind: str) -> Preset:
+def _log(kind: str) -> Preset:
     return {"name": "filter", "kind": kind}
 
 
 _ONLINE: dict[str, Preset] = {
-    "power1": power(1.0),
-    "power2": power(2.0),
-    "log": log("log"),
-    "log1p": log("log1p"),
-    "log1p_sq": log("log1p_sq"),
+    "power1": _power(1.0),
+    "power2": _power(2.0),
+    "log": _log("log"),
+    "log1p": _log("log1p"),
+    "log1p_sq": _log("log1p_sq"),
 }
-_TARGET: dict[str, Preset] = {f"target{p}": power(-p) for p in (0.3, 0.5, 0.7, 1)}
+_TARGET: dict[str, Preset] = {f"target{p}": _power(-p) for p in (0.3, 0.5, 0.7, 1)}
+_SWAV_PROTOTYPES: Preset = {"name": "prototypes", "count": 3000, "freeze": "2ep"}
+_DINO_PROTOTYPES: Preset = {"name": "prototypes", "count": 4096, "freeze": "1ep"}
+_SINKHORN: Preset = {"name": "sinkhorn", "queue": 3840, "queue_start": "50ep"}
 
 PRESETS: dict[str, Preset] = {
     "symsimsiam": _simsiam([], []),
     "simsiam": _simsiam(["predictor"], ["stop"]),
     "byol": _byol([{"name": "predictor", "hidden": 4096, "bias": True, "constant_lr": False}], ["stop"]),
-    "rdm_simsiam": _simsiam([], [power(-0.5)]),
-    "rdm_byol": _byol([], [power(-0.5)]),
+    "swav": _swav([_SWAV_PROTOTYPES], [_SWAV_PROTOTYPES, _SINKHORN]),
+    "dino": _dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, "centre_sharpen"]),
+    "rdm_simsiam": _simsiam([], [_power(-0.5)]),
+    "rdm_byol": _byol([], [_power(-0.5)]),
     **{f"rdm_simsiam_{name}": _simsiam([f], ["stop"]) for name, f in _ONLINE.items()},
     **{f"rdm_byol_{name}": _byol([f], ["stop"]) for name, f in _ONLINE.items()},
     **{f"rdm_simsiam_{name}": _simsiam([], [f]) for name, f in _TARGET.items()},
     **{f"rdm_byol_{name}": _byol([], [f]) for name, f in _TARGET.items()},
+    # compositions that no paper has
+    "swav_target": _swav([_SWAV_PROTOTYPES], [_power(-0.5), _SWAV_PROTOTYPES, _SINKHORN]),
+    "dino_online": _dino([_log("log1p"), _DINO_PROTOTYPES], [_DINO_PROTOTYPES, "centre_sharpen"]),
+    "simsiam_target": _simsiam(["predictor"], [_power(-0.5)]),
+    "rdm_simsiam_both": _simsiam([_log("log1p")], [_power(-0.5)]),
 }

@@ -8,7 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.distributed import gather_rows, max_over_processes, rank_and_world, sum_over_processes, world_size
+from fastrdm.distributed import gather_rows, max_over_processes, sum_over_processes
+from fastrdm.kernels.collectives import process_count, process_rank
 from fastrdm.loaders.spec import STRICT, require
 from fastrdm.methods.online import Branch, Kind, Place, Transform
 from fastrdm.schedules import Duration, linear_ramp
@@ -51,7 +52,7 @@ def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     scores = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon
     top = max_over_processes(scores.amax((1, 2), keepdim=True))  # of a view: it cancels, and exp cannot overflow
     q = torch.exp(scores - top)
-    prototypes, samples = q.shape[2], q.shape[1] * world_size()
+    prototypes, samples = q.shape[2], q.shape[1] * process_count()
     for _ in range(iterations):
         q = q / (sum_over_processes(q.sum(1, keepdim=True)) * prototypes / samples)
         q = q / q.sum(2, keepdim=True)
@@ -73,8 +74,8 @@ class Sinkhorn(Transform):
         self.fill = config.queue // place.batch_size  # steps until the ring is full
         self.use_queue = False
         if config.queue:
-            divides = config.queue % place.batch_size == 0 and config.queue % world_size() == 0
-            expected = f"a multiple of loader.batch_size={place.batch_size} and of the {world_size()} processes"
+            divides = config.queue % place.batch_size == 0 and config.queue % process_count() == 0
+            expected = f"a multiple of loader.batch_size={place.batch_size} and of the {process_count()} processes"
             require(divides, "sinkhorn.queue", expected, config.queue)
             self.register_buffer("queue", torch.zeros(2, config.queue, place.width))
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
@@ -87,8 +88,7 @@ class Sinkhorn(Transform):
         batch = x.shape[1]
         if self.use_queue:
             assert branch.score is not None
-            rank, world = rank_and_world()
-            mine = self.queue.unflatten(1, (world, -1))[:, rank]
+            mine = self.queue.unflatten(1, (process_count(), -1))[:, process_rank()]
             x = torch.cat([x, branch.score(mine.to(x.dtype))], dim=1)
         assignments = sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)[:, :batch]
         if self.config.queue and self.training:
@@ -137,6 +137,6 @@ class CentreSharpen(Transform):
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         out = F.softmax((x - self.centre) / self.temperature, dim=-1)
         if self.training:
-            mean = sum_over_processes(x.mean((0, 1))) / world_size()
+            mean = sum_over_processes(x.mean((0, 1))) / process_count()
             self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.config.momentum)
         return out

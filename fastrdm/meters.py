@@ -1,0 +1,93 @@
+"""What the loop measures of itself: losses without making the host wait, and time without what is not training."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrdm import distributed
+from fastrdm.kernels.collectives import process_count
+from fastrdm.loaders.spec import Batch
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss was no finite number; the message gives the range of steps."""
+
+
+class LossWatch:
+    """Sum of losses since the last look, and the first step whose loss was not finite; on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.bad = torch.zeros((), dtype=torch.float64, device=device)
+        self.steps = self.seen = self.sound = 0
+
+    def add(self, loss: Tensor, step: int) -> None:
+        loss = loss.detach().double()
+        self.sum += loss
+        self.bad += ~loss.isfinite()
+        self.steps += 1
+        self.seen = step
+
+    def check(self) -> None:
+        """Raise NonFiniteLoss with the range of steps, on every process, if any of them had one; waits."""
+        if distributed.sum_over_processes(self.bad.clone()).item():
+            raise NonFiniteLoss(
+                f"the loss was not finite in steps {self.sound + 1} to {self.seen}; the newest checkpoint is older "
+                "than that. Try a lower optim.lr, a longer optim.warmup, or train.precision=fp32"
+            )
+        self.sound = self.seen
+
+    def mean(self) -> float:
+        """Mean over processes and the steps since the last look; waits, and checks."""
+        self.check()
+        total = distributed.sum_over_processes(self.sum.clone()).item() / process_count()
+        mean = total / self.steps
+        self.sum.zero_()
+        self.steps = 0
+        return mean
+
+
+class Lap(NamedTuple):
+    """Training time between two looks at the clock."""
+
+    steps: int
+    seconds: float
+    waited: float  # of them, for the next batch
+
+
+class Clock:
+    """Seconds of training and of waiting for data, evaluation and saving left out."""
+
+    def __init__(self) -> None:
+        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, the time until each is there counted as waiting."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def lap(self) -> Lap:
+        now = time.perf_counter()
+        lap = Lap(self.steps, max(now - self.start, 1e-9), self.waited)
+        self.start, self.steps, self.waited = now, 0, 0.0
+        return lap
+
+    def paused(self) -> "Clock":
+        """A context whose time is not counted."""
+        return self
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.start += time.perf_counter() - self.began
