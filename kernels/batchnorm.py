@@ -18,45 +18,48 @@ class _SynchronisedNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The normalised rows in x's dtype and, without gradient, mean and unbiased variance (G, C)."""
-        rows = _grouped(x, groups)
-        mean, variance, count = _merged_moments(rows)
+        wide = _wide(x)
+        mean, variance, count = _merged_moments(_grouped(wide, groups))
         scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, scale, count)
-        out = torch.empty_like(x, dtype=rows.dtype)  # written to through a view: a view returned could not be changed
-        y = out.view(rows.shape)
-        torch.mul(rows - _spread(mean, rows), _spread(scale if weight is None else scale * weight, rows), out=y)
+        y = (wide - _spread(mean, x)) * _spread(scale if weight is None else scale * weight, x)
         if bias is not None:
-            y.add_(_spread(bias.expand_as(mean), rows))
+            y = y + _spread(bias[None], x)
         unbiased = variance * (count / (count - 1))
         ctx.mark_non_differentiable(mean, unbiased)
-        return out.to(x.dtype), mean, unbiased
+        return y.to(x.dtype), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Gradients of the summed loss of all processes to x; of this process's own rows to weight and bias."""
         x, weight, mean, scale, count = ctx.saved_tensors
-        grads, rows = _grouped(grad, len(mean)), _grouped(x, len(mean))
-        unit = (rows - _spread(mean, rows)) * _spread(scale, rows)
-        own = torch.stack([_sum_rows(grads), _sum_rows(grads * unit)])
+        groups, grads = len(mean), _wide(grad)
+        unit = (_wide(x) - _spread(mean, x)) * _spread(scale, x)
+        own = torch.stack([_sum_rows(_grouped(grads, groups)), _sum_rows(_grouped(grads * unit, groups))])
         share = reduce_over_processes(own, "sum") / count
-        along = grads - _spread(share[0], rows) - unit * _spread(share[1], rows)
-        grad_x = along * _spread(scale if weight is None else scale * weight, rows)
+        along = grads - _spread(share[0], x) - unit * _spread(share[1], x)
+        grad_x = along * _spread(scale if weight is None else scale * weight, x)
         to_bias, to_weight = own.sum(1)
         affine = [
             g if needed else None for g, needed in zip((to_weight, to_bias), ctx.needs_input_grad[1:3], strict=True)
         ]
-        return grad_x.flatten(0, 1).to(x.dtype), *affine, None, None
+        return grad_x.to(x.dtype), *affine, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """Rows (G*N, C, ...) as (G, N, C, ...), 16-bit floats widened to float32; strides are kept."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.view(groups, -1, *x.shape[1:])
+    """Rows (G*N, C, ...) as (G, N, C, ...)."""
+    return x.view(groups, -1, *x.shape[1:])
 
 
-def _spread(per_channel: Tensor, rows: Tensor) -> Tensor:
-    """Numbers (G, C) in the shape that broadcasts over rows (G, N, C, ...)."""
-    return per_channel.reshape(len(rows), 1, -1, *[1] * (rows.ndim - 3))
+def _spread(per_channel: Tensor, x: Tensor) -> Tensor:
+    """Numbers (G, C) in the shape that broadcasts over rows x (G*N, C, ...)."""
+    # spread per row, not by a view of x: autograd refuses to change a returned view in place
+    rows = per_channel.repeat_interleave(len(x) // len(per_channel), 0)
+    return rows.view(*rows.shape, *[1] * (x.ndim - 2))
 
 
 def _row_dims(rows: Tensor) -> list[int]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from fastrdm.kernels.ema import ema_update
 
@@ -39,7 +40,7 @@ def test_parameters_that_train_are_followed_without_gradient() -> None:
 
 
 def test_reads_nothing_on_the_host() -> None:
-    with torch._subclasses.FakeTensorMode():  # a read would raise: there is no value
+    with FakeTensorMode():  # a read would raise: there is no value
         target, online = torch.empty(3), torch.empty(3)
         with pytest.raises(RuntimeError):
             torch.empty(()).item()
