@@ -35,7 +35,8 @@ def filter_op(
             out, factors = filter_even(x, whole, is_gram, function, needs_grad, precision)
         else:
             out, factors = filter_ladder(x, whole, start, function, needs_grad, precision)
-    return out, *factors
+    # a product of transposed matrices may come out transposed; the shapes promised below are row by row
+    return out.contiguous(), factors.basis.contiguous(), factors.core.contiguous(), factors.gain.contiguous()
 
 
 @filter_op.register_fake
@@ -70,7 +71,7 @@ def _(
 def _apply_op(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> Tensor:
     """x W (V, B, D) of W's factors."""
     with torch.autocast(x.device.type, enabled=False):
-        return Factors(basis, core, gain).apply(x, precision)
+        return Factors(basis, core, gain).apply(x, precision).contiguous()
 
 
 @_apply_op.register_fake

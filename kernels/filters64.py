@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastrdm.kernels.factors import Factors, Function, no_factors, work_dtype
 from fastrdm.kernels.gram import symmetric_gram
+from fastrdm.kernels.matmul import power_of_two
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,19 @@ def _weights(values: Tensor, function: Function) -> tuple[Tensor, Tensor]:
 def _as_factors(basis: Tensor, weights: Tensor, dtype: torch.dtype) -> Factors:
     largest = weights.abs().amax(-1, keepdim=True)
     gain = torch.where(largest == 0, 1.0, largest).unsqueeze(-1)
-    return Factors(basis.to(dtype).contiguous(), (weights.unsqueeze(-2) / gain).to(dtype), gain)
+    return Factors(basis.to(dtype), (weights.unsqueeze(-2) / gain).to(dtype), gain)
+
+
+def _apply(scaled: Tensor, basis: Tensor, out: Tensor) -> Tensor:
+    """float64 scaled @ basis in basis's dtype, without overflow before out's dtype asks for it."""
+    unit = power_of_two(scaled)
+    return (((scaled / unit).to(basis.dtype) @ basis) * unit).to(out.dtype)
+
+
+def _project(x: Tensor, right: Tensor, weights: Tensor, function: Function) -> Tensor:
+    """x V g(S), float64; the product in float64 where float32 rounding would be blown up."""
+    dtype = torch.float64 if function.amplifies else work_dtype(x)
+    return (x.to(dtype) @ right.to(dtype)) * weights.unsqueeze(-2).double()
 
 
 def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: bool) -> tuple[Tensor, Factors]:
@@ -38,24 +51,20 @@ def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: 
     s, weights = _weights(values, function)
     if own and not needs_grad:
         matrix = (left * weights.unsqueeze(-2)) @ left.mT
-        dtype = torch.float64 if function.amplifies else work
-        return (matrix.to(dtype) @ exact.to(dtype)).to(x.dtype), no_factors(x, work)
+        return _apply(matrix, exact if function.amplifies else exact.to(work), x), no_factors(x, work)
     right = (left / s.unsqueeze(-2)).mT @ exact
     factors = _as_factors(right, weights, work)
-    if own:
-        return ((left * (s * weights).unsqueeze(-2)).to(work) @ factors.basis).to(x.dtype), factors
-    dtype = torch.float64 if function.amplifies else work
-    scaled = (x.to(dtype) @ right.mT.to(dtype)) * weights.unsqueeze(-2)
-    return (scaled.to(work) @ factors.basis).to(x.dtype), factors
+    scaled = left * (s * weights).unsqueeze(-2) if own else _project(x, right.mT, weights, function)
+    return _apply(scaled, factors.basis, x), factors if needs_grad else no_factors(x, work)
 
 
-def _tall(x: Tensor, gram: Tensor, function: Function) -> tuple[Tensor, Factors]:
+def _tall(x: Tensor, gram: Tensor, function: Function, needs_grad: bool) -> tuple[Tensor, Factors]:
+    """At least as many rows as columns, or only the Gram matrix: V from x^T x."""
     values, right = _eigh(gram)
     _, weights = _weights(values, function)
     factors = _as_factors(right.mT, weights, work_dtype(x))
-    dtype = torch.float64 if function.amplifies else work_dtype(x)
-    scaled = (x.to(dtype) @ right.to(dtype)) * weights.unsqueeze(-2)
-    return (scaled.to(factors.basis.dtype) @ factors.basis).to(x.dtype), factors
+    out = _apply(_project(x, right, weights, function), factors.basis, x)
+    return out, factors if needs_grad else no_factors(x, work_dtype(x))
 
 
 def filter64(
@@ -63,7 +72,7 @@ def filter64(
 ) -> tuple[Tensor, Factors]:
     """x W for x (V, B, D), from `source` (V, rows, D) or its Gram matrix (V, D, D); `own`: x is the source."""
     if is_gram:
-        return _tall(x, source.double(), function)
+        return _tall(x, source.double(), function, needs_grad)
     if source.shape[-2] < source.shape[-1]:
         return _wide(x, source, own, function, needs_grad)
-    return _tall(x, symmetric_gram(source.double().mT), function)
+    return _tall(x, symmetric_gram(source.double().mT), function, needs_grad)

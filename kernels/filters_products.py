@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastrdm.kernels import chebyshev
 from fastrdm.kernels.factors import Factors, Function, is_even, no_factors, work_dtype
-from fastrdm.kernels.matmul import power_of_two, product
+from fastrdm.kernels.matmul import axpby, power_of_two, product
 from fastrdm.kernels.polar import Scaled, polar, roots, scale, symmetric_product
 
 RANGE = 1e-4  # singular values below this share of the largest fade out, whatever the cutoff
@@ -69,11 +69,13 @@ def _factors(scaled: Scaled, q: Tensor, function: Function, wide: bool, precisio
     if function.power is None:
         core = _matrix_log(scaled, q, function, low, precision)
     elif function.power == 0:
-        core = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device).expand(len(q), -1, -1)
-        core = core.contiguous() if wide else symmetric_product(q, precision)
+        core = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device).expand(len(q), -1, -1).contiguous()
     else:
         core = _matrix_power(scaled, q, function.power, low, precision)
         gain = (scaled.bound / function.unit) ** function.power
+    if not wide and (function.kind == "log" or function.power == 0):  # the others vanish by themselves as s does
+        core = axpby(core, symmetric_product(q, precision), precision)
+    gain = torch.where(scaled.bound == 0, 0.0, gain)
     return Factors(q if wide else q.new_empty((len(q), 0, q.shape[-2])), core, gain)
 
 

@@ -47,7 +47,7 @@ def entropy_rank(values: Tensor) -> Tensor:
 
 
 def _slope(values: Tensor, first: int, share: float) -> Tensor:
-    """Of -ln(value) over ln(index), indices first to share * n counted from 1; 0 with under two positive values there."""
+    """Of -ln(value) over ln(index), indices first to share * n from 1; 0 with under two positive values there."""
     index = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
     inside = (values > 0) & (index >= first) & (index <= share * values.shape[-1])
     weight = inside.to(values.dtype)
@@ -59,17 +59,14 @@ def _slope(values: Tensor, first: int, share: float) -> Tensor:
 
 
 @torch.no_grad()
-def spectrum_stats(
-    matrix: Tensor, *, topk: int = 8, slope_range: tuple[int, float] = (4, 0.5), eigenvalues: Tensor | None = None
-) -> SpectrumStats:
+def spectrum_stats(matrix: Tensor, *, topk: int = 8, slope_range: tuple[int, float] = (4, 0.5)) -> SpectrumStats:
     """Statistics of Gram matrices (n, n) or (K, n, n), as made by `gram`, on their device; zero matrices give zeros.
 
     `slope_range` is the first index, from 1, and the last as a share of n; rows and columns of zero padding count in n.
-    `eigenvalues` (K, n), descending, skips the solver, so that a caller may solve where nothing waits.
     """
     if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"spectrum_stats takes Gram matrices (n, n) or (K, n, n), got {tuple(matrix.shape)}")
-    values, ok = spectrum(matrix) if eigenvalues is None else (eigenvalues, eigenvalues.isfinite().all(-1))
+    values, ok = spectrum(matrix)
     shares = _shares(values)
     largest = shares[..., 0]
     return SpectrumStats(
