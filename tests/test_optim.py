@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrdm.optim import (
-    OptimConfig,
-    Role,
-    build_optimizer,
-    learning_rates,
-    parameter_groups,
-    set_learning_rates,
-)
+from fastrdm.optim import OptimConfig, Role, build_optimizer, learning_rates, parameter_groups, set_learning_rates
 
 CPU = torch.device("cpu")
 NAMES = ("sgd", "lars", "adamw", "lamb")
