@@ -84,8 +84,8 @@ def evaluate(b: Tensor, y: Tensor, y_squared: Tensor, low: float, precision: str
 
 
 @lru_cache
-def plan(exponent: float, tolerance: float = 3e-4) -> tuple[int, int]:
-    """Square roots and degree with which s^exponent, exponent > 0, is a polynomial on [0, 1] to within `tolerance`."""
+def plan(exponent: float, tolerance: float = 3e-4) -> tuple[int, int] | None:
+    """Square roots and degree with which s^exponent is a polynomial on [0, 1] to within `tolerance`; None: too many."""
     y = torch.linspace(0, 1, 4001, dtype=torch.float64)
     best: tuple[int, int, int] | None = None
     for depth in (1, 2):
@@ -99,6 +99,4 @@ def plan(exponent: float, tolerance: float = 3e-4) -> tuple[int, int]:
             if (fit - target).abs().max() <= tolerance and (best is None or cost < best[0]):
                 best = (cost, depth, degree)
                 break
-    if best is None:
-        raise ValueError(f"the ladder cannot represent s^{exponent:g}; use solver='eigh64'")
-    return best[1], best[2]
+    return None if best is None else best[1:]

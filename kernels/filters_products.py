@@ -17,19 +17,13 @@ def ladder_range(function: Function) -> float:
     return max(function.cutoff, RANGE)
 
 
-def ladder_takes(function: Function, rows_known: bool) -> bool:
-    """Whether the ladder can represent g: on whole rows s g(s) must be a sum of powers from 0 up, else g itself."""
-    if function.power is None:
+@torch.compiler.assume_constant_result  # a search on the host, nothing for torch.compile to trace
+def ladder_takes(power: float | None, rows_known: bool) -> bool:
+    """Whether the ladder can represent g: s g(s) on whole rows, else g itself, must be a power from 0 up, or a log."""
+    if power is None:
         return True
-    exponent = function.power + 1 if rows_known else function.power
-    try:
-        return _special(exponent) or (exponent > 0 and bool(chebyshev.plan(exponent)))
-    except ValueError:
-        return False
-
-
-def _special(exponent: float) -> bool:
-    return exponent in (0, 0.25, 0.5, 1, 2)
+    exponent = power + 1 if rows_known else power
+    return exponent in (0, 0.25, 0.5, 1, 2) or (exponent > 0 and chebyshev.plan(exponent) is not None)
 
 
 def _matrix_power(scaled: Scaled, q: Tensor, exponent: float, low: float, precision: str) -> Tensor:
@@ -39,7 +33,9 @@ def _matrix_power(scaled: Scaled, q: Tensor, exponent: float, low: float, precis
         return roots(scaled, q, low, depth, precision)[-1]
     if exponent == 2:
         return scaled.gram
-    depth, degree = chebyshev.plan(exponent)
+    found = chebyshev.plan(exponent)
+    assert found is not None, "ladder_takes comes first"
+    depth, degree = found
     levels = roots(scaled, q, low, depth, precision)
     b = chebyshev.blocks(lambda y: (y ** (exponent * 2**depth)).unsqueeze(0), degree, 0.0, q.device)
     return chebyshev.evaluate(b, levels[-1], levels[-2], 0.0, precision)

@@ -21,7 +21,7 @@ def _choose(x: Tensor, source: Tensor | None, is_gram: bool, rows_known: bool, f
     """What `auto` means: the closed form, float64 eigh on CPU and where the ladder falls short, else the ladder."""
     if is_even(function.power) and function.cutoff**2 <= NEGLIGIBLE:
         return "even"
-    if not x.is_cuda or is_gram or not ladder_takes(function, rows_known):
+    if not x.is_cuda or is_gram or not ladder_takes(function.power, rows_known):
         return "eigh64"  # never inside a capture: a library eigensolver waits for the device
     if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
         return "ladder"
@@ -119,6 +119,6 @@ def _check_solver(solver: str, function: Function, is_gram: bool, rows_known: bo
         raise ValueError(f"solver='even' needs an even power above 0, got {function.power!r}; use solver='auto'")
     if solver == "ladder" and is_gram:
         raise ValueError("solver='ladder' needs the features, not their gram; use solver='auto'")
-    if solver == "ladder" and not ladder_takes(function, rows_known):
+    if solver == "ladder" and not ladder_takes(function.power, rows_known):
         what = f"power {function.power:g}" + ("" if rows_known else " with a gradient, a basis or an unknown offset")
         raise ValueError(f"solver='ladder' cannot do {what}; use solver='auto' or 'eigh64'")
