@@ -133,11 +133,12 @@ def _read_pair(root: Path, split: Split) -> Arrays:
 def _read_members(archive: Path, folder: str, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """The wanted files of `folder` in the archive, read in one pass and never written to disk."""
     found = {}
-    with tarfile.open(archive) as tar:
+    with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked) as tar:
         for member in tar:
             file = member.name.removeprefix(f"{folder}/")
             if file in wanted and (stream := tar.extractfile(member)):
                 found[file] = stream.read()
+        unpacked.read()  # the checksum stands behind the padding, which tarfile leaves unread
     return found
 
 

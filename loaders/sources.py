@@ -144,11 +144,10 @@ def _balanced(source: Source, size: int) -> Subset:
     return Subset(source, np.sort(np.concatenate(chosen)))
 
 
-def _root(config: LoaderConfig, default: str | None = None) -> Path:
-    root = config.root or default
-    if root is None or not (Path(root).is_dir() or config.download):
-        raise ValueError(f"loader.root must be the folder of {config.source}, got {root!r}, which is no folder")
-    return Path(root)
+def _root(config: LoaderConfig) -> Path:
+    if config.root is None or not (Path(config.root).is_dir() or config.download):
+        raise ValueError(f"loader.root must be the folder of {config.source}, got {config.root!r}, which is no folder")
+    return Path(config.root)
 
 
 def _open_digits(_: LoaderConfig, split: Split) -> Source:
@@ -161,7 +160,7 @@ def _open_digits(_: LoaderConfig, split: Split) -> Source:
 
 
 def _open_fashion_mnist(config: LoaderConfig, split: Split) -> Source:
-    return ArraySource("fashion_mnist", read_fashion_mnist(_root(config, FASHION_ROOT), split))
+    return ArraySource("fashion_mnist", read_fashion_mnist(Path(config.root or FASHION_ROOT), split))
 
 
 def _open_cifar(config: LoaderConfig, split: Split) -> Source:

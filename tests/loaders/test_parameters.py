@@ -12,7 +12,9 @@ from fastrdm.loaders.philox import uniforms
 from fastrdm.loaders.spec import ViewSpec
 
 
-def draw(spec: ViewSpec, count: int, height: int, width: int, *, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
+def draw(
+    spec: ViewSpec, count: int, height: int, width: int, *, seed: int = 0, epoch: int = 0, view: int = 0
+) -> Tensor:
     sides = (torch.full((count,), side) for side in (height, width))
     return sample_parameters(spec, seed, epoch, torch.arange(count), view, *sides)
 
@@ -87,7 +89,7 @@ def test_factors_are_uniform_in_their_ranges() -> None:
     ranges = {Column.BRIGHTNESS: (0.6, 1.4), Column.CONTRAST: (0, 2.5), Column.HUE: (-0.1, 0.1), Column.BLUR: (0.1, 2)}
     for column, (low, high) in ranges.items():
         u = ((parameters[:, column] - low) / (high - low)).sort().values
-        assert -1e-6 <= u[0] and u[-1] <= 1 + 1e-6
+        assert u[0] >= -1e-6 and u[-1] <= 1 + 1e-6
         assert (u - torch.linspace(0, 1, 20000)).abs().max() < 2.23 / math.sqrt(20000), column.name
     assert (parameters[:, Column.SATURATION] == 1).all()
 

@@ -1,0 +1,101 @@
+"""The centre view against torchvision; every sample once, on any number of processes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastrdm.loaders.decode import CorruptImage, Pixels
+from fastrdm.loaders.evaluation import centre_view, evaluation_batches
+from fastrdm.loaders.sources import open_source
+from fastrdm.loaders.spec import LoaderConfig, ViewSpec
+
+PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("shape", "size", "short"),
+    [
+        ((375, 500), 224, 256),
+        ((500, 333), 112, 128),
+        ((60, 61), 28, 32),
+        ((32, 32), 28, 32),
+        ((32, 32), 32, 32),
+        ((28, 28), 32, 32),
+        ((8, 8), 16, 16),
+        ((9, 40), 16, 16),
+        ((1, 1), 8, 8),
+    ],
+)
+def test_centre_view(mode: Any, shape: tuple[int, int], size: int, short: int) -> None:
+    tv = pytest.importorskip("torchvision.transforms.v2.functional")
+    images = torch.randint(0, 256, (2, *shape, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = images.permute(0, 3, 1, 2).float().div(255)
+    x = tv.resize(x, [short], interpolation=tv.InterpolationMode(mode), antialias=True).clamp(0, 1)
+    got = centre_view(images, ViewSpec(size=size, interpolation=mode, **PLAIN))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert (got - tv.center_crop(x, [size])).abs().max() < 3e-5
+
+
+def test_small_sets_pass_unchanged() -> None:
+    source = open_source(LoaderConfig(), "test")
+    assert source.images is not None
+    images = torch.from_numpy(source.images)
+    spec = ViewSpec(size=8)
+    wanted = images.permute(0, 3, 1, 2) / 255
+    wanted = (wanted - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
+    assert (centre_view(images, spec) - wanted).abs().max() < 1e-6
+
+
+class Ragged:
+    """25 images of different sizes that must be read one by one."""
+
+    name, classes, images, mean, std = "ragged", ["a"], None, None, None
+    labels = np.arange(25) % 4
+
+    def __init__(self, bad: tuple[int, ...] = ()) -> None:
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 25
+
+    def read(self, index: int) -> Pixels:
+        if index in self.bad:
+            raise CorruptImage(f"{index}.jpg: cut short")
+        return np.random.default_rng(index).integers(0, 256, (10 + index, 30 - index, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("size", [4, 7, 400])
+def test_every_sample_once(world: int, size: int) -> None:
+    digits, spec = open_source(LoaderConfig(), "test"), ViewSpec(size=8)
+    assert digits.images is not None
+    for source, count in ((digits, 360), (Ragged(), 25)):
+        found = [list(evaluation_batches(source, spec, size, rank=r, world=world)) for r in range(world)]
+        views, index, label = (
+            torch.cat(part) for part in zip(*(batch for rank in found for batch in rank), strict=True)
+        )
+        assert index.tolist() == list(range(count)) and label.tolist() == source.labels.tolist()
+        assert max(len(batch[1]) for rank in found for batch in rank) <= size
+        for i in (0, count // 2, count - 1):
+            assert torch.equal(views[i], centre_view(torch.from_numpy(source.read(i))[None], spec)[0])
+
+
+def test_dtype_and_layout() -> None:
+    for source in (open_source(LoaderConfig(), "test"), Ragged()):
+        full, *_ = next(iter(evaluation_batches(source, ViewSpec(size=8), 5)))
+        half, *_ = next(iter(evaluation_batches(source, ViewSpec(size=8), 5, dtype=torch.bfloat16)))
+        assert half.dtype == torch.bfloat16 and torch.equal(half, full.bfloat16())
+        assert half.shape == (5, 3, 8, 8) and half.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_unreadable_images_are_left_out_and_noted() -> None:
+    faults: dict[int, str] = {}
+    batches = list(evaluation_batches(Ragged(bad=(0, 9)), ViewSpec(size=8), 10, faults=faults))
+    assert torch.cat([index for _, index, _ in batches]).tolist() == [i for i in range(25) if i not in (0, 9)]
+    assert [len(views) for views, _, _ in batches] == [10, 10, 3]
+    assert faults == {0: "0.jpg: cut short", 9: "9.jpg: cut short"}
+    with pytest.raises(CorruptImage, match=r"0\.jpg: cut short"):
+        list(evaluation_batches(Ragged(bad=(0, 9)), ViewSpec(size=8), 10))
