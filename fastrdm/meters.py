@@ -33,18 +33,28 @@ class LossWatch:
 
     def check(self) -> None:
         """Raise NonFiniteLoss with the range of steps, on every process, if any of them had one; waits."""
-        if distributed.sum_over_processes(self.bad.clone()).item():
+        if distributed.sum_over_processes(self.bad).item():
             raise NonFiniteLoss(
                 f"the loss was not finite in steps {self.sound + 1} to {self.seen}; the newest checkpoint is older "
                 "than that. Try a lower optim.lr, a longer optim.warmup, or train.precision=fp32"
             )
         self.sound = self.seen
 
+    def state_dict(self) -> dict[str, float]:
+        """The sum so far, over processes, and its steps; waits."""
+        total = distributed.sum_over_processes(self.sum).item() / process_count()
+        return {"sum": total, "steps": self.steps, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict`, on any number of processes."""
+        self.sum.fill_(state["sum"])
+        self.steps, self.seen = int(state["steps"]), int(state["seen"])
+        self.sound = self.seen
+
     def mean(self) -> float:
         """Mean over processes and the steps since the last look; waits, and checks."""
         self.check()
-        total = distributed.sum_over_processes(self.sum.clone()).item() / process_count()
-        mean = total / self.steps
+        mean = self.state_dict()["sum"] / self.steps
         self.sum.zero_()
         self.steps = 0
         return mean

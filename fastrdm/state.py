@@ -15,6 +15,7 @@ from fastrdm.checkpoint import Checkpoint, CheckpointError
 from fastrdm.config import Config
 from fastrdm.distributed import Processes
 from fastrdm.loaders.spec import Loader
+from fastrdm.meters import LossWatch
 
 # settings that change neither the weights nor the order of images: a run may continue with other ones
 FREE = (
@@ -40,9 +41,10 @@ class RunState:
         optimizer: Optimizer,
         scaler: torch.amp.GradScaler,
         loader: Loader,
+        losses: LossWatch,
     ) -> None:
         self.settings, self.processes, self.learner = settings, processes, learner
-        self.optimizer, self.scaler, self.loader = optimizer, scaler, loader
+        self.optimizer, self.scaler, self.loader, self.losses = optimizer, scaler, loader, losses
         self.folder = config.run_folder(settings)
         self.best: dict[str, Any] = {"knn": -1.0, "step": None}
 
@@ -75,7 +77,7 @@ class RunState:
     def save(self, step: int, figures: dict[str, float]) -> Path | None:
         """Write the checkpoint of `step` from the main process, where its path is returned; every process must call."""
         random = distributed.gather_objects(_random_state())
-        loader = self.loader.state_dict()
+        loader, losses = self.loader.state_dict(), self.losses.state_dict()
         if not self.processes.main:
             return None
         knn = figures.get("knn", -1.0)
@@ -85,6 +87,7 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": loader,
+            "losses": losses,
             "random": random,
             "best": self.best,
         }
@@ -106,6 +109,7 @@ class RunState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
+        self.losses.load_state_dict(state["losses"])
         self.best = state["best"]
         if self.processes.rank < len(state["random"]):
             _set_random_state(state["random"][self.processes.rank])

@@ -64,7 +64,9 @@ class Trainer:
         self.step = 0
         self.figures: dict[str, float] = {}  # the newest value of everything measured
         self.losses = LossWatch(self.processes.device)
-        self.state = RunState(settings, self.processes, self.learner, self.optimizer, self.scaler, self.loader)
+        self.state = RunState(
+            settings, self.processes, self.learner, self.optimizer, self.scaler, self.loader, self.losses
+        )
         self.stop = distributed.StopSignal()
 
     def _build_data(self) -> None:
