@@ -190,7 +190,7 @@ def test_resident_refuses_files(folder: str) -> None:
 
 def test_native_agrees_with_resident_to_its_rounding() -> None:
     """Crops of 8 bits: half a level before the colours, which can at most multiply it by (1 + strength) ** 3."""
-    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    plain: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     for view, bound in ((ViewSpec(size=16, jitter=0, grey=0, **plain), 0.51), (ViewSpec(size=16, **plain), 2.0)):
         config = LoaderConfig(subset=COUNT, batch_size=10, views=(view, view))
         source: Source = open_source(config, "train")

@@ -106,12 +106,13 @@ def test_what_a_thread_raises_reaches_the_loop() -> None:
 
 
 def test_close_leaves_no_thread_and_does_not_finish_the_work() -> None:
-    source = Numbers(wait=0.01)
-    loader = opened(source, workers=3, prefetch=4)
-    assert len(threads()) == 3
+    source, other = Numbers(wait=0.01), opened(Numbers(), workers=3)
+    loader = opened(source, workers=1, prefetch=4)
+    assert len(threads()) == 4
     iterator = iter(loader)
     next(iterator)
     loader.close()
+    other.close()
     assert threads() == [] and len(source.reads) < 40
 
 

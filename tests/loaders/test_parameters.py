@@ -1,7 +1,8 @@
-"""Drawn parameters: torchvision's own rule for the crop, the right distributions, nothing but (seed, epoch, index, view)."""
+"""Drawn parameters: torchvision's rule for the crop, the right distributions, nothing but the sample and its place."""
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -77,8 +78,8 @@ def test_probabilities() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_never_and_always(probability: float) -> None:
-    names = ("flip", "jitter", "grey", "blur", "solarise")
-    parameters = draw(ViewSpec(**dict.fromkeys(names, probability)), 2000, 32, 32)
+    settings: dict[str, Any] = dict.fromkeys(("flip", "jitter", "grey", "blur", "solarise"), probability)
+    parameters = draw(ViewSpec(**settings), 2000, 32, 32)
     columns = [Column.FLIP, Column.HUE, Column.GREY, Column.BLUR, Column.SOLARISE]
     assert ((parameters[:, columns] != 0) == bool(probability)).all()
 

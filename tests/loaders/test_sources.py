@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastrdm.loaders.archives import Split
 from fastrdm.loaders.decode import CorruptImage
-from fastrdm.loaders.sources import Source, Split, open_source
+from fastrdm.loaders.sources import Source, open_source
 from fastrdm.loaders.spec import LoaderConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -162,7 +163,7 @@ def test_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         opened("own_set:Bare")
     with pytest.raises(ValueError, match="'own_set:Short' has 4 images and 3 labels"):
         opened("own_set:Short")
-    with pytest.raises(ValueError, match="'own_set:Missing' cannot be opened: .*Missing"):
+    with pytest.raises(ValueError, match=r"'own_set:Missing' cannot be opened: .*Missing"):
         opened("own_set:Missing")
     with pytest.raises(ValueError, match="'no_such_set:X' cannot be opened: No module"):
         opened("no_such_set:X")
