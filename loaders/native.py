@@ -28,6 +28,7 @@ class _Pending:
     crops: list[Tensor]  # of each view (b, 3, S, S) uint8, pinned for CUDA
     parameters: list[Tensor]  # of each view (b, P) float32
     index: Tensor  # (b,) int64
+    label: Tensor  # (b,) int64
     tasks: list[Future[None]]
 
 
@@ -74,6 +75,7 @@ class NativeLoader(EpochLoader):
             [torch.empty(size, 3, v.size, v.size, dtype=torch.uint8, pin_memory=pin) for v in self.views],
             [torch.empty(size, COLUMNS, pin_memory=pin) for _ in self.views],
             torch.empty(size, dtype=torch.int64, pin_memory=pin),
+            torch.empty(size, dtype=torch.int64, pin_memory=pin),
             [],
         )
         for start in range(0, size, CHUNK):
@@ -86,18 +88,19 @@ class NativeLoader(EpochLoader):
             task.result()
         views = []
         for spec, crops, parameters in zip(self.views, pending.crops, pending.parameters, strict=True):
-            x = crops.to(self.device, non_blocking=True).float().div_(255)
-            views.append(colour(x, parameters.to(self.device, non_blocking=True), spec, self.dtype))
-        label = self.labels[pending.index].to(self.device, non_blocking=True)
+            views.append(colour(self._moved(crops).float().div_(255), self._moved(parameters), spec, self.dtype))
         self.position += self.batch_size
-        return Batch(tuple(views), pending.index.to(self.device, non_blocking=True), label)
+        return Batch(tuple(views), self._moved(pending.index), self._moved(pending.label))
+
+    def _moved(self, pinned: Tensor) -> Tensor:
+        return pinned.to(self.device, non_blocking=True)
 
     def _fill(self, pending: _Pending, place: slice, indices: Indices, epoch: int) -> None:
         """One task of a thread: decode some images, cut their views."""
         numbers, images = zip(*(self._read(int(index)) for index in indices), strict=True)
         index = torch.tensor(numbers)
         height, width = torch.tensor([image.shape[:2] for image in images]).unbind(1)
-        pending.index[place] = index
+        pending.index[place], pending.label[place] = index, self.labels[index]
         for view, (spec, crops) in enumerate(zip(self.views, pending.crops, strict=True)):
             parameters = sample_parameters(spec, self.seed, epoch, index, view, height, width)
             pending.parameters[view][place] = parameters

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from fastrdm.loaders.augment import augment
@@ -36,8 +37,8 @@ class ResidentLoader(EpochLoader):
         """The batches of the epoch still to come."""
         share = self.batch_size // self.world
         height, width = (torch.full((share,), side, device=self.device) for side in self.images.shape[1:3])
-        for indices in self._remaining():
-            index = torch.from_numpy(indices).to(self.device, non_blocking=True)
+        order = np.array(list(self._remaining()), np.int64).reshape(-1, share)
+        for index in torch.from_numpy(order).to(self.device):  # moved once an epoch, so that no step waits
             images = self.images[index]
             views = []
             for view, spec in enumerate(self.views):

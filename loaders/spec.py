@@ -55,8 +55,10 @@ class ViewSpec:
         for name in ("brightness", "contrast", "saturation"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(0 <= self.hue <= 0.5, "hue", "in [0, 0.5]", self.hue)
-        require(self.blur_kernel % 2 == 1, "blur_kernel", "an odd number of pixels", self.blur_kernel)
+        odd = self.blur_kernel > 0 and self.blur_kernel % 2 == 1
+        require(odd, "blur_kernel", "an odd number of pixels", self.blur_kernel)
         require(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "0 < low <= high", self.blur_sigma)
+        require(0 <= self.solarise_threshold <= 256, "solarise_threshold", "in [0, 256]", self.solarise_threshold)
         require(min(self.std) > 0, "std", "above 0", self.std)
 
 
