@@ -103,8 +103,10 @@ def jitter(x: Tensor, parameters: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * other, clamped to [0, 1]; `operation` (B,) says whether `other` is black
-    (brightness), the image's mean grey (contrast) or each pixel's own grey (saturation)."""
+    """factor * x + (1 - factor) * other, clamped to [0, 1], with an `operation` and a `factor` (B,) for each sample.
+
+    `other` is black (brightness), the image's mean grey (contrast) or each pixel's own grey (saturation).
+    """
     grey = luma(x)
     # In two steps: a sum over one long row would be split by thread count and batch size, and round differently.
     mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -32,5 +32,7 @@ def decode(data: bytes, name: str) -> Pixels:
         if image.mode.startswith("I;16"):
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.array(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise CorruptImage(f"{name}: no kind of image that Pillow knows") from error
     except Exception as error:  # Pillow's readers raise whatever their format runs into
         raise CorruptImage(f"{name}: {error}") from error

@@ -55,7 +55,7 @@ def evaluation_batches(
     are left out and noted in `faults`; without it, CorruptImage is raised.
     """
     mine = np.array_split(np.arange(len(source)), world)[rank]
-    labels = torch.as_tensor(source.labels)
+    labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
     def views(images: Pixels) -> Tensor:
         return centre_view(torch.as_tensor(images, device=device), spec, dtype)

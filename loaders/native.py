@@ -4,9 +4,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class NativeLoader(EpochLoader):
     ) -> None:
         super().__init__(len(source), config.batch_size, seed, rank, world)
         self.source, self.views, self.device, self.dtype = source, config.views, device, dtype
-        self.labels = torch.as_tensor(source.labels)
+        self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
         self.prefetch, self.max_corrupt = config.prefetch, config.max_corrupt
         self.pool = start_threads(config.workers, "fastrdm-loader")
 
@@ -110,15 +109,15 @@ class NativeLoader(EpochLoader):
     def _read(self, index: int) -> tuple[int, Pixels]:
         """The image, or the next one in the source's order that can be decoded, and its number."""
         samples = len(self.source)
-        for candidate in np.arange(index, index + samples) % samples:
+        for candidate in chain(range(index, samples), range(index)):
+            if len(self.faults) > self.max_corrupt * samples:
+                break
             if candidate in self.faults:
                 continue
             try:
-                return int(candidate), self.source.read(int(candidate))
+                return candidate, self.source.read(candidate)
             except CorruptImage as error:
-                self.faults[int(candidate)] = str(error)
-                if len(self.faults) > self.max_corrupt * samples:
-                    break
+                self.faults[candidate] = str(error)
         raise ValueError(
             f"{len(self.faults)} of {samples} images cannot be read, above loader.max_corrupt={self.max_corrupt}; "
             f"the latest: {list(self.faults.values())[-1]}. Repair or remove them, or raise loader.max_corrupt"

@@ -30,7 +30,7 @@ class ResidentLoader(EpochLoader):
         if source.images is None:
             raise ValueError(f"loader.engine=resident takes sets held in memory, got {source.name}: use native")
         self.images = torch.as_tensor(source.images, device=device)
-        self.labels = torch.as_tensor(source.labels, device=device)
+        self.labels = torch.as_tensor(source.labels, dtype=torch.int64, device=device)
         self.views, self.dtype, self.device = config.views, dtype, device
 
     def __iter__(self) -> Iterator[Batch]:

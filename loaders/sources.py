@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -79,27 +80,31 @@ class FolderSource:
     images = mean = std = None
 
     def __init__(self, root: Path) -> None:
-        folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-        if not folders:
+        self.root = root
+        self.classes = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+        if not self.classes:
             raise ValueError(f"loader.root must hold one folder of images a class, got none in {root}")
-        self.classes = [folder.name for folder in folders]
-        files = [sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS) for folder in folders]
-        for folder, found in zip(folders, files, strict=True):
-            if not found:
-                raise ValueError(f"class folder {folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
-        self.files = [str(file) for found in files for file in found]
+        files = [sorted(filter(_is_image, os.listdir(root / name))) for name in self.classes]
+        if [] in files:
+            empty = root / self.classes[files.index([])]
+            raise ValueError(f"class folder {empty} holds no image ({', '.join(sorted(EXTENSIONS))})")
+        self.files = [file for found in files for file in found]
         self.labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int) -> Pixels:
-        name = self.files[index]
+        path = self.root / self.classes[self.labels[index]] / self.files[index]
         try:
-            data = Path(name).read_bytes()
+            data = path.read_bytes()
         except OSError as error:
-            raise CorruptImage(f"{name}: {error.strerror}") from error
-        return decode(data, name)
+            raise CorruptImage(f"{path}: {error.strerror}") from error
+        return decode(data, str(path))
+
+
+def _is_image(file: str) -> bool:
+    return not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS
 
 
 class Subset:

@@ -90,4 +90,4 @@ BAD = {
 def test_what_is_no_image_is_named(kind: str) -> None:
     with pytest.raises(CorruptImage, match=r"^cats/7\.jpg: \S") as error:
         decode(BAD[kind], "cats/7.jpg")
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "object at" not in str(error.value)

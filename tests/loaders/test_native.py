@@ -90,6 +90,16 @@ def test_too_many_faults_stop_the_run() -> None:
     loader.close()
 
 
+def test_a_broken_disk_is_not_read_to_the_end() -> None:
+    source = Numbers(bad=tuple(range(40)))
+    loader = opened(source, max_corrupt=0.05, workers=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="3 of 40 images cannot be read"):
+            list(loader)
+    assert len(source.reads) == 3
+    loader.close()
+
+
 def test_no_readable_image_at_all() -> None:
     loader = opened(Numbers(bad=tuple(range(40))), max_corrupt=1.0)
     with pytest.raises(ValueError, match="40 of 40 images cannot be read"):

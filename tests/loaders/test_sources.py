@@ -58,6 +58,7 @@ def test_folder(tmp_path: Path) -> None:
         picture(tmp_path / "train" / name, k)
     (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
     (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "a" / "._1.jpeg").write_bytes(b"what macOS leaves beside a file")
     picture(tmp_path / "val" / "a" / "v.png", 9)
     train = opened("folder", root=str(tmp_path))
     assert train.classes == ["a", "b", "c"] and train.labels.tolist() == [0, 1, 1, 2] and train.labels.dtype == np.int64
