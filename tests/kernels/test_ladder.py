@@ -1,0 +1,318 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.factors import CUTOFF
+from fastrdm.kernels.filter_op import filter_op
+from fastrdm.kernels.filters_products import RANGE
+from fastrdm.kernels.ladder import spectral_filter
+from fastrdm.kernels.polar import minimax_steps
+
+SHAPES = [(24, 72), (72, 24), (32, 32)]
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "log1p_sq": lambda s: torch.log1p(s * s),
+}
+FILTERS: list[tuple[str, float | None, str]] = [
+    *[("power", p, "target") for p in (-1.0, -0.7, -0.5, -0.3, 0.0, 1.0, 2.0)],
+    *[("power", p, "online") for p in (0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0)],
+    *[(kind, None, side) for kind in FUNCTIONS for side in ("online", "target")],
+]
+SPECTRA = ["pow0.5", "pow1", "pow2", "dominant", "drawn0", "relu", "centred"]
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def features(name: str, b: int, d: int, seed: int = 0) -> Tensor:
+    """(b, d) float64 of mean square 1: exact eigenvalues, or Gaussian draws (`drawnX`; `drawn0` is white)."""
+    n = min(b, d)
+    index = torch.arange(1, n + 1, dtype=torch.float64)
+    left, right = torch.linalg.qr(rand(b, n, seed=seed))[0], torch.linalg.qr(rand(d, n, seed=seed + 1))[0]
+    if name.startswith("pow"):
+        x = (left * index ** (-float(name[3:]) / 2)) @ right.mT
+    elif name == "dominant":  # one eigenvalue 1e4 times each other
+        x = (left * torch.where(index == 1, 100.0, 1.0)) @ right.mT
+    elif name == "centred":  # as after BatchNorm: a null direction where b <= d
+        x = features("pow1", b, d, seed)
+        x = x - x.mean(0)
+    elif name == "relu":
+        x = torch.relu(rand(b, 2 * d, seed=seed) @ rand(2 * d, d, seed=seed + 1) / math.sqrt(d)) + 0.1
+    else:  # drawnX: Gaussian rows whose covariance has a power law
+        x = rand(b, d, seed=seed) * torch.arange(1, d + 1) ** (-float(name.removeprefix("drawn")) / 2)
+    return x * math.sqrt(b * d) / x.norm()
+
+
+def g(kind: str, power: float | None, s: Tensor) -> Tensor:
+    return s**power if power is not None else FUNCTIONS[kind](s)
+
+
+def oracle(x: Tensor, kind: str, power: float | None, cutoff: float) -> Tensor:
+    """W (D, D) by the definition, from a float64 SVD."""
+    _, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    keep = s > cutoff * s[0]
+    return (vh.mT * torch.where(keep, g(kind, power, torch.where(keep, s, 1.0)), 0.0)) @ vh
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The larger of the rms difference of row directions and of relative row norms."""
+    got, want = got.detach().double(), want.double()
+    lengths = got.norm(dim=-1, keepdim=True), want.norm(dim=-1, keepdim=True)
+    assert (lengths[1] > 0).all()
+    direction = (got / lengths[0] - want / lengths[1]).norm(dim=-1)
+    size = (lengths[0] / lengths[1] - 1).squeeze(-1)
+    return max(direction.square().mean().sqrt().item(), size.square().mean().sqrt().item())
+
+
+def value_and_gradient(x: Tensor, side: str, **how: object) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The filter's output, the gradient of <output, probe>, and the probe."""
+    x = x.clone().requires_grad_(side == "online")
+    probe = rand(*x.shape, seed=5).to(x.dtype)
+    out = spectral_filter(x, side=side, **how)  # type: ignore[arg-type]
+    assert out.dtype == x.dtype and out.shape == x.shape and out.requires_grad == (side == "online")
+    if side == "online":
+        (out * probe).sum().backward()  # type: ignore[no-untyped-call]
+    return out, x.grad, probe
+
+
+def worst(x: Tensor, kind: str, power: float | None, side: str, floor: float, **how: object) -> float:
+    """Largest error in value and gradient over the views of x (V, B, D), the definition's cutoff being `floor`."""
+    out, grad, probe = value_and_gradient(x, side, kind=kind, power=power, **how)
+    errors = []
+    for view in range(len(x)):
+        w = oracle(x[view], kind, power, floor)
+        errors.append(error(out[view], x[view].double() @ w))
+        if grad is not None:
+            errors.append(error(grad[view], probe[view].double() @ w))
+    return max(errors)
+
+
+@pytest.mark.parametrize("b, d", SHAPES)
+@pytest.mark.parametrize("kind, power, side", FILTERS)
+def test_eigh64_is_the_definition(kind: str, power: float | None, side: str, b: int, d: int) -> None:
+    for dtype, bar in ((torch.float32, 1e-6), (torch.float64, 1e-7)):
+        x = torch.stack([features(name, b, d) for name in [*SPECTRA, "drawn1"]]).to(dtype)
+        solver = "even" if power in (2, 4) else "eigh64"
+        assert worst(x, kind, power, side, CUTOFF[dtype], solver=solver) <= bar
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16x3"])
+@pytest.mark.parametrize("b, d", SHAPES)
+@pytest.mark.parametrize("kind, power, side", FILTERS)
+def test_ladder_is_within_1e3(kind: str, power: float | None, side: str, b: int, d: int, precision: str) -> None:
+    names = ["pow0.5", "pow1", "pow2", "dominant"]
+    if b != d:  # square draws reach below the range: next test
+        names += ["relu", "drawn0", "drawn0.5", "drawn1", "drawn2"]
+    if b > d or (power or 0) >= 0:  # so does a null direction, where negative powers would show it
+        names += ["centred"]
+    x = torch.stack([features(name, b, d) for name in names]).float()
+    solver = "even" if power in (2, 4) else "ladder"
+    assert worst(x, kind, power, side, RANGE, solver=solver, precision=precision) <= 1e-3
+
+
+def faded(x: Tensor, kind: str, power: float | None, low: float) -> Tensor:
+    """W of the ladder as documented, wide x: g(s) q(s)^2, for whole rows of a negative power g(s) q(s).
+
+    q composes the minimax steps at s over the bound of polar.scale: 1 down to `low`, then falling to 0.
+    """
+    _, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    q = s / (1.001 * s.pow(8).sum() ** (1 / 8))
+    for a, b, c in minimax_steps(low):
+        q = a * q + b * q**3 + c * q**5
+    return (vh.mT * (g(kind, power, s) * q ** (1 if power is not None and power < 0 else 2))) @ vh
+
+
+@pytest.mark.parametrize(
+    "kind, power, side", [("power", -1.0, "target"), ("log1p", None, "online"), ("power", 1.0, "online")]
+)
+def test_below_its_range_the_ladder_fades_as_documented(
+    kind: str, power: float | None, side: str, record_property: Callable[[str, object], None]
+) -> None:
+    n = 32
+    s = torch.cat((torch.logspace(0, -3, n - 4, dtype=torch.float64), torch.tensor([6e-5, 3e-5, 1e-5, 1e-6]).double()))
+    left, right = torch.linalg.qr(rand(n, n))[0], torch.linalg.qr(rand(2 * n, n))[0]
+    x = ((left * s) @ right.mT).unsqueeze(0)
+    record_property("energy below the range", ((s < RANGE) * s**2).sum().item() / (s**2).sum().item())
+    w = faded(x[0], kind, power, RANGE)
+    out, grad, probe = value_and_gradient(x, side, kind=kind, power=power, solver="ladder", precision="fp64")
+    assert error(out[0], x[0] @ w) <= 1e-3
+    assert grad is None or error(grad[0], probe[0] @ w) <= 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16x3"])
+def test_a_null_direction_keeps_a_hundredth_at_most(precision: str) -> None:
+    x = features("centred", 32, 96).float()
+    left, s, right = torch.linalg.svd(x.double(), full_matrices=False)
+    assert s[-1] < 1e-7 * s[0]
+    out = spectral_filter(x, "power", -1.0, side="target", solver="ladder", precision=precision)
+    assert 0 <= left[:, -1] @ out.double() @ right[-1] <= 1e-2
+    rest = left[:, :-1] @ right[:-1]
+    kept = out.double() - left[:, -1:] @ (left[:, -1:].mT @ out.double())
+    assert (kept - rest).norm() / rest.norm() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("solver, bar", [("eigh64", 1e-6), ("ladder", 1e-3)])
+@pytest.mark.parametrize(
+    "kind, power, side", [("power", -0.5, "target"), ("log", None, "online"), ("log1p", None, "online")]
+)
+def test_rounded_features_with_the_cutoff_of_their_dtype(
+    kind: str, power: float | None, side: str, solver: str, bar: float, dtype: torch.dtype
+) -> None:
+    cutoff = CUTOFF[dtype]
+    for name in ("pow1", "drawn0", "drawn1", "centred"):  # the last has a direction that only rounding fills
+        x = features(name, 24, 96).to(dtype).float()
+        out, grad, probe = value_and_gradient(x, side, kind=kind, power=power, solver=solver, cutoff=cutoff)
+        w, kept = oracle(x, kind, power, cutoff), oracle(x, "power", 0.0, cutoff)
+        for got, start in ((out, x), (grad, probe)):
+            if got is not None:
+                got, want = got.detach().double(), start.double() @ w
+                assert error(got @ kept, want) <= bar
+                assert (got - got @ kept).norm() <= (0.4 if solver == "ladder" else bar) * want.norm(), "fades slowly"
+        low = spectral_filter(x.to(dtype), kind, power, side="target", solver=solver)  # type: ignore[arg-type]
+        assert error(low.double() @ kept, x.double() @ w) <= torch.finfo(dtype).eps, "the default is that of the dtype"
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("views", [1, 2, 8])
+def test_views_are_independent(views: int, solver: str) -> None:
+    x = torch.stack([features("drawn1", 12, 20, seed=i) * 10.0**i for i in range(views)]).float()
+    together = spectral_filter(x, "log1p", solver=solver)
+    alone = torch.stack([spectral_filter(view, "log1p", solver=solver) for view in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("kind, power", [("log1p", None), ("power", 1.0), ("power", 2.0)])
+def test_finite_differences_with_w_frozen(kind: str, power: float | None, solver: str) -> None:
+    x, step, probe = features("drawn1", 6, 9), rand(6, 9, seed=1), rand(6, 9, seed=2)
+    solver = "even" if power == 2 else solver
+
+    def frozen(at: Tensor) -> Tensor:
+        return (spectral_filter(at, kind, power, x_all=x, solver=solver) * probe).sum()  # type: ignore[arg-type]
+
+    leaf = x.clone().requires_grad_()
+    (spectral_filter(leaf, kind, power, solver=solver) * probe).sum().backward()  # type: ignore[arg-type,no-untyped-call]
+    assert leaf.grad is not None
+    difference = (frozen(x + 1e-3 * step) - frozen(x - 1e-3 * step)) / 2e-3
+    torch.testing.assert_close((leaf.grad * step).sum(), difference, rtol=1e-7 if solver != "ladder" else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("rows", [10, 40])
+def test_each_process_filters_its_own_rows(rows: int, solver: str) -> None:
+    whole = features("drawn1", rows, 20).float()
+    for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", 0.5, "target")):
+        every, grad, _ = value_and_gradient(whole, side, kind=kind, power=power, solver=solver)
+        mine = whole[4:9].clone().requires_grad_(side == "online")
+        part = spectral_filter(mine, kind, power, x_all=whole, offset=4, side=side, solver=solver)  # type: ignore[arg-type]
+        torch.testing.assert_close(part, every[4:9], rtol=1e-4, atol=1e-5)
+        if grad is not None:
+            (part * rand(rows, 20, seed=5).float()[4:9]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.testing.assert_close(mine.grad, grad[4:9], rtol=1e-4, atol=1e-4)
+
+
+def test_gram_of_all_processes_serves_as_well_as_their_rows() -> None:
+    whole = features("drawn1", 50, 12)
+    for kind, power in (("log1p", None), ("power", -1.0), ("power", 2.0)):
+        want = spectral_filter(whole[:9], kind, power, x_all=whole, scale="rms")  # type: ignore[arg-type]
+        got = spectral_filter(whole[:9], kind, power, gram=whole.mT @ whole, rows=50, scale="rms")  # type: ignore[arg-type]
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+def test_basis_of_the_other_branch(solver: str) -> None:
+    x, other = features("drawn1", 12, 20), features("pow1", 15, 20, seed=3)
+    for kind, power in (("log", None), ("power", 0.5), *([("power", -0.5)] if solver == "eigh64" else [])):
+        got = spectral_filter(x, kind, power, x_all=x, basis=other, side="target", solver=solver)  # type: ignore[arg-type]
+        assert error(got, x @ oracle(other, kind, power, RANGE)) <= (1e-6 if solver == "eigh64" else 1e-3)
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder", "even"])
+def test_rms_divides_the_singular_values_and_not_x(solver: str) -> None:
+    x = features("drawn1", 9, 25)
+    for kind, power in (("power", 2.0),) if solver == "even" else (("log1p", None), ("power", 0.5)):
+        got = spectral_filter(x, kind, power, scale="rms", solver=solver)  # type: ignore[arg-type]
+        assert error(got, x @ oracle(x / 3, kind, power, RANGE)) <= 1e-3
+
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"kind": "power"}, "power must be a finite number for kind='power', got None"),
+    ({"kind": "power", "power": math.nan}, "power must be a finite number"),
+    ({"kind": "power", "power": -math.inf}, "power must be a finite number"),
+    ({"kind": "log", "power": 1.0}, "power belongs to kind='power' alone"),
+    ({"kind": "sqrt"}, "kind must be one of power, log, log1p, log1p_sq, got 'sqrt'"),
+    ({"kind": "log", "side": "both"}, "side must be one of"),
+    ({"kind": "log", "scale": "unit"}, "scale must be one of"),
+    ({"kind": "log", "solver": "svd"}, "solver must be one of"),
+    ({"kind": "log", "precision": "bf16"}, "precision must be one of"),
+    ({"kind": "log", "cutoff": 1.0}, r"cutoff must be in \[0, 1\)"),
+    ({"kind": "log", "solver": "even"}, "solver='even' needs an even power above 0, got None"),
+    (
+        {"kind": "power", "power": -0.5, "solver": "ladder"},
+        "cannot do power -0.5 with a gradient, a basis or an unknown",
+    ),
+    ({"kind": "power", "power": -1.5, "side": "target", "solver": "ladder"}, "cannot do power -1.5; use"),
+    (
+        {"kind": "log", "x_all": torch.zeros(3, 7)},
+        r"x_all must match x of shape \(4, 6\) in all but rows, got \(3, 7\)",
+    ),
+    ({"kind": "log", "gram": torch.zeros(4, 6)}, "gram must match x"),
+    ({"kind": "log", "gram": torch.eye(6), "scale": "rms"}, "scale='rms' needs rows"),
+    ({"kind": "log", "gram": torch.eye(6), "solver": "ladder"}, "solver='ladder' needs the features"),
+]
+
+
+@pytest.mark.parametrize("how, message", REFUSED)
+def test_refuses(how: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spectral_filter(torch.randn(4, 6, requires_grad=True), **how)  # type: ignore[arg-type]
+
+
+def test_refuses_images_and_integers() -> None:
+    for x in (torch.zeros(2, 3, 8, 8), torch.zeros(4, 6, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="takes floats of shape"):
+            spectral_filter(x, "log")
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("needs_grad", [True, False])
+@pytest.mark.parametrize("shape, rows", [((2, 4, 6), None), ((1, 6, 4), None), ((2, 4, 6), 3), ((1, 4, 6), 9)])
+def test_operator_keeps_its_promises(
+    shape: tuple[int, int, int], rows: int | None, needs_grad: bool, solver: str
+) -> None:
+    x = rand(*shape).float().requires_grad_(needs_grad)
+    source = None if rows is None else rand(shape[0], rows, shape[2]).float()
+    for kind, power in (("log1p", None), ("power", 2.0), ("power", 4.0)):
+        name = "even" if power else solver
+        arguments = (x, source, False, None, kind, power, 1e-6, 1.0, needs_grad, name, "fp32")
+        checks = ["test_schema", "test_faketensor"]
+        checks += ["test_autograd_registration", "test_aot_dispatch_static"] if needs_grad else []
+        torch.library.opcheck(filter_op, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("solver", ["auto", "eigh64", "ladder"])
+@pytest.mark.parametrize("kind, power, side", [("log1p", None, "online"), ("power", -0.7, "target")])
+def test_compiles_to_one_graph(kind: str, power: float | None, side: str, solver: str) -> None:
+    def loss(x: Tensor) -> Tensor:
+        filtered = spectral_filter(2 * x, kind, power, side=side, solver=solver)  # type: ignore[arg-type]
+        return (filtered * x).sum()
+
+    torch.compiler.reset()
+    eager, compiled = (rand(4, 6).float().requires_grad_() for _ in range(2))
+    loss(eager).backward()  # type: ignore[no-untyped-call]
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled).backward()
+    assert eager.grad is not None and torch.equal(compiled.grad, eager.grad)  # type: ignore[arg-type]
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    x = features("pow1", 12, 20).float()
+    for solver in ("eigh64", "ladder"):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = spectral_filter(x, "log1p", solver=solver)
+        assert inside.dtype == torch.float32 and torch.equal(inside, spectral_filter(x, "log1p", solver=solver))
