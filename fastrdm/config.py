@@ -1,13 +1,10 @@
 """One run's configuration: every component's own config composed, read from presets, YAML and `a.b=c`, and checked."""
 
-import ast
 import dataclasses
 import difflib
 import hashlib
-import inspect
-import textwrap
-import typing
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +12,19 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from fastrdm import fields, trees
 from fastrdm.checkpoint import CheckpointConfig
 from fastrdm.encoders import EncoderConfig
 from fastrdm.evaluate import EvaluateConfig
-from fastrdm.loaders.spec import STRICT, LoaderConfig
+from fastrdm.loaders.spec import STRICT, LoaderConfig, require
 from fastrdm.log import LogConfig
-from fastrdm.methods.branch import TRANSFORMS, MethodConfig
+from fastrdm.methods.branch import TRANSFORMS, MethodConfig, TransformConfig
 from fastrdm.methods.online import FilterConfig
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.target import SinkhornConfig
 from fastrdm.optim import OptimConfig
-from fastrdm.schedules import Duration
+from fastrdm.schedules import Duration, steps_of
+from fastrdm.trees import Tree
 
 CONFIGS = Path(__file__).parent / "configs"
 QUICK_START = CONFIGS / "quickstart.yaml"
@@ -35,13 +34,17 @@ QUICK_START = CONFIGS / "quickstart.yaml"
 class TrainConfig:
     """How long, how precisely and on what to train."""
 
-    length: Duration = "100ep"
-    seed: int = Field(default=0, ge=0)  # of the initial weights, the order and the views
+    length: Duration = "100ep"  # of the run, in epochs or steps
+    seed: int = Field(default=0, ge=0, lt=2**32)  # of the initial weights, the order and the views
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
     accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
     compile: bool = False  # torch.compile the dual branch
-    channels_last: bool = True
+    channels_last: bool = True  # memory layout of images and convolutions
+
+    def __post_init__(self) -> None:
+        longer = not self.length.endswith("%") and steps_of(self.length, steps_per_epoch=2**32) > 0
+        require(longer, "train.length", "above 0, in epochs or steps, such as '50ep'", self.length)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,134 +78,100 @@ def load(arguments: Sequence[str]) -> Config:
     files = [a for a in arguments if "=" not in a]
     if len(files) > 1:
         raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
-    tree = read_file(Path(files[0]) if files else QUICK_START)
-    for argument in arguments:
-        if "=" in argument:
-            tree = _with_override(tree, argument)
-    return resolve(tree)
+    layers = trees.read_files(_find(files[0]) if files else QUICK_START)
+    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a))
 
 
-def resolve(tree: dict[str, Any]) -> Config:
-    """The Config of a nested dict laid over its preset."""
-    preset = tree.get("preset", Config.preset)
-    if preset not in PRESETS:
+def resolve(*layers: Tree) -> Config:
+    """The Config of nested dicts, each laid over the one before it, all of them over their preset."""
+    preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), Config.preset)
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset must be a method's name, got {preset!r}: {_nearest(str(preset), PRESETS)}")
+    tree = to_dict(_validate({"preset": preset, **PRESETS[preset]}))
+    for layer in layers:
+        tree = trees.merge(tree, layer)
+    config = _validate(tree)
+    _check_values(tree, dataclasses.asdict(config))
+    return config
+
+
+def _find(name: str) -> Path:
+    """The file of that name, else the shipped one."""
+    path = next((path for path in (Path(name), CONFIGS / name) if path.is_file()), None)
+    if path is None:
+        known = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
+        raise ValueError(f"no configuration file {name!r}, {_nearest(name, known)}; settings are written a.b=c")
+    return path
+
+
+def _validate(tree: Tree) -> Config:
     try:
-        return TypeAdapter(Config).validate_python(merge(PRESETS[preset], tree))
+        return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """A YAML file's tree, laid over the file that its `base:` names (relative to it)."""
-    if not path.exists():
-        known = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
-        if str(path) in known:
-            return read_file(CONFIGS / path)
-        raise ValueError(f"configuration file {path} does not exist; {_nearest(str(path), known)}")
-    tree = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(tree).__name__}")
-    base = tree.pop("base", None)
-    return merge(read_file(path.parent / base), tree) if base else tree
+def _check_values(given: Any, taken: Any, path: str = "") -> None:
+    """Refuse what pydantic lets pass: a number in place of true or false and the reverse, infinity."""
+    if isinstance(given, dict | list) and isinstance(taken, dict | list | tuple):
+        for key, value in given.items() if isinstance(given, dict) else enumerate(given):
+            _check_values(value, taken[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(given, bool) != isinstance(taken, bool):
+        expected = "true or false" if isinstance(taken, bool) else "a number"
+        raise ValueError(f"{path} must be {expected}, got {given!r}")
+    elif isinstance(taken, float) and not math.isfinite(taken):
+        raise ValueError(f"{path} must be a finite number, got {given!r}")
 
 
-def merge(under: Any, over: Any) -> Any:
-    """`over` laid on `under`: mappings key by key; a mapping on a list by index, or `*` for each; else it replaces."""
-    if isinstance(under, list) and isinstance(over, dict) and all(str(k) == "*" or str(k).isdigit() for k in over):
-        return _merge_list(under, over)
-    if isinstance(under, str) and isinstance(over, dict) and "name" not in over:
-        under = {"name": under}  # a transform written short
-    if not isinstance(under, dict) or not isinstance(over, dict):
-        return over
-    return {**under, **{k: merge(under[k], v) if k in under else v for k, v in over.items()}}
-
-
-def _merge_list(under: list[Any], over: dict[Any, Any]) -> list[Any]:
-    for key in over:
-        if str(key) != "*" and int(key) >= len(under):
-            raise ValueError(f"there is no item {key} in a list of {len(under)}")
-    out = [merge(item, over["*"]) if "*" in over else item for item in under]
-    for key, value in over.items():
-        if str(key) != "*":
-            out[int(key)] = merge(out[int(key)], value)
-    return out
-
-
-def _with_override(tree: dict[str, Any], argument: str) -> dict[str, Any]:
-    path, _, text = argument.partition("=")
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{path} takes a YAML value, got {text!r}") from None
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    try:
-        merged = merge(tree, value)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    assert isinstance(merged, dict)
-    return merged
-
-
-def _nearest(word: str, known: typing.Iterable[str], prefix: str = "") -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     """What is offered for a word that is not among the known ones: the nearest, or all."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {prefix + near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+
+
+def _nearest_key(path: list[str], key: str) -> str:
+    """The same for a key: the nearest beside it, else the key of that name elsewhere."""
+    beside = fields.keys_at(Config, path[:-1])
+    near = difflib.get_close_matches(path[-1], beside, n=1)
+    if near:
+        return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
+    elsewhere = [s.key for s in fields.walk(Config) if s.key.split(".")[-1] == path[-1]]
+    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+
+
+_EXPECTED = {  # where pydantic's words are about Python
+    "tuple_type": "a list",
+    "dataclass_type": "keys and values",
+    "string_type": "text",
+    "model_attributes_type": "a transform",
+    "union_tag_not_found": "a transform with its name",
+}
 
 
 def _explain(error: Any) -> str:
     """One line for one of pydantic's errors: key, what it takes, what it got, the nearest valid key."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(part for part in location if part not in _TAGS)
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        prefix = key[: -len(location[-1])]
-        return f"unknown configuration key {key!r}: {_nearest(location[-1], _keys_at(Config, location[:-1]), prefix)}"
+    path = [str(part) for part in error["loc"]]
+    # pydantic puts the name of the member of a union after its index in the list
+    key = ".".join(part for i, part in enumerate(path) if not (part in TRANSFORMS and i and path[i - 1].isdecimal()))
+    if error["type"] == "unexpected_keyword_argument":
+        return f"unknown configuration key {key!r}: {_nearest_key(path, key)}"
     if error["type"] == "union_tag_invalid":
         name = error["ctx"]["tag"]
-        return f"{key} takes a transform, got {name!r}: {_nearest(name, TRANSFORMS)}"
+        return f"{key} must be a transform, got {name!r}: {_nearest(name, TRANSFORMS)}"
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
-        first = reason.split()[0]
-        if "." in first or not key:
-            return reason
-        return f"{key}.{reason}" if first in _keys_at(Config, location) else f"{key}: {reason}"
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}: {message}, got {error['input']!r}"
+        first, _, rest = reason.partition(" ")
+        field = first.split(".")[-1]
+        if field in fields.keys_at(Config, path):  # a config names its own field: the key says where it stands
+            return f"{key}.{field} {rest}" if key else reason
+        return reason if "." in first or not key else f"{key}: {reason}"
+    if error["type"] in _EXPECTED:
+        return f"{key} must be {_EXPECTED[error['type']]}, got {error['input']!r}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
-_TAGS = set(TRANSFORMS)  # pydantic puts the name of the member of a union into the path
-
-
-def _keys_at(kind: Any, path: list[str]) -> list[str]:
-    """Names of the fields of the dataclass that `path` leads to from `kind`."""
-    for part in path:
-        kind = _step(kind, part)
-    found = next(_dataclasses_in(kind), None)
-    return [f.name for f in dataclasses.fields(found)] if found else []
-
-
-def _step(kind: Any, part: str) -> Any:
-    options = list(_dataclasses_in(kind))
-    tagged = [o for o in options if getattr(o, "name", None) == part]
-    if tagged:
-        return tagged[0]
-    for option in options:
-        types = {f.name: f.type for f in dataclasses.fields(option)}
-        if part in types:
-            return types[part]
-    return kind  # an index into a list
-
-
-def _dataclasses_in(kind: Any) -> Iterator[Any]:
-    if dataclasses.is_dataclass(kind):
-        yield kind
-    for argument in typing.get_args(kind):
-        yield from _dataclasses_in(argument)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> Tree:
     """The resolved configuration as plain data; `resolve` gives the same Config back."""
     tree = TypeAdapter(Config).dump_python(config, mode="json")
     assert isinstance(tree, dict)
@@ -220,38 +189,10 @@ def run_folder(config: Config) -> Path:
     return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Lines `a.b: old -> new` for every setting in which two resolved configurations differ."""
-    lines = []
-    for key in {**old, **new}:
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            lines += differences(was, now, f"{path}{key}.")
-        elif was != now:
-            lines.append(f"{path}{key}: {was} -> {now}")
-    return lines
-
-
-def describe(kind: Any = Config, path: str = "") -> Iterator[str]:
-    """One line for each setting: its key, default and the comment beside it in the source."""
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.type):
-            yield from describe(field.type, f"{path}{field.name}.")
-            continue
-        note = _comments(kind).get(field.name, "")
-        setting = textwrap.shorten(f"{path}{field.name} = {_default(field)}", 58, placeholder=" ...")
-        yield f"  {setting:58}  {note}"
-
-
-def _default(field: Any) -> Any:
-    value = field.default.default if hasattr(field.default, "annotation") else field.default
-    parts = value if isinstance(value, tuple) else (value,)
-    return "..." if any(dataclasses.is_dataclass(part) for part in parts) else value
-
-
-def _comments(kind: Any) -> dict[str, str]:
-    source = textwrap.dedent(inspect.getsource(kind))
-    lines = source.splitlines()
-    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    fields = (node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
-    return {node.target.id: lines[(node.end_lineno or 1) - 1].partition("  # ")[2] for node in fields}  # type: ignore[union-attr]
+def describe() -> Iterator[str]:
+    """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
+    yield from map(fields.line, fields.walk(Config))
+    yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
+    for kind in fields.options(TransformConfig):
+        settings = [s for s in fields.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
+        yield from map(fields.line, settings) if settings else [f"  {kind.name}"]

@@ -24,7 +24,7 @@ class OptimConfig:
     warmup: Duration = "10ep"  # linear, from warmup_lr
     warmup_lr: float = 3e-5  # at the first step; not scaled
     momentum: float = 0.9  # SGD and LARS
-    weight_decay: float = 1e-5
+    weight_decay: float = 1e-5  # share of the weight added to the gradient (SGD, LARS) or the step (AdamW, LAMB)
     exclude_bias_norm: bool = False  # biases and norms (1-D) get neither decay nor LARS / LAMB adaptation
     eta: float = 0.02  # LARS: step over weight norm
     clip: bool = False  # LARS: adaptation may shorten a step, never lengthen it

@@ -4,15 +4,15 @@ import math
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 from fastrdm.loaders.spec import require
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ep|%)|([0-9]+)(st)")
 
 
-def _parsed(duration: str) -> tuple[float, str]:
-    match = _DURATION.fullmatch(duration)
+def _parsed(duration: object) -> tuple[float, str]:
+    match = _DURATION.fullmatch(str(duration))
     if match is None:
         raise ValueError(
             f"a duration is written '50ep' (epochs), '2000st' (steps) or '5%' (of the run), got {duration!r}"
@@ -22,12 +22,12 @@ def _parsed(duration: str) -> tuple[float, str]:
     return number, unit
 
 
-def _checked(duration: str) -> str:
+def _checked(duration: object) -> object:
     _parsed(duration)
     return duration
 
 
-Duration = Annotated[str, AfterValidator(_checked)]
+Duration = Annotated[str, BeforeValidator(_checked)]
 
 
 def steps_of(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

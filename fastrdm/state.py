@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fastrdm import checkpoint, config, distributed
+from fastrdm import checkpoint, config, distributed, trees
 from fastrdm.checkpoint import Checkpoint, CheckpointError
 from fastrdm.config import Config
 from fastrdm.distributed import Processes
@@ -99,7 +99,7 @@ class RunState:
         return path
 
     def _restore(self, found: Checkpoint) -> None:
-        lines = config.differences(found.meta["config"], config.to_dict(self.settings))
+        lines = trees.differences(found.meta["config"], config.to_dict(self.settings))
         fixed = [line for line in lines if not line.startswith(FREE)]
         if fixed:
             told = "; ".join(fixed[:5])

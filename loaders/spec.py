@@ -33,9 +33,9 @@ class ViewSpec:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # antialiased
     flip: float = 0.5  # probability
     jitter: float = 0.8  # probability that the four strengths below are applied
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
+    brightness: float = 0.4  # factor drawn from 1 - this to 1 + this, at least 0; so are the next two
+    contrast: float = 0.4  # blend with the mean grey level
+    saturation: float = 0.4  # blend with the grey image
     hue: float = 0.1  # turns of the colour circle, at most 0.5
     grey: float = 0.2  # probability
     blur: float = 0.0  # probability
@@ -43,8 +43,8 @@ class ViewSpec:
     blur_sigma: Pair = (0.1, 2.0)  # pixels
     solarise: float = 0.0  # probability
     solarise_threshold: int = 128  # of 0 to 255; values at or above are inverted
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    mean: Triple = (0.485, 0.456, 0.406)  # of red, green and blue in [0, 1]: subtracted
+    std: Triple = (0.229, 0.224, 0.225)  # then divided by
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", "above 0 pixels", self.size)
@@ -72,7 +72,7 @@ class LoaderConfig:
     subset: int | None = None  # train on so many images, the same number of each class
     engine: Literal["auto", "resident", "native"] = "auto"  # auto: resident for sets held in memory, native for files
     batch_size: int = 256  # images a step, over all processes
-    views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
+    views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())  # numbered from 0; views.*.size sets the size of all
     workers: int = 2  # decoding threads of this process
     prefetch: int = 4  # batches made ahead of the training step
     max_corrupt: float = 0.001  # share of unreadable images above which the run stops

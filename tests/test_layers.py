@@ -18,7 +18,7 @@ LAYERS = [
     ["config"],
     ["methods", "monitor", "meters", "evaluate", "checkpoint", "report", "export"],
     ["encoders", "heads", "optim", "log"],
-    ["schedules", "distributed"],
+    ["schedules", "distributed", "fields", "trees"],
     ["loaders"],
     ["kernels"],
 ]

@@ -72,8 +72,8 @@ class MethodConfig:
     """A row of the table of methods: see docs/methods.md."""
 
     projector: HeadConfig = HeadConfig()
-    online: tuple[TransformConfig, ...] = (PredictorConfig(),)
-    target: tuple[TransformConfig, ...] = (StopConfig(),)
+    online: tuple[TransformConfig, ...] = (PredictorConfig(),)  # transforms of the branch that learns, in order
+    target: tuple[TransformConfig, ...] = (StopConfig(),)  # and of the branch that it is compared with
     ema: EmaConfig | None = None  # null: the target branch is the online network itself
     alignment: AlignmentConfig = AlignmentConfig()
     bn_views: Literal["per_view", "joint"] = "per_view"  # BatchNorm statistics: as separate passes, or over all views

@@ -38,7 +38,7 @@ class SinkhornConfig:
 
     name: Literal["sinkhorn"] = "sinkhorn"
     epsilon: float = Field(default=0.05, gt=0)  # scores are divided by it
-    iterations: int = Field(default=3, ge=1)
+    iterations: int = Field(default=3, ge=1)  # of scaling prototypes, then samples
     queue: int = Field(default=0, ge=0)  # earlier features of each view, over all processes, that join the problem
     queue_start: Duration = "50ep"  # from when on, once full; authors' scripts: 3840 features from epoch 50
 
@@ -108,8 +108,8 @@ class CentreSharpenConfig:
     """softmax((scores - centre) / temperature) (DINO, section 3.1)."""
 
     name: Literal["centre_sharpen"] = "centre_sharpen"
-    temperature: float = Field(default=0.07, gt=0)
-    warmup_temperature: float = Field(default=0.04, gt=0)
+    temperature: float = Field(default=0.07, gt=0)  # scores are divided by it
+    warmup_temperature: float = Field(default=0.04, gt=0)  # at the first step
     warmup: Duration = "50ep"  # linear ramp from warmup_temperature to temperature; at most the whole run
     momentum: float = Field(default=0.9, ge=0, le=1)  # of the centre, a moving average of the batch mean
 
