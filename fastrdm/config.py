@@ -73,6 +73,9 @@ class Config:
             raise ValueError(f"filter.basis=other takes two views, got {len(self.loader.views)} in loader.views")
 
 
+_ADAPTER = TypeAdapter(Config)
+
+
 def load(arguments: Sequence[str]) -> Config:
     """The Config of `[FILE.yaml] [a.b=c ...]`; the quick start without FILE. ValueError names what is refused."""
     files = [a for a in arguments if "=" not in a]
@@ -106,7 +109,7 @@ def _find(name: str) -> Path:
 
 def _validate(tree: Tree) -> Config:
     try:
-        return TypeAdapter(Config).validate_python(tree)
+        return _ADAPTER.validate_python(tree)
     except ValidationError as error:
         raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
 
@@ -173,7 +176,7 @@ def _explain(error: Any) -> str:
 
 def to_dict(config: Config) -> Tree:
     """The resolved configuration as plain data; `resolve` gives the same Config back."""
-    tree = TypeAdapter(Config).dump_python(config, mode="json")
+    tree = _ADAPTER.dump_python(config, mode="json")
     assert isinstance(tree, dict)
     return tree
 
