@@ -99,7 +99,7 @@ def test_refusal_is_one_clear_line(argument: str, capsys: pytest.CaptureFixture[
 
 REFUSED_TOGETHER = [
     (["preset=swav", "loader.batch_size=64", "train.accumulate=2"], "train.accumulate must be 1 with sinkhorn.queue"),
-    (["preset=swav", "method.target.0.count=10"], "prototypes.count must be one "),
+    (["preset=swav", "method.target.0.count=10"], "prototypes.count must be "),
     (["quickstart.yaml", "other.yaml"], "one configuration file at most, got quickstart.yaml, other.yaml; settings"),
     (["quickstart.yaml", "lr", "1"], "one configuration file at most, got quickstart.yaml, lr, 1; settings are"),
 ]
