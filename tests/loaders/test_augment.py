@@ -1,6 +1,7 @@
 """Every operation of the reference augmentation, pixel by pixel, against torchvision v2 with the same parameters."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,7 +179,8 @@ def test_the_whole_chain(interpolation: Any, size: int, shape: tuple[int, int]) 
     sides = (torch.full((64,), side) for side in shape)
     parameters = sample_parameters(spec, 7, 3, torch.arange(64), 1, *sides)
     wanted = torch.stack([expected(*pair, spec) for pair in zip(unit(images), parameters, strict=True)])
-    error = (ours.augment(images, parameters, spec) - wanted).abs().amax(dim=(1, 2, 3))
+    rare = replace(spec, jitter=0.01, grey=0.01, blur=0.01, solarise=0.01)  # drawn is drawn, however rarely
+    error = (ours.augment(images, parameters, rare) - wanted).abs().amax(dim=(1, 2, 3))
     assert error.max() <= 2 * LEVEL
     assert error.median() < 1e-5
 
@@ -193,19 +195,24 @@ def test_output_is_normalised_channels_last_and_of_the_dtype() -> None:
     assert half.dtype == torch.bfloat16 and torch.equal(half, full.bfloat16())
 
 
-@pytest.mark.parametrize("side", [8, 17, 32])
-def test_a_view_does_not_depend_on_the_rest_of_the_batch(side: int) -> None:
+@pytest.mark.parametrize(("side", "batch"), [(8, 70), (17, 70), (32, 70), (200, 3)])
+def test_a_view_does_not_depend_on_the_rest_of_the_batch(side: int, batch: int) -> None:
     """Bit for bit: in any batch, at any place, alone, on one thread or two."""
     spec = ViewSpec(size=side, blur=0.5, solarise=0.2)
-    images = pictures(70, side, side)
-    height = torch.full((70,), side)
-    parameters = sample_parameters(spec, 0, 0, torch.arange(70), 0, height, height)
+    images = pictures(batch, side, side)
+    height = torch.full((batch,), side)
+    parameters = sample_parameters(spec, 0, 0, torch.arange(batch), 0, height, height)
     together = ours.augment(images, parameters, spec)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            for part in (torch.arange(1), torch.arange(69, 2, -1), torch.tensor([5, 50, 7]), torch.arange(3, 36)):
+            for part in (
+                torch.arange(1),
+                torch.arange(batch - 1, 1, -1),
+                torch.tensor([2, 0]),
+                torch.arange(batch // 2),
+            ):
                 assert torch.equal(ours.augment(images[part], parameters[part], spec), together[part])
     finally:
         torch.set_num_threads(threads)

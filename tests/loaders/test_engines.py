@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,6 @@ def config(request: pytest.FixtureRequest, folder: str) -> LoaderConfig:
     if request.param == "native":
         return LoaderConfig(source="folder", root=folder, batch_size=8, views=VIEWS)
     return LoaderConfig(subset=COUNT, batch_size=8, views=VIEWS)
-
-
-def changed(config: LoaderConfig, **settings: Any) -> LoaderConfig:
-    fields = ("source", "root", "subset", "engine", "batch_size", "views", "workers", "prefetch", "max_corrupt")
-    return LoaderConfig(**{name: getattr(config, name) for name in fields} | settings)
 
 
 def loaders(config: LoaderConfig, world: int = 1, **settings: Any) -> list[Loader]:
@@ -114,14 +110,14 @@ def test_ranks_together_see_what_one_sees(config: LoaderConfig, whole: list[Batc
 
 @pytest.mark.parametrize("settings", [{"workers": 5, "prefetch": 1}, {"workers": 1, "prefetch": 9}])
 def test_workers_do_not_matter(config: LoaderConfig, whole: list[Batch], settings: dict[str, int]) -> None:
-    parts = loaders(changed(config, **settings))
+    parts = loaders(replace(config, **settings))
     assert_same(batches(parts), whole)
     parts[0].close()
 
 
 @pytest.mark.parametrize("size", [2, 50])
 def test_batch_size_does_not_matter(config: LoaderConfig, whole: list[Batch], size: int) -> None:
-    parts = loaders(changed(config, batch_size=size))
+    parts = loaders(replace(config, batch_size=size))
     found = by_sample(batches(parts))
     parts[0].close()
     assert len(found) == 50
@@ -141,7 +137,7 @@ def test_epochs_differ(config: LoaderConfig, whole: list[Batch]) -> None:
 
 
 def test_every_sample_once_an_epoch(config: LoaderConfig) -> None:
-    parts = loaders(changed(config, batch_size=10))
+    parts = loaders(replace(config, batch_size=10))
     for epoch in range(3):
         parts[0].set_epoch(epoch)
         assert sorted(torch.cat([batch.index for batch in batches(parts)]).tolist()) == list(range(COUNT))
@@ -194,7 +190,7 @@ def test_native_agrees_with_resident_to_its_rounding() -> None:
     for view, bound in ((ViewSpec(size=16, jitter=0, grey=0, **plain), 0.51), (ViewSpec(size=16, **plain), 2.0)):
         config = LoaderConfig(subset=COUNT, batch_size=10, views=(view, view))
         source: Source = open_source(config, "train")
-        pair = [build_loader(changed(config, engine=engine), source, seed=0) for engine in ("resident", "native")]
+        pair = [build_loader(replace(config, engine=engine), source, seed=0) for engine in ("resident", "native")]
         for resident, native in zip(*pair, strict=True):
             assert torch.equal(resident.index, native.index)
             assert (resident.views[0] - native.views[0]).abs().max() <= bound / 255

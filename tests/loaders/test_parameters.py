@@ -37,7 +37,7 @@ def box_by_python(u: list[float], spec: ViewSpec, height: int, width: int) -> tu
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (375, 500), (500, 31), (3, 200), (1, 1), (1, 9), (2, 3)])
+@pytest.mark.parametrize("shape", [(32, 32), (375, 500), (500, 31), (3, 201), (1, 1), (1, 9), (2, 3)])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0), (0.05, 0.14)])
 def test_crop_boxes_follow_the_rule(shape: tuple[int, int], scale: tuple[float, float]) -> None:
     spec = ViewSpec(scale=scale)
@@ -72,6 +72,8 @@ def test_probabilities() -> None:
     for column, probability in drawn.items():
         assert (parameters[:, column] != 0).double().mean().item() == pytest.approx(probability, abs=0.015), column.name
     assert jittered.double().mean().item() == pytest.approx(0.8, abs=0.015)
+    sigma = parameters[parameters[:, Column.BLUR] != 0, Column.BLUR]
+    assert sigma.mean().item() == pytest.approx(1.05, abs=0.03)  # its own draw, not what is left of blur's
     left = parameters[~jittered]
     assert (left[:, Column.BRIGHTNESS : Column.HUE] == 1).all() and (left[:, Column.HUE] == 0).all()
 
