@@ -50,8 +50,10 @@ def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: 
     values, left = _eigh(symmetric_gram(exact))
     s, weights = _weights(values, function)
     if own and not needs_grad:
-        matrix = (left * weights.unsqueeze(-2)) @ left.mT
-        return _apply(matrix, exact if function.amplifies else exact.to(work), x), no_factors(x, work)
+        dtype = torch.float64 if function.amplifies else work
+        unit = power_of_two(weights.unsqueeze(-2))
+        matrix = (left * (weights.unsqueeze(-2) / unit)).to(dtype) @ left.mT.to(dtype)
+        return ((matrix @ exact.to(dtype)) * unit).to(x.dtype), no_factors(x, work)
     right = (left / s.unsqueeze(-2)).mT @ exact
     factors = _as_factors(right, weights, work)
     scaled = left * (s * weights).unsqueeze(-2) if own else _project(x, right.mT, weights, function)

@@ -31,6 +31,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def features(name: str, b: int, d: int, seed: int = 0) -> Tensor:
     """(b, d) float64 of mean square 1: exact eigenvalues, or Gaussian draws (`drawnX`; `drawn0` is white)."""
+    x: Tensor
     n = min(b, d)
     index = torch.arange(1, n + 1, dtype=torch.float64)
     left, right = torch.linalg.qr(rand(b, n, seed=seed))[0], torch.linalg.qr(rand(d, n, seed=seed + 1))[0]
@@ -45,7 +46,7 @@ def features(name: str, b: int, d: int, seed: int = 0) -> Tensor:
         x = torch.relu(rand(b, 2 * d, seed=seed) @ rand(2 * d, d, seed=seed + 1) / math.sqrt(d)) + 0.1
     else:  # drawnX: Gaussian rows whose covariance has a power law
         x = rand(b, d, seed=seed) * torch.arange(1, d + 1) ** (-float(name.removeprefix("drawn")) / 2)
-    return x * math.sqrt(b * d) / x.norm()
+    return x * math.sqrt(b * d) / torch.linalg.vector_norm(x)
 
 
 def g(kind: str, power: float | None, s: Tensor) -> Tensor:
@@ -54,6 +55,8 @@ def g(kind: str, power: float | None, s: Tensor) -> Tensor:
 
 def oracle(x: Tensor, kind: str, power: float | None, cutoff: float) -> Tensor:
     """W (D, D) by the definition, from a float64 SVD."""
+    s: Tensor
+    vh: Tensor
     _, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
     keep = s > cutoff * s[0]
     return (vh.mT * torch.where(keep, g(kind, power, torch.where(keep, s, 1.0)), 0.0)) @ vh
@@ -66,7 +69,7 @@ def error(got: Tensor, want: Tensor) -> float:
     assert (lengths[1] > 0).all()
     direction = (got / lengths[0] - want / lengths[1]).norm(dim=-1)
     size = (lengths[0] / lengths[1] - 1).squeeze(-1)
-    return max(direction.square().mean().sqrt().item(), size.square().mean().sqrt().item())
+    return torch.stack((direction, size)).square().mean(-1).sqrt().max().item()
 
 
 def value_and_gradient(x: Tensor, side: str, **how: object) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -76,7 +79,7 @@ def value_and_gradient(x: Tensor, side: str, **how: object) -> tuple[Tensor, Ten
     out = spectral_filter(x, side=side, **how)  # type: ignore[arg-type]
     assert out.dtype == x.dtype and out.shape == x.shape and out.requires_grad == (side == "online")
     if side == "online":
-        (out * probe).sum().backward()  # type: ignore[no-untyped-call]
+        (out * probe).sum().backward()
     return out, x.grad, probe
 
 
@@ -120,6 +123,8 @@ def faded(x: Tensor, kind: str, power: float | None, low: float) -> Tensor:
 
     q composes the minimax steps at s over the bound of polar.scale: 1 down to `low`, then falling to 0.
     """
+    s: Tensor
+    vh: Tensor
     _, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
     q = s / (1.001 * s.pow(8).sum() ** (1 / 8))
     for a, b, c in minimax_steps(low):
@@ -197,7 +202,7 @@ def test_finite_differences_with_w_frozen(kind: str, power: float | None, solver
         return (spectral_filter(at, kind, power, x_all=x, solver=solver) * probe).sum()  # type: ignore[arg-type]
 
     leaf = x.clone().requires_grad_()
-    (spectral_filter(leaf, kind, power, solver=solver) * probe).sum().backward()  # type: ignore[arg-type,no-untyped-call]
+    (spectral_filter(leaf, kind, power, solver=solver) * probe).sum().backward()  # type: ignore[arg-type]
     assert leaf.grad is not None
     difference = (frozen(x + 1e-3 * step) - frozen(x - 1e-3 * step)) / 2e-3
     torch.testing.assert_close((leaf.grad * step).sum(), difference, rtol=1e-7 if solver != "ladder" else 1e-3, atol=0)
@@ -213,7 +218,7 @@ def test_each_process_filters_its_own_rows(rows: int, solver: str) -> None:
         part = spectral_filter(mine, kind, power, x_all=whole, offset=4, side=side, solver=solver)  # type: ignore[arg-type]
         torch.testing.assert_close(part, every[4:9], rtol=1e-4, atol=1e-5)
         if grad is not None:
-            (part * rand(rows, 20, seed=5).float()[4:9]).sum().backward()  # type: ignore[no-untyped-call]
+            (part * rand(rows, 20, seed=5).float()[4:9]).sum().backward()
             torch.testing.assert_close(mine.grad, grad[4:9], rtol=1e-4, atol=1e-4)
 
 
@@ -305,7 +310,7 @@ def test_compiles_to_one_graph(kind: str, power: float | None, side: str, solver
 
     torch.compiler.reset()
     eager, compiled = (rand(4, 6).float().requires_grad_() for _ in range(2))
-    loss(eager).backward()  # type: ignore[no-untyped-call]
+    loss(eager).backward()
     torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled).backward()
     assert eager.grad is not None and torch.equal(compiled.grad, eager.grad)  # type: ignore[arg-type]
 

@@ -14,8 +14,9 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def with_spectrum(s: Tensor, b: int, d: int) -> Tensor:
-    n = len(s)
-    return (torch.linalg.qr(rand(b, n))[0] * s) @ torch.linalg.qr(rand(d, n, seed=1))[0].mT
+    left, right = torch.linalg.qr(rand(b, len(s)))[0], torch.linalg.qr(rand(d, len(s), seed=1))[0]
+    x: Tensor = (left * s) @ right.mT
+    return x
 
 
 def entropy_rank(values: Tensor) -> float:
@@ -80,9 +81,9 @@ def test_effective_rank_is_invariant() -> None:
     turn = torch.linalg.qr(rand(30, 30, seed=2))[0]
     variants = [x @ turn, x[torch.randperm(12)], 7 * x, x.mT, torch.nn.functional.pad(x, (0, 4, 0, 3)), -x]
     for convention in ("eigenvalues", "singular_values"):
-        want = effective_rank(x, convention=convention).item()  # type: ignore[arg-type]
+        want = effective_rank(x, convention=convention).item()
         for other in variants:
-            assert effective_rank(other, convention=convention).item() == pytest.approx(want, rel=1e-9)  # type: ignore[arg-type]
+            assert effective_rank(other, convention=convention).item() == pytest.approx(want, rel=1e-9)
     batch = torch.stack([x, 2 * x @ turn, x.flip(0)])
     torch.testing.assert_close(effective_rank(batch), effective_rank(x).expand(3))
 
