@@ -36,12 +36,12 @@ def train(arguments: Sequence[str]) -> int:
             print(config.to_yaml(settings), end="")
             return 0
         return _run(settings)
-    except ValueError as error:
-        print(f"fastrdm: {error}", file=sys.stderr)
-        return EXIT_REFUSED
     except (CheckpointError, CorruptImage, NonFiniteLoss) as error:
         print(f"fastrdm: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except ValueError as error:
+        print(f"fastrdm: {error}", file=sys.stderr)
+        return EXIT_REFUSED
     finally:
         distributed.stop()
 
@@ -49,11 +49,14 @@ def train(arguments: Sequence[str]) -> int:
 def _run(settings: config.Config) -> int:
     began = time.monotonic()
     trainer = Trainer(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(trainer.stop, "asked", True))
     if trainer.processes.main:
         print("\n".join(introduction(trainer)), flush=True)
-    finished = trainer.train()
+    before = {n: signal.signal(n, lambda *_: trainer.stop.ask()) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        finished = trainer.train()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if not trainer.processes.main:
         return 0 if finished else EXIT_STOPPED
     if not finished:
@@ -101,7 +104,11 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     ]
     if "probe" in f:
         lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")
-    lines += [f"unreadable image {name}" for name in trainer.loader.faults.values()]
+    lines += [
+        f"unreadable image {name}"
+        for faults in (trainer.loader.faults, trainer.test_faults)
+        for name in faults.values()
+    ]
     last = checkpoint.existing(folder)[0]
     return [
         *lines,

@@ -94,6 +94,10 @@ class StopSignal:
         self._group: Any = dist.new_group(backend="gloo") if process_count() > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
 
+    def ask(self) -> None:
+        """Ask all processes to stop; safe in a signal handler."""
+        self.asked = True
+
     def poll(self) -> bool:
         """True on every process from the same step on, once one of them has set `asked`."""
         if self._group is None:

@@ -73,6 +73,7 @@ class Trainer:
         c, train, p = self.settings.loader, self.settings.train, self.processes
         self.dtype = DTYPES[train.precision]
         self.source, self.test = open_source(c, "train"), open_source(c, "test")
+        self.test_faults: dict[int, str] = {}
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -100,9 +101,9 @@ class Trainer:
             self.method.compile()
         self.parallel: nn.Module = self.learner
         if self.processes.world > 1:
-            once = train.accumulate == 1
+            buffers: dict[str, Any] = {BUFFERS: False}
             self.parallel = DistributedDataParallel(
-                self.learner, gradient_as_bucket_view=True, static_graph=once, **{BUFFERS: False}
+                self.learner, gradient_as_bucket_view=True, static_graph=train.accumulate == 1, **buffers
             )
 
     def _build_optimizer(self) -> None:
@@ -227,14 +228,17 @@ class Trainer:
         device, precision = self.processes.device.type, self.method.precision
         self.learner.eval()
         with torch.autocast(device, precision) if precision else nullcontext():
-            bank, query = (feature_set(encode, self.centre_views(s)) for s in (self.source, self.test))
+            bank = feature_set(encode, self.centre_views(self.source, self.loader.faults))
+            query = feature_set(encode, self.centre_views(self.test, self.test_faults))
         self.learner.train()
         return bank, query
 
-    def centre_views(self, source: Source) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """(images, index, label) over this process's share of a source, each image once, not augmented."""
+    def centre_views(self, source: Source, faults: dict[int, str]) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """(images, index, label) over this process's share of a source, each readable image once, not augmented."""
         spec, size, p = self.settings.loader.views[0], self.settings.evaluate.batch_size, self.processes
-        return evaluation_batches(source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world)
+        return evaluation_batches(
+            source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world, faults=faults
+        )
 
     def knn(self, bank: FeatureSet, query: FeatureSet) -> float:
         return knn_accuracy(bank, query, self.settings.evaluate.k, self.settings.evaluate.temperature)

@@ -118,7 +118,7 @@ class NativeLoader(EpochLoader):
                 return candidate, self.source.read(candidate)
             except CorruptImage as error:
                 self.faults[candidate] = str(error)
-        raise ValueError(
+        raise CorruptImage(
             f"{len(self.faults)} of {samples} images cannot be read, above loader.max_corrupt={self.max_corrupt}; "
             f"the latest: {list(self.faults.values())[-1]}. Repair or remove them, or raise loader.max_corrupt"
         )

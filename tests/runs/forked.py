@@ -1,4 +1,4 @@
-"""Runs of several processes forked from one that has imported everything, slow packages too, so that each start costs nothing.
+"""Runs of several processes forked from one that has imported everything, so that each start costs nothing.
 
 Used by scripts that the tests start, never inside pytest: a process that has computed with threads must not fork.
 """
