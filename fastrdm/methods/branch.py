@@ -82,9 +82,11 @@ class MethodConfig:
         _, online, target = ALIGNMENTS[self.alignment.name]
         _check_kinds(self.online, "method.online", online, self.alignment.name)
         _check_kinds(self.target, "method.target", target, self.alignment.name)
-        counts = {t.count for t in (*self.online, *self.target) if isinstance(t, PrototypesConfig)}
-        if len(counts) > 1:
-            raise ValueError(f"prototypes.count must be one number on both branches, got {sorted(counts)}")
+        if any(t.name == "stop" for t in self.online):
+            raise ValueError("method.online: stop belongs to method.target, here it leaves nothing to train")
+        if any(t.name == "predictor" for t in self.target):
+            raise ValueError("method.target: predictor belongs to method.online, here nothing trains it")
+        _check_prototypes([t for t in (*self.online, *self.target) if isinstance(t, PrototypesConfig)])
 
 
 def _check_kinds(transforms: Sequence[TransformConfig], key: str, end: Kind, alignment: str) -> None:
@@ -98,6 +100,14 @@ def _check_kinds(transforms: Sequence[TransformConfig], key: str, end: Kind, ali
         kind, giver = TRANSFORMS[t.name].gives, t.name
     if kind != end:
         raise ValueError(f"{key}: alignment {alignment} takes {end} here, but {giver} gives {kind}")
+
+
+def _check_prototypes(configs: Sequence[PrototypesConfig]) -> None:
+    """Raise ValueError where the branches describe the one layer of prototypes differently."""
+    for key in ("count", "freeze"):
+        values = [str(getattr(c, key)) for c in configs]
+        if len(set(values)) > 1:
+            raise ValueError(f"prototypes.{key} must be the same on both branches, got {' and '.join(values)}")
 
 
 class Encoded(NamedTuple):
@@ -199,6 +209,7 @@ class DualBranch(nn.Module):
         return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
 
     def _run(self, transforms: nn.ModuleList, x: Tensor, branch: Branch) -> Tensor:
+        set_views(transforms, len(x) if self.online.per_view else 1)
         with torch.autocast(x.device.type, enabled=False):
             for transform in transforms:
                 x = transform(x, branch)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastrdm.distributed import gather_rows
 from fastrdm.heads import Head, HeadConfig
-from fastrdm.kernels.ladder import spectral_filter
+from fastrdm.kernels.ladder import SOLVERS, spectral_filter
 from fastrdm.loaders.spec import STRICT, require
 from fastrdm.schedules import Duration, steps_of
 
@@ -95,15 +95,16 @@ class FilterConfig:
 
     name: Literal["filter"] = "filter"
     kind: Literal["power", "log", "log1p", "log1p_sq"] = "power"  # f(s) = s^power, ln s, ln(1+s), ln(1+s^2)
-    power: float | None = None  # exponent of f itself, the authors' --sigma: online 1 or 2, target -0.3 to -1
+    power: float | None = Field(default=None, allow_inf_nan=False)  # of f itself, --sigma: online 1 or 2, target < 0
     basis: Literal["self", "other"] = "self"  # whose spectrum: its own, or the other branch's (authors' ImageNet code)
     scale: Literal["raw", "rms"] = "raw"  # raw: singular values of the gathered batch (the paper's); rms: / sqrt(rows)
-    cutoff: float | None = None  # directions below this share of the largest singular value go; null: by dtype
+    cutoff: float | None = Field(default=None, ge=0, lt=1)  # smaller shares of the largest s count as 0; null: by dtype
     solver: str = "auto"  # how W is computed: see docs/spectra.md
 
     def __post_init__(self) -> None:
         given = "a number for kind=power" if self.kind == "power" else f"left out for kind={self.kind}"
         require((self.power is not None) == (self.kind == "power"), "filter.power", given, self.power)
+        require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)
 
 
 class SpectralFilter(Transform):

@@ -125,7 +125,7 @@ class CentreSharpen(Transform):
     def __init__(self, config: CentreSharpenConfig, place: Place) -> None:
         super().__init__()
         self.config = config
-        self.warmup = place.horizon.steps(config.warmup)
+        self.warmup = min(place.horizon.steps(config.warmup), place.horizon.total)
         assert place.prototypes is not None
         self.register_buffer("centre", torch.zeros(place.prototypes))
         self.register_buffer("temperature", torch.tensor(config.warmup_temperature), persistent=False)
