@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,14 +60,15 @@ def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, A
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
         torch.save(state, partial / STATE)
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(partial.iterdir())}
-        (partial / META).write_text(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}, indent=1))
+        told = json.loads(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}))
+        (partial / META).write_text(json.dumps({**told, "sha256": _digest(told)}, indent=1))
         for path in (*partial.iterdir(), partial):
             _flush(path)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
         _flush(final.parent)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save on a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: torch and safetensors on a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{final} could not be written: {error}") from error
     return final
@@ -79,13 +82,19 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is no complete checkpoint: {META}: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}")
+    if meta.pop("sha256", None) != _digest(meta):
+        raise CheckpointError(f"{path} is damaged: {META} is not what was written")
     for name, expected in meta["files"].items():
         file = path / name
         if not file.exists():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
-    return Checkpoint(path, load_file(path / WEIGHTS), torch.load(path / STATE, weights_only=True), meta)
+    try:
+        weights, state = load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return Checkpoint(path, weights, state, meta)
 
 
 def existing(run: Path) -> list[Path]:
@@ -125,6 +134,10 @@ def clear_partial(run: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (run / "checkpoints").glob(".partial-*"):
         shutil.rmtree(path)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
