@@ -195,24 +195,34 @@ def test_output_is_normalised_channels_last_and_of_the_dtype() -> None:
     assert half.dtype == torch.bfloat16 and torch.equal(half, full.bfloat16())
 
 
-@pytest.mark.parametrize(("side", "batch"), [(8, 70), (17, 70), (32, 70), (200, 3)])
-def test_a_view_does_not_depend_on_the_rest_of_the_batch(side: int, batch: int) -> None:
+@pytest.mark.parametrize("operation", range(3))
+def test_blending_a_large_image_rounds_alike_on_any_number_of_threads(operation: int) -> None:
+    x = torch.rand(20, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+    operations, factor = torch.full((20,), operation), torch.linspace(0.5, 1.5, 20)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = ours.blend(x, operations, factor)
+        torch.set_num_threads(2)
+        alone = [ours.blend(x[k : k + 1], operations[:1], factor[k : k + 1]) for k in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.cat(alone), together)
+
+
+@pytest.mark.parametrize("side", [8, 17, 32])
+def test_a_view_does_not_depend_on_the_rest_of_the_batch(side: int) -> None:
     """Bit for bit: in any batch, at any place, alone, on one thread or two."""
     spec = ViewSpec(size=side, blur=0.5, solarise=0.2)
-    images = pictures(batch, side, side)
-    height = torch.full((batch,), side)
-    parameters = sample_parameters(spec, 0, 0, torch.arange(batch), 0, height, height)
+    images = pictures(70, side, side)
+    height = torch.full((70,), side)
+    parameters = sample_parameters(spec, 0, 0, torch.arange(70), 0, height, height)
     together = ours.augment(images, parameters, spec)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            for part in (
-                torch.arange(1),
-                torch.arange(batch - 1, 1, -1),
-                torch.tensor([2, 0]),
-                torch.arange(batch // 2),
-            ):
+            for part in (torch.arange(1), torch.arange(69, 2, -1), torch.tensor([5, 50, 7]), torch.arange(3, 36)):
                 assert torch.equal(ours.augment(images[part], parameters[part], spec), together[part])
     finally:
         torch.set_num_threads(threads)
