@@ -127,6 +127,11 @@ def _read_pair(root: Path, split: Split) -> Arrays:
         classes = json.loads(names.read_text()) if names.exists() else [str(k) for k in range(labels.max() + 1)]
     except DAMAGE as error:
         raise ValueError(f"{root}/{split}.images.npy and its labels cannot be read: {error}") from error
+    if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{root}/{split}.images.npy must be uint8 (N, H, W, 3) and its labels (N,), "
+            f"got {images.dtype} {images.shape} and {labels.shape}"
+        )
     return Arrays(images, labels.astype(np.int64), classes)
 
 

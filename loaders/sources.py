@@ -150,7 +150,8 @@ def _balanced(source: Source, size: int) -> Subset:
 
 
 def _root(config: LoaderConfig) -> Path:
-    if config.root is None or not (Path(config.root).is_dir() or config.download):
+    fetched = config.download and config.source in CIFAR
+    if config.root is None or not (Path(config.root).is_dir() or fetched):
         raise ValueError(f"loader.root must be the folder of {config.source}, got {config.root!r}, which is no folder")
     return Path(config.root)
 

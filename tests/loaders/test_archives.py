@@ -97,6 +97,14 @@ def test_pairs_come_first(tmp_path: Path) -> None:
     assert read_cifar("cifar10", tmp_path, "train", download=False).classes == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(("shape", "count"), [((4, 3, 8, 8), 4), ((4, 8, 8), 4), ((4, 8, 8, 3), 5)])
+def test_pairs_of_another_shape_are_refused(shape: tuple[int, ...], count: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "test.images.npy", np.zeros(shape, np.uint8))
+    np.save(tmp_path / "test.labels.npy", np.zeros(count, np.uint8))
+    with pytest.raises(ValueError, match=r"must be uint8 \(N, H, W, 3\) and its labels \(N,\), got uint8 \(4, "):
+        read_cifar("cifar10", tmp_path, "test", download=False)
+
+
 def test_pickled_objects_in_pairs_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "train.images.npy", np.array([{}]))
     with pytest.raises(ValueError, match=r"train\.images\.npy and its labels cannot be read"):
