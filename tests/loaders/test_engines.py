@@ -109,7 +109,7 @@ def test_ranks_together_see_what_one_sees(config: LoaderConfig, whole: list[Batc
 
 
 @pytest.mark.parametrize("settings", [{"workers": 5, "prefetch": 1}, {"workers": 1, "prefetch": 9}])
-def test_workers_do_not_matter(config: LoaderConfig, whole: list[Batch], settings: dict[str, int]) -> None:
+def test_workers_do_not_matter(config: LoaderConfig, whole: list[Batch], settings: dict[str, Any]) -> None:
     parts = loaders(replace(config, **settings))
     assert_same(batches(parts), whole)
     parts[0].close()
