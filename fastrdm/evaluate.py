@@ -32,7 +32,12 @@ class FeatureSet(NamedTuple):
     """Features of a whole set in the order of its source, equal on all processes."""
 
     features: Tensor  # (N, D) float32
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, -1 where unknown
+
+    def labelled(self) -> "FeatureSet":
+        """The rows whose label is known."""
+        known = self.labels >= 0
+        return FeatureSet(self.features[known], self.labels[known])
 
 
 @torch.no_grad()
@@ -56,8 +61,12 @@ def _join(x: Tensor, padding: int = 0) -> Tensor:
 def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float) -> float:
     """Share of queries that a weighted vote of the k nearest bank rows by cosine gets right (Wu et al. 2018).
 
-    Each process answers its share of the queries. k=None: 200, and 20 for a bank below 10,000 rows.
+    Each process answers its share of the queries; rows without label take no part, nan if none is left on either side.
+    k=None: 200, and 20 for a bank below 10,000 rows.
     """
+    bank, query = bank.labelled(), query.labelled()
+    if not len(bank.labels) or not len(query.labels):
+        return float("nan")
     count = min(k or (200 if len(bank.labels) >= 10_000 else 20), len(bank.labels))
     known = F.normalize(bank.features, dim=1).T
     asked = F.normalize(query.features[process_rank() :: process_count()], dim=1)
@@ -66,8 +75,8 @@ def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature
     right = torch.zeros((), dtype=torch.int64, device=known.device)
     for features, answers in zip(asked.split(1024), labels.split(1024), strict=True):
         cosine, neighbour = (features @ known).topk(count, dim=1)
-        votes = torch.zeros(len(features), classes, device=features.device)
-        votes.scatter_add_(1, bank.labels[neighbour], ((cosine - 1) / temperature).exp())
+        weights = ((cosine - cosine[:, :1]) / temperature).exp()  # over the nearest one's: never all zero
+        votes = weights.new_zeros(len(features), classes).scatter_add_(1, bank.labels[neighbour], weights)
         right += (votes.argmax(1) == answers).sum()
     return int(sum_over_processes(right)) / len(query.labels)
 
@@ -88,6 +97,7 @@ class LinearProbe(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, query: FeatureSet) -> float:
-        """Share of the rows that it gets right."""
+        """Share of the labelled rows that it gets right; nan if there is none."""
+        query = query.labelled()
         answer = self.linear(query.features.to(self.linear.weight.dtype)).argmax(1)
-        return int((answer == query.labels).sum()) / len(answer)
+        return int((answer == query.labels).sum()) / len(answer) if len(answer) else float("nan")

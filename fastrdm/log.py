@@ -1,6 +1,7 @@
 """What a run says: one live line, metrics.jsonl, and TensorBoard or W&B where asked for."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,18 +26,20 @@ class RunLog:
     """Writes figures of the main process; the others hold a RunLog that does nothing."""
 
     def __init__(self, config: LogConfig, run: Path, step: int, settings: dict[str, Any], main: bool) -> None:
-        """`step`: lines of a killed run after it are dropped, so that every step stands once in metrics.jsonl."""
+        """`step`: where the run goes on; what a killed run wrote after it is dropped, all of it when starting again."""
         self.main = main
         self._sinks: list[Any] = []
         if not main:
             return
-        self.path = run / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
         if config.tensorboard:
-            self._sinks.append(_TensorBoard(run))
+            self._sinks.append(_TensorBoard(run, step))
         if config.wandb:
             self._sinks.append(_WandB(config.wandb, run, settings))
+        self.path = run / "metrics.jsonl"
+        kept = [line for line in self._lines() if step and json.loads(line)["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(self.path)
 
     def _lines(self) -> list[str]:
         """Whole lines so far: a kill can leave half of one at the end."""
@@ -65,7 +68,7 @@ class RunLog:
         if not self.main:
             return
         if sys.stdout.isatty():
-            print(f"\r\x1b[K{text}", end="", flush=True)
+            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         else:
             print(text, flush=True)
 
@@ -75,12 +78,12 @@ class RunLog:
 
 
 class _TensorBoard:
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError("log.tensorboard needs tensorboard: pip install 'fastrdm[tensorboard]'") from None
-        self.writer = SummaryWriter(str(run / "tensorboard"))
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
