@@ -126,3 +126,7 @@ def main() -> None:
         print(f"usage: fastrdm {{{','.join(commands)}}} ...", file=sys.stderr)
         sys.exit(0 if name == "--help" else EXIT_REFUSED)
     sys.exit(commands[name](arguments))
+
+
+if __name__ == "__main__":
+    main()
