@@ -1,4 +1,4 @@
-"""`python parity.py OUT PRECISION PRESET...`: four training steps of each preset on 1, 2 and 4 processes.
+"""`python parity.py OUT PRECISION 1,2,4 PRESET...`: four training steps of each preset on 1, 2 and 4 processes.
 
 Writes OUT/<preset>-<world>.pt: losses, gathered rows, gradients, weights, buffers and the order of the images.
 """
@@ -19,7 +19,7 @@ SMALL = [
     "encoder.name=resnet_small",
     "encoder.width=4",
     "encoder.stem=cifar",
-    "method.projector.hidden=16",
+    "method.projector.hidden=32",  # more than the rows of a batch: whitening amplifies what it finds near its cutoff
     "method.projector.out=24",
     "loader.source=digits",
     "loader.batch_size=16",
@@ -66,8 +66,8 @@ def record(preset: str, precision: str, run: Path) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    out, precision, presets = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    for world in (1, 2, 4):
+    out, precision, worlds, presets = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), sys.argv[4:]
+    for world in map(int, worlds):
 
         def work(rank: int, world: int = world) -> None:
             for preset in presets:
