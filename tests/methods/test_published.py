@@ -146,6 +146,18 @@ def rdm_byol_online(method: DualBranch, a: Tensor, b: Tensor) -> tuple[Tensor, l
     return losses[0] + losses[1], [online, target]
 
 
+def rdm_imagenet(method: DualBranch, a: Tensor, b: Tensor) -> tuple[Tensor, list[Plain]]:
+    """The authors' ImageNet code: the target z of one view in the basis of the other view's online output p."""
+    net = Plain(method, "online", byol_head())
+    z1, z2 = net(a), net(b)
+
+    def d(p: Tensor, z: Tensor) -> Tensor:
+        _, s, vh = torch.linalg.svd(p.detach(), full_matrices=False)
+        return -F.cosine_similarity(p, z.detach() @ vh.T @ torch.diag(s**-0.5) @ vh).mean()
+
+    return (d(z1, z2) + d(z2, z1)) / 2, [net]
+
+
 CASES: dict[str, tuple[dict[str, Any], Callable[[DualBranch, Tensor, Tensor], tuple[Tensor, list[Plain]]]]] = {
     "simsiam": ({"projector": SIMSIAM_HEAD, "online": [{"name": "predictor", "hidden": 3}]}, simsiam),
     "byol": ({**BYOL, "online": [{"name": "predictor", "hidden": 3, "bias": True}]}, byol),
@@ -156,6 +168,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[DualBranch, Tensor, Tensor], tu
     ),
     "rdm_simsiam_log1p": ({"projector": SIMSIAM_HEAD, **RDM}, rdm_simsiam_online),
     "rdm_simsiam_target0.5": ({"projector": SIMSIAM_HEAD, **RDM_TARGET}, rdm_simsiam_target),
+    "rdm_imagenet": (
+        {"projector": BYOL_HEAD, "online": [], "target": [{"name": "filter", "power": -0.5, "basis": "other"}]},
+        rdm_imagenet,
+    ),
     "rdm_byol_log1p": ({**BYOL, **RDM}, rdm_byol_online),
 }
 
