@@ -1,0 +1,90 @@
+"""What the documentation shows runs: commands, Python, YAML, names and links."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastrdm import config, trees
+from fastrdm.methods.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CONFIGS = sorted(config.CONFIGS.rglob("*.yaml"))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def all_blocks(language: str) -> list[object]:
+    return [
+        pytest.param(block, id=f"{page.stem}-{i}") for page in PAGES for i, block in enumerate(blocks(page, language))
+    ]
+
+
+def training_commands() -> list[str]:
+    """Commands shown on pages and at the head of shipped configs; [what stands in brackets] is optional."""
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    lines += [line.removeprefix("# ") for file in CONFIGS for line in file.read_text().splitlines() if line[:2] == "# "]
+    return [re.sub(r"\[.*?\.\.\.\]", "", line) for line in lines if line.startswith("torchrun ")]
+
+
+def test_the_first_two_commands_are_those_that_ci_runs() -> None:
+    first, second, *_ = (line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines())
+    assert first.startswith("python3 -m venv .venv && ")
+    assert first.endswith(" && torchrun fastrdm/train.py")
+    assert second.startswith("python3 -m venv .venv && ")
+    assert second.endswith(" && pytest")
+    script = (ROOT / ".ci" / "run").read_text()
+    (extraction,) = re.findall(r"^mapfile -t commands < <\((.*)\)", script, re.MULTILINE)
+    done = subprocess.run(["bash", "-c", extraction], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [first, second]
+    assert re.findall(r'bash -euc "\$\{commands\[(\d)\]\}"$', script, re.MULTILINE) == ["0", "1"]
+
+
+@pytest.mark.parametrize("command", training_commands())
+def test_shown_commands_are_accepted(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    arguments = words[words.index("fastrdm/train.py") + 1 :]
+    config.load([word for word in arguments if not word.startswith("--")])
+    assert {word for word in arguments if word.startswith("--")} <= {"--print-config", "--help"}
+
+
+@pytest.mark.parametrize("block", all_blocks("yaml"))
+def test_shown_yaml_loads(block: str) -> None:
+    config.resolve(trees.parse(block, "the block"))
+
+
+@pytest.mark.parametrize("block", all_blocks("python"))
+def test_shown_python_runs(block: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^ *print\(", block, re.MULTILINE)) <= len(done.stdout.splitlines())
+
+
+def test_readme_names_every_preset() -> None:
+    table = re.findall(r"^\| (`.*?) \|(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown: set[str] = set()
+    for names, row in table:
+        for name in re.findall(r"`(\w+)`", names):
+            stem = re.fullmatch(r"(.*?)[XP]", name)
+            shown |= {stem[1] + choice for choice in re.findall(r"`([\w.]+)`", row)} if stem else {name}
+    assert shown == PRESETS.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(((?!https?://)[^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
