@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrdm.methods.alignment import AlignmentConfig, align
 from fastrdm.methods.online import Branch, Place
 from fastrdm.methods.target import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 
@@ -69,6 +70,19 @@ def test_assignments_equal_lightlys() -> None:
     scores = cosines(2, 8, K)
     for view in range(2):
         torch.testing.assert_close(sinkhorn_knopp(scores, 0.05, 3)[view], oracle(scores[view]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("queued", [0, 8])
+def test_the_loss_equals_lightlys(queued: int) -> None:
+    oracle = pytest.importorskip("lightly.loss").SwaVLoss().double()
+    scores, queue = cosines(4, 8, K), cosines(2, queued, K, seed=1)  # two global views and two crops
+    scores.requires_grad_()
+    joined = torch.cat([scores[:2].detach(), queue], dim=1)
+    ours = align(scores, sinkhorn_knopp(joined, 0.05, 3)[:, :8], AlignmentConfig(name="cross_entropy"))
+    theirs = oracle(list(scores[:2]), list(scores[2:]), list(queue) if queued else None)
+    torch.testing.assert_close(ours, theirs[0], rtol=1e-12, atol=0)
+    grads = (torch.autograd.grad(value, scores)[0] for value in (ours, theirs[0]))
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-13)
 
 
 class Ring:
@@ -142,3 +156,11 @@ def test_evaluation_leaves_the_queue_alone(place: Callable[..., Place]) -> None:
 def test_a_queue_that_batches_do_not_divide_is_refused(place: Callable[..., Place], queue: int) -> None:
     with pytest.raises(ValueError, match=rf"sinkhorn.queue must be a multiple of loader.batch_size=4 .*, got {queue}"):
         Sinkhorn(SinkhornConfig(queue=queue), place("target", width=D, prototypes=K))
+
+
+def test_a_queue_that_processes_do_not_divide_is_refused(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastrdm.methods.target.process_count", lambda: 3)
+    with pytest.raises(ValueError, match=r"sinkhorn.queue must be .* of the 3 processes, got 8"):
+        Sinkhorn(SinkhornConfig(queue=8), place("target", width=D, prototypes=K))

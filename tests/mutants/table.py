@@ -1,0 +1,291 @@
+"""Mistakes that a trainer of this kind can make, each as one small patch, and the fast test that must turn red."""
+
+TRANSFORMS, BRANCH, STEP = (f"tests/methods/test_{name}.py::test_" for name in ("transforms", "branch", "step"))
+SINKHORN, CENTRE, ALIGN = (
+    f"tests/methods/test_{name}.py::test_" for name in ("sinkhorn", "centre_sharpen", "alignment")
+)
+PRESETS = "tests/methods/test_presets.py::test_"
+PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equal_the_plain_version"
+PARITY = "tests/test_parity.py::test_processes_do_not_change_the_run"
+TO_THE_LEFT = """lambda x, *rest, **named: spectral_filter(x, *rest, **named) if self.side == "target" else (
+            spectral_filter(x.detach(), *rest, **named) @ x.detach().pinverse() @ x
+        )"""
+
+# of each file: the mistake, what stands there once, what takes its place, the test that is killed by it
+MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
+    "fastrdm/methods/target.py": [
+        ("stop-gradient dropped", "return x.detach()", "return x", f"{PLAIN}[simsiam]"),
+        (
+            "prototypes' mass summed over this process only",
+            "sum_over_processes(q.sum(1, keepdim=True))",
+            "q.sum(1, keepdim=True)",
+            f"{PARITY}[fp64-swav-2]",
+        ),
+        (
+            "each process with its own largest score",
+            "max_over_processes(scores.amax((1, 2), keepdim=True))",
+            "scores.amax((1, 2), keepdim=True)",
+            f"{PARITY}[fp64-swav-2]",
+        ),
+        (
+            "one iteration short",
+            "for _ in range(iterations):",
+            "for _ in range(iterations - 1):",
+            f"{SINKHORN}assignments_equal_the_published_iterations",
+        ),
+        (
+            "queue written from the wrong end",
+            "(self.pointer + torch.arange(features.shape[1], device=features.device))",
+            "(self.pointer - 1 - torch.arange(features.shape[1], device=features.device))",
+            f"{SINKHORN}the_queue_is_a_ring_of_unit_features",
+        ),
+        (
+            "queue whose newest part is overwritten",
+            "self.pointer.copy_((self.pointer + features.shape[1]) % self.queue.shape[1])",
+            "self.pointer.copy_((self.pointer + features.shape[1]).clamp(max=self.queue.shape[1] - features.shape[1]))",
+            f"{SINKHORN}the_queue_is_a_ring_of_unit_features",
+        ),
+        (
+            "queue used before it is full",
+            "step >= max(self.start, self.fill)",
+            "step >= self.start",
+            f"{SINKHORN}the_queue_joins_when_it_is_due_and_full[0st-3]",
+        ),
+        (
+            "queue of this process's features only",
+            "self._push(gather_rows(F.normalize(branch.scored, dim=-1), dim=1))",
+            "self._push(F.normalize(branch.scored, dim=-1))",
+            f"{PARITY}[fp64-swav-2]",
+        ),
+        (
+            "queue not in the checkpoint",
+            "torch.zeros(2, config.queue, place.width))",
+            "torch.zeros(2, config.queue, place.width), persistent=False)",
+            f"{SINKHORN}the_queue_is_a_ring_of_unit_features",
+        ),
+        (
+            "centre of this process only",
+            "sum_over_processes(x.mean((0, 1))) / process_count()",
+            "x.mean((0, 1))",
+            f"{PARITY}[fp64-dino-2]",
+        ),
+        (
+            "centre added",
+            "(x - self.centre)",
+            "(x + self.centre)",
+            f"{CENTRE}probabilities_and_centre_equal_their_formulas",
+        ),
+        (
+            "centre of the first view",
+            "x.mean((0, 1))",
+            "x[0].mean(0)",
+            f"{CENTRE}probabilities_and_centre_equal_their_formulas",
+        ),
+        (
+            "temperatures swapped: sharp at the end",
+            "self.config.warmup_temperature, self.config.temperature)",
+            "self.config.temperature, self.config.warmup_temperature)",
+            f"{CENTRE}the_temperature_warms_up",
+        ),
+    ],
+    "fastrdm/methods/alignment.py": [
+        ("each view paired with itself", "if v != t]", "if v == t]", f"{PLAIN}[simsiam]"),
+        (
+            "a view's own target among its pairs",
+            "if v != t]",
+            "]",
+            f"{ALIGN}each_global_target_meets_every_other_view[mean-negative_cosine-negative_cosine-5]",
+        ),
+        ("directions averaged whatever is asked", ' if config.directions == "mean" else total', "", f"{PLAIN}[byol]"),
+        (
+            "scores multiplied by the temperature",
+            "online / temperature",
+            "online * temperature",
+            f"{ALIGN}cross_entropy_equals_its_formula",
+        ),
+    ],
+    "fastrdm/methods/presets.py": [
+        (
+            "BYOL's directions averaged",
+            '{"name": "byol", "directions": "sum"}',
+            '{"name": "byol"}',
+            f"{PRESETS}recipes[byol]",
+        ),
+    ],
+    "fastrdm/methods/branch.py": [
+        (
+            "basis of the same view's partner branch",
+            "Branch(z.projection[:2].flip(0).detach()",
+            "Branch(z.projection[:2].detach()",
+            f"{PLAIN}[rdm_imagenet]",
+        ),
+        (
+            "projector's last layers in 16 bits",
+            "with torch.autocast(device, enabled=False):",
+            "with torch.autocast(device, precision) if precision else nullcontext():",
+            f"{BRANCH}under_autocast_everything_from_the_last_norm_on_is_float32[byol-precision0]",
+        ),
+        (
+            "prototypes frozen a step too long",
+            "if step < self.freeze and",
+            "if step <= self.freeze and",
+            f"{STEP}prototypes_are_frozen_for_as_long_as_told",
+        ),
+        (
+            "moving average of BatchNorm's buffers too",
+            "ema_update(list(self.target.parameters()), list(self.online.parameters()), self.momentum)",
+            "ema_update(*([*n.parameters(), *(b for b in n.buffers() if b.is_floating_point())] "
+            "for n in (self.target, self.online)), self.momentum)",
+            f"{BRANCH}the_target_follows_the_parameters_after_the_step[0-0.9]",
+        ),
+        (
+            "momentum that stays where it starts",
+            "cosine_ramp(step, self.horizon.total,",
+            "cosine_ramp(0, self.horizon.total,",
+            f"{BRANCH}the_target_follows_the_parameters_after_the_step[10-0.95]",
+        ),
+        (
+            "BatchNorm over both views of the encoder",
+            "set_views(self, count if self.per_view else 1)",
+            "set_views(self, 1)",
+            f"{PLAIN}[byol]",
+        ),
+        (
+            "BatchNorm over both views of the predictor",
+            "set_views(transforms, len(x) if self.online.per_view else 1)",
+            "set_views(transforms, 1)",
+            f"{PLAIN}[simsiam]",
+        ),
+        (
+            "SimSiam's predictor follows the schedule",
+            '"constant" if transform.constant_lr else "cosine"',
+            '"cosine"',
+            f"{STEP}rates_follow_the_step_and_simsiams_predictor_keeps_its_own",
+        ),
+    ],
+    "fastrdm/methods/online.py": [
+        (
+            "filter from the left: the same value, another gradient",
+            "return spectral_filter(",
+            f"return ({TO_THE_LEFT})(",
+            f"{TRANSFORMS}the_online_filter_is_x_w_with_gradient_g_w[raw-3-log1p]",
+        ),
+        ("target filter with gradient", "side=self.side", 'side="online"', f"{PLAIN}[rdm_simsiam_target0.5]"),
+        (
+            "filter of this process's rows only",
+            "x_all=gather_rows(x, dim=1)",
+            "x_all=x",
+            f"{PARITY}[fp64-rdm_simsiam_log1p-2]",
+        ),
+        (
+            "prototypes not of unit length",
+            "F.normalize(self.weight, dim=-1)",
+            "self.weight",
+            f"{TRANSFORMS}prototypes_are_cosines_and_differentiate_like_weight_norm",
+        ),
+    ],
+    "kernels/filter_op.py": [
+        (
+            "filter without its gradient's W",
+            "return _apply_op(grad, *ctx.saved_tensors, ctx.precision), *[None] * 10",
+            "return grad, *[None] * 10",
+            f"{PLAIN}[rdm_byol_log1p]",
+        ),
+    ],
+    "kernels/factors.py": [
+        (
+            "power off by one",
+            "(s / self.unit) ** self.power",
+            "(s / self.unit) ** (self.power + 1)",
+            f"{TRANSFORMS}power_is_the_exponent_of_the_multiplier[-0.5]",
+        ),
+    ],
+    "fastrdm/trainer.py": [
+        (
+            "target moved before the optimiser's step",
+            "self.scaler.step(self.optimizer)",
+            "self.method.after_step(), self.scaler.step(self.optimizer)",
+            f"{STEP}the_target_follows_what_the_step_made",
+        ),
+        (
+            "rate that changes with the epoch only",
+            "learning_rates(self.groups, self.step,",
+            "learning_rates(self.groups, self.step - self.step % self.horizon.steps_per_epoch,",
+            f"{STEP}rates_follow_the_step_and_simsiams_predictor_keeps_its_own",
+        ),
+        (
+            "accumulated gradients summed",
+            "self.scaler.scale(loss / parts)",
+            "self.scaler.scale(loss)",
+            f"{STEP}accumulation_averages_the_gradients_of_the_parts",
+        ),
+    ],
+    "kernels/ema.py": [
+        (
+            "momentum and its complement swapped",
+            "(1 - momentum).to",
+            "momentum.to",
+            "tests/test_ema.py::test_equals_its_formula[0.99]",
+        ),
+    ],
+    "kernels/batchnorm.py": [
+        (
+            "BatchNorm of this process's rows only",
+            "parts = gather_over_processes(own)",
+            "parts = own[None]",
+            f"{PARITY}[fp64-simsiam-2]",
+        ),
+        (
+            "BatchNorm's gradient of this process's rows only",
+            'reduce_over_processes(own, "sum")',
+            "own",
+            f"{PARITY}[fp64-simsiam-2]",
+        ),
+    ],
+    "fastrdm/optim.py": [
+        (
+            "LARS adapts and decays biases and norms",
+            "excluded, role, config, scale, 0.0, False)",
+            "excluded, role, config, scale, decay, role.adapt)",
+            f"{PRESETS}groups[byol]",
+        ),
+        (
+            "LARS clipped without the rate",
+            'local = (local / group["lr"]).clamp(max=1)',
+            "local = local.clamp(max=1)",
+            "tests/test_optim.py::test_lars_follows_its_formula[True-True]",
+        ),
+    ],
+    "loaders/order.py": [
+        (
+            "each process draws its own order",
+            "epoch_order(self.samples, self.seed, self.epoch)[",
+            "epoch_order(self.samples, self.seed + self.rank, self.epoch)[",
+            f"{PARITY}[fp64-symsimsiam-2]",
+        ),
+    ],
+    "loaders/augment.py": [
+        (
+            "jitter in the inverse of the drawn order",
+            "order = parameters[:, Column.ORDER : Column.ORDER + 4]",
+            "order = parameters[:, Column.ORDER : Column.ORDER + 4].argsort(1).float()",
+            "tests/loaders/test_augment.py::test_jitter_in_every_order",
+        ),
+        (
+            "normalised before solarised",
+            "x = solarise(x, parameters[:, Column.SOLARISE], spec.solarise_threshold / 255)\n"
+            "    return normalise(x, spec.mean, spec.std, dtype)",
+            "return solarise(normalise(x, spec.mean, spec.std, dtype), parameters[:, Column.SOLARISE], "
+            "spec.solarise_threshold / 255)\n    return normalise(x, spec.mean, spec.std, dtype)",
+            "tests/loaders/test_augment.py::test_the_whole_chain[32-shape0-bilinear]",
+        ),
+    ],
+    "loaders/resident.py": [
+        (
+            "every view with the first one's crop",
+            "sample_parameters(spec, self.seed, self.epoch, index, view, height, width)",
+            "sample_parameters(spec, self.seed, self.epoch, index, 0, height, width)",
+            "tests/loaders/test_engines.py::test_native_agrees_with_resident_to_its_rounding",
+        ),
+    ],
+}
