@@ -5,11 +5,12 @@ from torch import Tensor
 
 from fastrdm.kernels import chebyshev
 from fastrdm.kernels.factors import Factors, Function, is_even, no_factors, work_dtype
-from fastrdm.kernels.matmul import axpby, power_of_two, product
+from fastrdm.kernels.matmul import power_of_two, product
 from fastrdm.kernels.polar import Scaled, polar, roots, scale, symmetric_product
 
 RANGE = 1e-4  # singular values below this share of the largest fade out, whatever the cutoff
-LOG_DEGREE = {"log": 15, "log1p": 23, "log1p_sq": 31}  # in s^(1/4): 4e-4 of the largest weight up to s_max = 3000
+LOG_DEGREE = {"log": 23, "log1p": 23, "log1p_sq": 31}  # in s^(1/4): 4e-4 of the largest weight up to s_max = 3000
+LOG_START = 1e-6  # share of s_max from which ln s is fitted: below any kept, so that what is dropped stays bounded too
 
 
 def ladder_range(function: Function) -> float:
@@ -45,7 +46,7 @@ def _matrix_log(scaled: Scaled, q: Tensor, function: Function, low: float, preci
     """g(bound S) (V, n, n) of one of the logarithms, from H^(1/4)."""
     levels = roots(scaled, q, low, 2, precision)
     bound = torch.where(scaled.bound == 0, 1.0, scaled.bound)[..., 0]
-    start = low**0.25 if function.kind == "log" else 0.0
+    start = LOG_START**0.25 if function.kind == "log" else 0.0
     degree = LOG_DEGREE[function.kind]
     b = chebyshev.blocks(lambda y: function(bound * y**4), degree, start, q.device)
     return chebyshev.evaluate(b, levels[-1], levels[-2], start, precision)
@@ -69,8 +70,9 @@ def _factors(scaled: Scaled, q: Tensor, function: Function, wide: bool, precisio
     else:
         core = _matrix_power(scaled, q, function.power, low, precision)
         gain = (scaled.bound / function.unit) ** function.power
-    if not wide and (function.kind == "log" or function.power == 0):  # the others vanish by themselves as s does
-        core = axpby(core, symmetric_product(q, precision), precision)
+    if not wide:  # a wide source's null directions vanish in the basis
+        kept = symmetric_product(q, precision)
+        core = product(product(kept, core, precision), kept, precision)
     gain = torch.where(scaled.bound == 0, 0.0, gain)
     return Factors(q if wide else q.new_empty((len(q), 0, q.shape[-2])), core, gain)
 

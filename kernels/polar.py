@@ -11,9 +11,11 @@ from fastrdm.kernels.matmul import axpby, power_of_two, product
 
 Step = tuple[float, float, float]  # p(s) = a s + b s^3 + c s^5
 CUSHION = 0.024  # no step aims lower: a steeper one would lose more to rounding than it gains
-RESTART = 3  # the chain on the Gram matrix is formed anew there, before rounding drives small eigenvalues below zero
-# Added to the eigenvalues of H before its root is taken: above the noise of the products, which may make them negative.
-SHIFT = {"fp64": 1e-12, "fp32": 1e-6, "fp16x3": 1e-6, "fp16x3-triton": 1e-6}
+SEGMENT = (
+    2  # steps after which the Gram matrix is formed anew: longer chains on it tilt U where singular values are tiny
+)
+# Added to the eigenvalues of H before its root is taken: more than rounding takes away (measured: 5e-7 in fp16x3).
+SHIFT = {"fp64": 1e-12, "fp32": 1e-6, "fp16x3": 2e-6, "fp16x3-triton": 2e-6}
 
 
 def _minimax(low: float, high: float) -> Step:
@@ -93,26 +95,29 @@ def _inverse_root_chain(r: Tensor, steps: tuple[Step, ...], precision: str) -> T
 
 
 def polar(scaled: Scaled, low: float, precision: str) -> Tensor:
-    """U q(S) V^T for scaled.x = U S V^T (K, n, d): q = 1 to 1e-4 on [low, 1] and falls like s below."""
+    """U q(S) V^T for scaled.x = U S V^T (K, n, d): q = 1 to 1e-5 on [low, 1] and falls like s^3 below.
+
+    The last step, p(q) = (5 q^3 - 3 q^5) / 2, is flat at 1 and clears what the others raised from below `low`.
+    """
     steps = minimax_steps(low)
-    x = product(_inverse_root_chain(scaled.gram, steps[:RESTART], precision), scaled.x, precision)
-    return product(_inverse_root_chain(symmetric_product(x, precision), steps[RESTART:], precision), x, precision)
+    x, gram = scaled.x, scaled.gram
+    for start in range(0, len(steps), SEGMENT):
+        x = product(_inverse_root_chain(gram, steps[start : start + SEGMENT], precision), x, precision)
+        gram = symmetric_product(x, precision)
+    return product(axpby(gram, gram, precision, alpha=-1.5, beta=2.5, add=gram), x, precision)
 
 
-def square_root(h: Tensor, low: float, precision: str, shift: float = 0.0) -> Tensor:
-    """h (h + shift)^(-1/2), near h^(1/2), for symmetric h (K, n, n), eigenvalues in [0, 1]; exact to 1e-4 above low."""
-    shifted = h.clone()
-    shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
-    inverse = _inverse_root_chain(shifted, minimax_steps(math.sqrt(low)), precision)
-    return axpby(h, inverse, precision)
+def square_root(h: Tensor, low: float, precision: str) -> Tensor:
+    """h^(1/2) of symmetric h (K, n, n), eigenvalues in (0, 1]: to 1e-4 above `low`, positive below."""
+    return axpby(h, _inverse_root_chain(h, minimax_steps(math.sqrt(low)), precision), precision)
 
 
 def roots(scaled: Scaled, q: Tensor, low: float, depth: int, precision: str) -> list[Tensor]:
-    """[H, H^(1/2), H^(1/4), ...] down to `depth` square roots, H = U S U^T of scaled.x, S in [0, 1]."""
+    """[H, H^(1/2), H^(1/4), ...] down to `depth` square roots, H = U S U^T of scaled.x, S in [0, 1], or S + SHIFT."""
     h = product(scaled.x, q.mT, precision)
     levels = [0.5 * (h + h.mT)]
-    shift = SHIFT[precision]
+    if depth:
+        levels[0].diagonal(dim1=-2, dim2=-1).add_(SHIFT[precision])
     for level in range(depth):
-        low = max(low, shift) if level == 0 else math.sqrt(low)
-        levels.append(square_root(levels[-1], low, precision, shift if level == 0 else 0.0))
+        levels.append(square_root(levels[-1], low ** (0.5**level), precision))
     return levels
