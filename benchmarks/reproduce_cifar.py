@@ -27,14 +27,15 @@ FIGURES = ["random", "trained", "probe", "rank_online", "rank_target", "loss", "
 FIELDS = ["preset", "seed", *FIGURES, "cpu_seconds", "commit", "torch", "device"]
 RANK = "erank_l/unit/moment/batch"
 QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided 95 %, by number of seeds
+OWN = {"byol"}  # presets with a file of their own
 FIRST = ["simsiam", "byol", "rdm_simsiam", "rdm_simsiam_log1p"]
 
 
 def recipe(preset: str) -> str:
-    """The shipped configuration for a preset: methods with an EMA target have their own, scored ones too."""
-    if "ema" in PRESETS[preset]["method"]:
-        return "cifar10/cpu_dino.yaml" if "dino" in preset else "cifar10/cpu_ema.yaml"
-    return "cifar10/cpu_swav.yaml" if "swav" in preset else "cifar10/cpu.yaml"
+    """The shipped configuration for a preset."""
+    if preset in OWN:
+        return f"cifar10/cpu_{preset}.yaml"
+    return "cifar10/cpu_ema.yaml" if "ema" in PRESETS[preset]["method"] else "cifar10/cpu.yaml"
 
 
 def run(preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:

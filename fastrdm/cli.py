@@ -98,7 +98,7 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     online, target = (f[f"{branch}/{CONVENTION}/batch"] for branch in ("online", "target"))
     lines = [
         f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
-        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn)}",
+        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn) or 'not measured, there are no labels'}",
         f"effective rank of the last batch ({CONVENTION}): online {online:.1f}, target {target:.1f}, "
         f"difference {target - online:+.1f}",
     ]

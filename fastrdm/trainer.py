@@ -74,6 +74,7 @@ class Trainer:
         self.dtype = DTYPES[train.precision]
         self.source, self.test = open_source(c, "train"), open_source(c, "test")
         self.test_faults: dict[int, str] = {}
+        self.labelled = min(self.source.labels.max(), self.test.labels.max()) >= 0
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -91,7 +92,7 @@ class Trainer:
             sync_bn=c.encoder.sync_bn,
             precision=DTYPES[train.precision] if train.precision in ("bf16", "fp16") else None,
         )
-        labelled = c.evaluate.probe and self.source.labels.max() >= 0
+        labelled = c.evaluate.probe and self.labelled
         self.probe = LinearProbe(encoder.features, len(self.source.classes)) if labelled else None
         learner = Learner(self.method, self.probe).to(self.processes.device)
         learner.to(torch.float64 if train.precision == "fp64" else torch.float32)
@@ -125,7 +126,7 @@ class Trainer:
         self.log = RunLog(c.log, self.state.folder, self.step, config.to_dict(c), self.processes.main)
         for line in said:
             self.log.say(line)
-        if self.step == 0 and c.evaluate.baselines:
+        if self.step == 0 and c.evaluate.baselines and self.labelled:
             self.measure_baselines()
         evaluate, save = self.horizon.steps(c.evaluate.every), self.horizon.steps(c.checkpoint.every)
         clock, stopped = Clock(), False
@@ -204,6 +205,8 @@ class Trainer:
 
     def evaluate(self) -> None:
         """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
+        if not self.labelled:
+            return
         bank, query = self.feature_sets(self.method.online.encoder)
         figures = {"knn": self.knn(bank, query)}
         if self.probe:
