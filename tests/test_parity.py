@@ -13,27 +13,27 @@ SCRIPT = Path(__file__).parent / "runs" / "parity.py"
 # in float32 each preset's first step is compared; later ones amplify rounding, and float64 is there for them
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
 FAST = ["simsiam", "byol", "swav", "dino", "rdm_simsiam_log1p", "rdm_byol_target0.5"]
-CASES = [*(("fp64", preset) for preset in PRESETS), *(("fp32", preset) for preset in FAST)]
+CASES = [*(("fp64", name) for name in [*PRESETS, "dino_crops"]), *(("fp32", name) for name in FAST)]
 
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of runs for each precision: of all presets and numbers of processes that are selected, and no other."""
+    """A folder of runs for each precision: of all names and numbers of processes that are selected, and no other."""
     selected = [item.callspec.params for item in request.session.items if item.path == request.path]
     folders = {}
     for precision in dict.fromkeys(s["precision"] for s in selected):
         mine = [s for s in selected if s["precision"] == precision]
-        worlds, presets = (dict.fromkeys(s[key] for s in mine) for key in ("world", "preset"))
+        worlds, names = (dict.fromkeys(s[key] for s in mine) for key in ("world", "name"))
         folders[precision] = tmp_path_factory.mktemp(precision)
         command = [sys.executable, str(SCRIPT), str(folders[precision]), precision, f"1,{','.join(map(str, worlds))}"]
-        subprocess.run([*command, *presets], check=True, timeout=600)
+        subprocess.run([*command, *names], check=True, timeout=600)
     return folders
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize(("precision", "preset"), CASES)
-def test_processes_do_not_change_the_run(runs: dict[str, Path], precision: str, preset: str, world: int) -> None:
-    one, many = (torch.load(runs[precision] / f"{preset}-{n}.pt", weights_only=True) for n in (1, world))
+@pytest.mark.parametrize(("precision", "name"), CASES)
+def test_processes_do_not_change_the_run(runs: dict[str, Path], precision: str, name: str, world: int) -> None:
+    one, many = (torch.load(runs[precision] / f"{name}-{n}.pt", weights_only=True) for n in (1, world))
     assert one.keys() == many.keys()
     assert len(one) > 50
     largest = max(x.abs().max().item() for key, x in one.items() if "/gradient/" in key)

@@ -123,7 +123,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "projector's last layers in 16 bits",
             "with torch.autocast(device, enabled=False):",
             "with torch.autocast(device, precision) if precision else nullcontext():",
-            f"{BRANCH}under_autocast_everything_from_the_last_norm_on_is_float32[byol-precision0]",
+            f"{BRANCH}under_autocast_everything_from_the_last_norm_on_is_float32[rdm_byol-precision0]",
         ),
         (
             "prototypes frozen a step too long",

@@ -1,6 +1,6 @@
-"""`python parity.py OUT PRECISION 1,2,4 PRESET...`: four training steps of each preset on 1, 2 and 4 processes.
+"""`python parity.py OUT PRECISION 1,2,4 RUN...`: four training steps of each preset or MORE on 1, 2 and 4 processes.
 
-Writes OUT/<preset>-<world>.pt: losses, gathered rows, gradients, weights, buffers and the order of the images.
+Writes OUT/<run>-<world>.pt: losses, gathered rows, gradients, weights, buffers and the order of the images.
 """
 
 import sys
@@ -37,14 +37,23 @@ SCORED = {  # small prototypes and a queue that is full from the second step on
     "dino": [f"method.online=[{_SCORES}]", f"method.target=[{_SCORES}, {_SHARPEN}]"],
     "dino_online": [f"method.online=[{_LOG1P}, {_SCORES}]", f"method.target=[{_SCORES}, {_SHARPEN}]"],
 }
+MORE = {
+    "dino_crops": [
+        "preset=dino",
+        *SCORED["dino"],
+        "method.bn_views=joint",
+        "loader.views=[{size: 8}, {size: 8}, {size: 6}]",
+    ],
+}
 
 
-def record(preset: str, precision: str, run: Path) -> dict[str, torch.Tensor]:
+def record(name: str, precision: str, run: Path) -> dict[str, torch.Tensor]:
     """Everything that must not depend on the number of processes."""
-    settings = [f"preset={preset}", f"train.precision={precision}", f"run={run}", *SMALL, *SCORED.get(preset, [])]
+    own = MORE.get(name) or [f"preset={name}", *SCORED.get(name, [])]
+    settings = [f"train.precision={precision}", f"run={run}", *SMALL, *own]
     trainer = Trainer(config.load(settings))
     seen: dict[str, torch.Tensor] = {}
-    names = {id(p): name for name, p in trainer.learner.named_parameters()}
+    names = {id(p): key for key, p in trainer.learner.named_parameters()}
 
     def keep_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
@@ -55,25 +64,25 @@ def record(preset: str, precision: str, run: Path) -> dict[str, torch.Tensor]:
     trainer.optimizer.register_step_pre_hook(keep_gradients)
     for step, batch in zip(range(STEPS), trainer.loader, strict=False):
         seen[f"{step}/index"] = distributed.gather_rows(batch.index)
-        seen[f"{step}/views"] = distributed.gather_rows(torch.stack(batch.views), dim=1)
+        seen |= {f"{step}/{i}/views": distributed.gather_rows(view) for i, view in enumerate(batch.views)}
         output = trainer.train_step(batch)
         trainer.step += 1
         seen[f"{step}/loss"] = distributed.sum_over_processes(output.loss.detach()) / process_count()
-        for name in ("online", "target", "features"):
-            seen[f"{step}/{name}"] = distributed.gather_rows(getattr(output, name), dim=1)
-        seen |= {f"{step}/state/{name}": x.clone() for name, x in trainer.learner.state_dict().items()}
+        for key in ("online", "target", "features"):
+            seen[f"{step}/{key}"] = distributed.gather_rows(getattr(output, key), dim=1)
+        seen |= {f"{step}/state/{key}": x.clone() for key, x in trainer.learner.state_dict().items()}
     return seen
 
 
 def main() -> None:
-    out, precision, worlds, presets = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), sys.argv[4:]
+    out, precision, worlds, runs = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), sys.argv[4:]
     for world in map(int, worlds):
 
         def work(rank: int, world: int = world) -> None:
-            for preset in presets:
-                seen = record(preset, precision, out / "run")
+            for name in runs:
+                seen = record(name, precision, out / "run")
                 if rank == 0:
-                    torch.save(seen, out / f"{preset}-{world}.pt")
+                    torch.save(seen, out / f"{name}-{world}.pt")
             distributed.stop()
 
         if any(launch(world, work)):
