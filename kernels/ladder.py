@@ -74,7 +74,7 @@ def spectral_filter(
 ) -> Tensor:
     """x W in x's dtype, for x (B, D) or (V, B, D), each view with its own W = V g(S) V^T; gradient g W, target none.
 
-    S and V are those of x_all (rows of all processes; x is its rows from `offset` on, which only the ladder needs), of
+    S and V are those of x_all (rows of all processes, x among them from `offset` on, which only the ladder needs), of
     `basis` where given (the authors' ImageNet code), or of `gram` = X^T X (D, D), X of `rows` rows; else of x itself.
     g sees S (raw) or S / sqrt(rows) (rms); x stays as is. Directions below `cutoff` of the largest singular value get
     weight 0, also where g is infinite there (default by dtype: factors.CUTOFF); power 0 projects on those kept.
@@ -87,6 +87,8 @@ def spectral_filter(
         "solver": (solver, SOLVERS),
     }
     _check(x, kind, power, cutoff, choices)
+    if x_all is not None and x_all.shape == x.shape:
+        x_all = None  # gathered from one process: x itself
     name, source = ("gram", gram) if gram is not None else ("basis", basis) if basis is not None else ("x_all", x_all)
     if source is not None:
         _check_source(x, name, source)

@@ -115,7 +115,7 @@ def test_w_is_symmetric_and_positive_where_g_is(solver: str, precision: str, bar
     for kind, power, side in KINDS:
         if side == "online":
             name = "even" if power in (2, 4) else solver
-            w = spectral_filter(eye, kind, power, x_all=x, solver=name, precision=precision)  # type: ignore[arg-type]
+            w = spectral_filter(eye, kind, power, basis=x, solver=name, precision=precision)  # type: ignore[arg-type]
             largest = w.abs().max().item()
             torch.testing.assert_close(w, w.mT, rtol=0, atol=bar * largest)
             assert kind == "log" or torch.linalg.eigvalsh(w)[0] >= -bar * largest
@@ -147,7 +147,7 @@ def test_null_directions_get_no_weight_in_the_gradient() -> None:
     null[0, 0], null[0, -1] = 1.0, -1.0
     for solver in ("eigh64", "ladder"):
         for kind, power in (("log", None), ("power", 0.0), ("log1p", None)):
-            w_null = spectral_filter(null, kind, power, x_all=x, solver=solver)  # type: ignore[arg-type]
+            w_null = spectral_filter(null, kind, power, basis=x, solver=solver)  # type: ignore[arg-type]
             assert w_null.abs().max() <= 1e-6, f"{solver} {kind}"
 
 
