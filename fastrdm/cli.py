@@ -104,11 +104,8 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     ]
     if "probe" in f:
         lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")
-    lines += [
-        f"unreadable image {name}"
-        for faults in (trainer.loader.faults, trainer.test_faults)
-        for name in faults.values()
-    ]
+    unread = {name for faults in (trainer.loader.faults, *trainer.unread.values()) for name in faults.values()}
+    lines += [f"unreadable image {name}" for name in sorted(unread)]
     last = checkpoint.existing(folder)[0]
     return [
         *lines,

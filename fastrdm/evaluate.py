@@ -21,6 +21,7 @@ class EvaluateConfig:
 
     every: Duration = "10%"  # between two evaluations
     k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images
+    bank: int | None = Field(default=None, ge=1)  # training images among them, balanced over classes; null: all
     temperature: float = Field(default=0.07, gt=0)  # a neighbour's vote weighs exp(cosine / temperature)
     baselines: bool = True  # raw pixels and the random encoder, before training
     probe: bool = True  # train a linear classifier beside the encoder; it does not touch the encoder

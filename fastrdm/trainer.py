@@ -6,6 +6,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,8 +17,8 @@ from fastrdm.encoders import build_encoder
 from fastrdm.evaluate import FeatureSet, LinearProbe, feature_set, knn_accuracy
 from fastrdm.loaders.engines import build_loader
 from fastrdm.loaders.evaluation import evaluation_batches
-from fastrdm.loaders.sources import Source, open_source
-from fastrdm.loaders.spec import Batch
+from fastrdm.loaders.sources import Source, balanced, open_source
+from fastrdm.loaders.spec import Batch, require
 from fastrdm.log import RunLog
 from fastrdm.meters import Clock, LossWatch
 from fastrdm.methods.branch import DualBranch, Output
@@ -73,7 +74,15 @@ class Trainer:
         c, train, p = self.settings.loader, self.settings.train, self.processes
         self.dtype = DTYPES[train.precision]
         self.source, self.test = open_source(c, "train"), open_source(c, "test")
-        self.test_faults: dict[int, str] = {}
+        bank = self.settings.evaluate.bank
+        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbours in
+        self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
+        require(
+            c.batch_size % (p.world * train.accumulate) == 0,
+            "loader.batch_size",
+            f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
+            c.batch_size,
+        )
         self.labelled = min(self.source.labels.max(), self.test.labels.max()) >= 0
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
@@ -153,16 +162,18 @@ class Trainer:
         return self.step == total
 
     def train_step(self, batch: Batch) -> Output:
-        """One optimiser step on this process's share of a batch, in `train.accumulate` parts."""
+        """One optimiser step on this process's share of a batch; the output of its last part, and the mean loss."""
         parts = self.settings.train.accumulate
         self.method.set_step(self.step)
         rates = learning_rates(self.groups, self.step, self.horizon.total, self.warmup, self.settings.optim)
         set_learning_rates(self.optimizer, rates)
+        losses = []
         for part, (views, labels) in enumerate(in_parts(batch, parts)):
             waits = self.processes.world > 1 and part < parts - 1
             with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 loss, output = self.parallel(views, labels)
                 self.scaler.scale(loss / parts).backward()
+            losses.append(output.loss.detach())
         self.method.after_backward(self.step)
         if self.settings.optim.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -171,7 +182,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
-        return output  # type: ignore[no-any-return]
+        return output._replace(loss=torch.stack(losses).mean())  # type: ignore[no-any-return]
 
     def report(self, output: Output, clock: Clock) -> None:
         """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
@@ -199,7 +210,7 @@ class Trainer:
 
     def measure_baselines(self) -> None:
         """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
-        self.figures["knn_raw_pixels"] = self.knn(*self.feature_sets(lambda images: images.flatten(1)))
+        self.figures["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
         self.figures["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
         self.log.write(0, 0.0, self.figures)
 
@@ -231,8 +242,8 @@ class Trainer:
         device, precision = self.processes.device.type, self.method.precision
         self.learner.eval()
         with torch.autocast(device, precision) if precision else nullcontext():
-            bank = feature_set(encode, self.centre_views(self.source, self.loader.faults))
-            query = feature_set(encode, self.centre_views(self.test, self.test_faults))
+            bank = feature_set(encode, self.centre_views(self.bank, self.unread["bank"]))
+            query = feature_set(encode, self.centre_views(self.test, self.unread["test"]))
         self.learner.train()
         return bank, query
 
@@ -245,6 +256,11 @@ class Trainer:
 
     def knn(self, bank: FeatureSet, query: FeatureSet) -> float:
         return knn_accuracy(bank, query, self.settings.evaluate.k, self.settings.evaluate.temperature)
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """(B, 3, S, S) as (B, 3 * 32 * 32) features, or fewer for smaller images; larger ones are averaged down."""
+    return F.adaptive_avg_pool2d(images, min(images.shape[-1], 32)).flatten(1)
 
 
 def in_parts(batch: Batch, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:

@@ -133,10 +133,10 @@ def open_source(config: LoaderConfig, split: Split) -> Source:
         near = difflib.get_close_matches(config.source, SOURCES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}, or pkg.mod:Class"
         raise ValueError(f"loader.source is unknown: {config.source!r}; {hint}")
-    return source if config.subset is None or split == "test" else _balanced(source, config.subset)
+    return source if config.subset is None or split == "test" else balanced(source, config.subset)
 
 
-def _balanced(source: Source, size: int) -> Subset:
+def balanced(source: Source, size: int) -> Subset:
     """The first images of each class, the same number of each, `size` in all."""
     classes, counts = np.unique(source.labels, return_counts=True)
     share, rest = divmod(size, len(classes))
