@@ -12,7 +12,7 @@ from fastrdm.methods.branch import DualBranch
 
 Build = Callable[..., DualBranch]
 Draw = Callable[..., list[Tensor]]
-LIKE = 1e-12
+TOLERANCE = 1e-12
 
 SCORES = {"name": "prototypes", "count": 4}
 RDM = {"online": [{"name": "filter", "kind": "log1p"}], "target": ["stop"]}
@@ -186,14 +186,14 @@ def test_loss_gradients_and_statistics_equal_the_plain_version(branch: Build, vi
             transform.centre.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
     expected, networks = plain(method, a, b)
     loss = method([a, b]).loss
-    torch.testing.assert_close(loss, expected, rtol=0, atol=LIKE)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=TOLERANCE)
     loss.backward()
     expected.backward()
     theirs = {n: p.grad for net in networks for n, p in net.named.items()}
     assert theirs.keys() == {n for n, _ in method.named_parameters()}
     for n, p in method.named_parameters():
-        torch.testing.assert_close(p.grad, theirs[n], rtol=0, atol=LIKE, msg=n)
+        torch.testing.assert_close(p.grad, theirs[n], rtol=0, atol=TOLERANCE, msg=n)
     for net, prefix in zip(networks, ("online", "target"), strict=False):
         for part in ("encoder", "projector"):
             ours = dict(getattr(getattr(method, prefix), part).named_buffers())
-            torch.testing.assert_close(ours, dict(getattr(net, part).named_buffers()), rtol=0, atol=LIKE)
+            torch.testing.assert_close(ours, dict(getattr(net, part).named_buffers()), rtol=0, atol=TOLERANCE)
