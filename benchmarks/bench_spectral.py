@@ -2,8 +2,9 @@
 
     python benchmarks/bench_spectral.py > benchmarks/results/spectral_cpu.csv
 
-ms, p20, p80: median, 20th and 80th percentile of a call. error: against a float64 SVD with the same cutoff, the larger
-of rms row direction and rms relative row length (value, and gradient where there is one); for ranks the relative error.
+ms, p20, p80: median, 20th and 80th percentile of a call; with --clock cpu the processor time of this process, over all
+its threads, for a machine that others use too. error: against a float64 SVD with the same cutoff, the larger of rms row
+direction and rms relative row length (value, and gradient where there is one); for ranks the relative error.
 speedup: the SVD route's median over this one's. floor_gflop, floor_mb: the least arithmetic of any route through the
 Gram matrix (its lower half, and one product to apply) and the bytes of reading the input and writing the output once.
 """
@@ -141,29 +142,29 @@ def row_error(got: Tensor, want: Tensor) -> float:
     return torch.stack((direction, length)).square().flatten(1).mean(-1).sqrt().max().item()
 
 
-def clock(call: Callable[[], object], cuda: bool) -> float:
+def clock(call: Callable[[], object], cuda: bool, now: Callable[[], float]) -> float:
     """Milliseconds of one call, finished on the device."""
     if cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = now()
     call()
     if cuda:
         torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (now() - start)
 
 
-def compare(providers: dict[str, Call], x: Tensor, repeats: int) -> Outcome:
+def compare(providers: dict[str, Call], x: Tensor, repeats: int, now: Callable[[], float]) -> Outcome:
     """Times and results of each provider; one call of each in turn, so that what slows the machine slows all."""
     g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
     results = {name: call(x, g) for name, call in providers.items()}  # also warms up
     times: dict[str, list[float]] = {name: [] for name in providers}
     for _ in range(repeats):
         for name, call in providers.items():
-            times[name].append(clock(lambda call=call: call(x, g), x.is_cuda))  # type: ignore[misc]
+            times[name].append(clock(lambda call=call: call(x, g), x.is_cuda, now))  # type: ignore[misc]
     return {name: (times[name], results[name]) for name in providers}
 
 
-def rows_of(task: str, outcome: Outcome, errors: dict[str, float], x: Tensor) -> Iterator[str]:
+def rows_of(clock_name: str, task: str, outcome: Outcome, errors: dict[str, float], x: Tensor) -> Iterator[str]:
     """One CSV row a provider."""
     views, rows, width = x.shape
     n = min(rows, width)
@@ -175,14 +176,14 @@ def rows_of(task: str, outcome: Outcome, errors: dict[str, float], x: Tensor) ->
     first = statistics.median(next(iter(outcome.values()))[0])
     for name, (times, _) in outcome.items():
         p20, ms, p80 = (torch.tensor(times).quantile(q).item() for q in (0.2, 0.5, 0.8))
-        where = f"{views},{rows},{width},{len(times)}"
+        where = f"{views},{rows},{width},{len(times)},{clock_name}"
         yield (
             f"{task},{name},{where},{ms:.3f},{p20:.3f},{p80:.3f},{first / ms:.2f},"
             f"{errors[name]:.1e},{gflop:.2f},{mb:.1f},{environment(x.device)}"
         )
 
 
-def report(task: str, outcome: Outcome, exact: tuple[Tensor, Tensor | None], x: Tensor) -> None:
+def report(clock_name: str, task: str, outcome: Outcome, exact: tuple[Tensor, Tensor | None], x: Tensor) -> None:
     """Print the rows of one task, with errors against `exact`."""
     errors = {}
     for name, (_, result) in outcome.items():
@@ -191,7 +192,7 @@ def report(task: str, outcome: Outcome, exact: tuple[Tensor, Tensor | None], x: 
             errors[name] = (result[0].double() / exact[0] - 1).abs().max().item()
         else:
             errors[name] = max(row_error(a, b) for a, b in pairs)
-    print(*rows_of(task, outcome, errors, x), sep="\n", flush=True)
+    print(*rows_of(clock_name, task, outcome, errors, x), sep="\n", flush=True)
 
 
 def environment(device: torch.device) -> str:
@@ -210,25 +211,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--shapes", help="rows x width, as 256x2048,512x2048; default: those of the report")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    now = time.process_time if args.clock == "cpu" else time.perf_counter
     shapes = CUDA_SHAPES if device.type == "cuda" else SHAPES
     if args.shapes:
         shapes = [(1, int(rows), int(width)) for rows, width in (shape.split("x") for shape in args.shapes.split(","))]
     print(
-        "task,provider,views,rows,width,repeats,ms,p20,p80,speedup,error,floor_gflop,floor_mb,device,threads,torch,commit"
+        "task,provider,views,rows,width,repeats,clock,ms,p20,p80,speedup,error,floor_gflop,floor_mb,device,threads,torch,commit"
     )
     for shape in shapes:
         x = features(*shape, device)
         for kind, power, side in TASKS:
             name = kind if power is None else f"power {power:g}"
             task = f"{name} {'forward+backward' if side == 'online' else 'forward'}"
-            outcome = compare(filters(kind, power, side, x.is_cuda), x, args.repeats)
+            outcome = compare(filters(kind, power, side, x.is_cuda), x, args.repeats, now)
             g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(device)
-            report(task, outcome, by_svd(x, g, kind, power, side, exact=True), x)
-        report("effective rank", compare(RANKS, x, args.repeats), rank_by_svd(x, x, torch.float64), x)
+            report(args.clock, task, outcome, by_svd(x, g, kind, power, side, exact=True), x)
+        report(args.clock, "effective rank", compare(RANKS, x, args.repeats, now), rank_by_svd(x, x, torch.float64), x)
         if x.is_cuda:
-            report("gram", compare({**GRAMS, **GRAMS_CUDA}, x, args.repeats), gram_of(x.double(), x, "fp64"), x)
+            report(
+                args.clock,
+                "gram",
+                compare({**GRAMS, **GRAMS_CUDA}, x, args.repeats, now),
+                gram_of(x.double(), x, "fp64"),
+                x,
+            )
 
 
 if __name__ == "__main__":

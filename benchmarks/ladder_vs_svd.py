@@ -3,8 +3,8 @@
     python benchmarks/ladder_vs_svd.py --root data/cifar10 > benchmarks/results/ladder_vs_svd.csv
 
 --root holds train.images.npy, uint8 (N, 32, 32, 3). Five SVD runs start from weights that differ by 1e-6, relative;
-their smallest and largest loss at each step are the envelope. One more run for each of our solvers starts from the first
-one's weights. Prints each step's losses, and to stderr the distances from the mean of the SVD runs.
+their smallest and largest loss at each step are the envelope. One more run for each of our solvers starts from the
+weights of the first. Prints each step's losses, and to stderr the distances from the mean of the SVD runs.
 """
 
 import argparse
