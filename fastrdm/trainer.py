@@ -159,6 +159,8 @@ class Trainer:
         self.stop.drain()
         self.loader.close()
         self.log.close()
+        if self.step == total:
+            self.state.finish(self.figures)
         return self.step == total
 
     def train_step(self, batch: Batch) -> Output:

@@ -64,11 +64,13 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     assert "saved at step 3" in told and "the same command continues" in told
     assert signal.getsignal(number) == before
     assert 3 in saved_steps(tmp_path)
+    assert not (tmp_path / "run" / "summary.json").exists(), "it is not finished"
     monkeypatch.undo()
     code, told = run()
     assert code == 0 and "continuing from" in told and "finished 6 steps" in told
     code, told = run()
     assert code == 0 and "continuing from" in told, "a finished run tells its summary again"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["knn"] > 0
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_range_of_steps(
