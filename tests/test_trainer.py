@@ -149,8 +149,9 @@ def test_unlabelled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypa
 
 def test_torchrun_with_two_processes_trains_and_prints_one_summary(tmp_path: Path) -> None:
     script = Path(trainer.__file__).with_name("train.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", "0", str(script), *SMALL, f"run={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]  # a free port
+    command += [str(script), *SMALL, f"run={tmp_path / 'run'}"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
