@@ -59,11 +59,11 @@ def _(
         return out, *no_factors(x, work)
     views, _, width = x.shape
     rows = width if is_gram else (x if source is None else source).shape[1]
-    wide = rows < width or (rows == width and solver != "eigh64" and not is_gram)
+    wide = rows <= width and not is_gram
     n = min(rows, width)
-    full = solver == "ladder" or (solver == "even" and round((power or 0) / 2) > wide)
-    basis = x.new_empty((views, n if wide or solver == "eigh64" else 0, width), dtype=work)
-    core = x.new_empty((views, n if full else 1, n), dtype=work)
+    diagonal = wide and (solver == "eigh64" or (solver == "even" and power == 2))
+    basis = x.new_empty((views, n if wide else 0, width), dtype=work)
+    core = x.new_empty((views, 1 if diagonal else n, n), dtype=work)
     return out, basis, core, x.new_empty((views, 1, 1), dtype=torch.float64)
 
 

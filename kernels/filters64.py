@@ -25,48 +25,50 @@ def _weights(values: Tensor, function: Function) -> tuple[Tensor, Tensor]:
     return s, torch.where(keep, function(s), 0 * s)
 
 
-def _as_factors(basis: Tensor, weights: Tensor, dtype: torch.dtype) -> Factors:
-    largest = weights.abs().amax(-1, keepdim=True)
-    gain = torch.where(largest == 0, 1.0, largest).unsqueeze(-1)
-    return Factors(basis.to(dtype), (weights.unsqueeze(-2) / gain).to(dtype), gain)
+def _unit(weights: Tensor) -> Tensor:
+    """Largest magnitude of weights (V, n) as (V, 1, 1), 1 where all are 0: taken out before anything leaves float64."""
+    largest = weights.abs().amax(-1)[:, None, None]
+    return torch.where(largest == 0, 1.0, largest)
 
 
-def _apply(scaled: Tensor, basis: Tensor, out: Tensor) -> Tensor:
-    """float64 scaled @ basis in basis's dtype, without overflow before out's dtype asks for it."""
-    unit = power_of_two(scaled)
-    return (((scaled / unit).to(basis.dtype) @ basis) * unit).to(out.dtype)
-
-
-def _project(x: Tensor, right: Tensor, weights: Tensor, function: Function) -> Tensor:
-    """x V g(S), float64; the product in float64 where float32 rounding would be blown up."""
-    dtype = torch.float64 if function.amplifies else work_dtype(x)
-    return (x.to(dtype) @ right.to(dtype)) * weights.unsqueeze(-2).double()
+def _matrix(vectors: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """vectors diag(weights) vectors^T (V, n, n)."""
+    return (vectors * weights.unsqueeze(-2)).to(dtype) @ vectors.mT.to(dtype)
 
 
 def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: bool) -> tuple[Tensor, Factors]:
-    """Fewer rows than columns: U from x x^T, V only where a gradient or other rows ask for it."""
+    """No more rows than columns: U from x x^T, V only where a gradient or other rows ask for it."""
     work = work_dtype(x)
+    dtype = torch.float64 if function.amplifies else work
     exact = source.double()
     values, left = _eigh(symmetric_gram(exact))
     s, weights = _weights(values, function)
+    unit = _unit(weights)
+    weights = weights / unit[..., 0]
     if own and not needs_grad:
-        dtype = torch.float64 if function.amplifies else work
-        unit = power_of_two(weights.unsqueeze(-2))
-        matrix = (left * (weights.unsqueeze(-2) / unit)).to(dtype) @ left.mT.to(dtype)
-        return ((matrix @ exact.to(dtype)) * unit).to(x.dtype), no_factors(x, work)
+        return ((_matrix(left, weights, dtype) @ exact.to(dtype)) * unit).to(x.dtype), no_factors(x, work)
     right = (left / s.unsqueeze(-2)).mT @ exact
-    factors = _as_factors(right, weights, work)
-    scaled = left * (s * weights).unsqueeze(-2) if own else _project(x, right.mT, weights, function)
-    return _apply(scaled, factors.basis, x), factors if needs_grad else no_factors(x, work)
+    factors = Factors(right.to(work), weights.unsqueeze(-2).to(work), unit)
+    # x V is U S where x is the source; else float64 where float32 rounding of small parts would be blown up
+    scaled = left * s.unsqueeze(-2) if own else (x.to(dtype) @ right.mT.to(dtype)).double()
+    scaled = scaled * weights.unsqueeze(-2)
+    size = power_of_two(scaled)
+    out = ((scaled / size).to(work) @ factors.basis) * (size * unit)
+    return out.to(x.dtype), factors if needs_grad else no_factors(x, work)
 
 
 def _tall(x: Tensor, gram: Tensor, function: Function, needs_grad: bool) -> tuple[Tensor, Factors]:
-    """At least as many rows as columns, or only the Gram matrix: V from x^T x."""
+    """More rows than columns, or only the Gram matrix: V from x^T x, and W itself."""
+    work = work_dtype(x)
+    dtype = torch.float64 if function.amplifies else work
     values, right = _eigh(gram)
     _, weights = _weights(values, function)
-    factors = _as_factors(right.mT, weights, work_dtype(x))
-    out = _apply(_project(x, right, weights, function), factors.basis, x)
-    return out, factors if needs_grad else no_factors(x, work_dtype(x))
+    unit = _unit(weights)
+    core = _matrix(right, weights / unit[..., 0], dtype)
+    out = ((x.to(dtype) @ core) * unit).to(x.dtype)
+    if not needs_grad:
+        return out, no_factors(x, work)
+    return out, Factors(x.new_empty((len(x), 0, x.shape[-1]), dtype=work), core.to(work), unit)
 
 
 def filter64(
@@ -75,6 +77,6 @@ def filter64(
     """x W for x (V, B, D), from `source` (V, rows, D) or its Gram matrix (V, D, D); `own`: x is the source."""
     if is_gram:
         return _tall(x, source.double(), function, needs_grad)
-    if source.shape[-2] < source.shape[-1]:
+    if source.shape[-2] <= source.shape[-1]:
         return _wide(x, source, own, function, needs_grad)
     return _tall(x, symmetric_gram(source.double().mT), function, needs_grad)
