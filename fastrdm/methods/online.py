@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastrdm.distributed import gather_rows
 from fastrdm.heads import Head, HeadConfig
+from fastrdm.kernels.collectives import process_rank
 from fastrdm.kernels.ladder import SOLVERS, spectral_filter
 from fastrdm.loaders.spec import STRICT, require
 from fastrdm.schedules import Duration, steps_of
@@ -125,6 +126,7 @@ class SpectralFilter(Transform):
             c.kind,
             c.power,
             x_all=gather_rows(x, dim=1),
+            offset=process_rank() * x.shape[1],
             basis=basis,
             side=self.side,
             cutoff=c.cutoff,
