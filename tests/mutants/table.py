@@ -277,7 +277,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "    return normalise(x, spec.mean, spec.std, dtype)",
             "return solarise(normalise(x, spec.mean, spec.std, dtype), parameters[:, Column.SOLARISE], "
             "spec.solarise_threshold / 255)\n    return normalise(x, spec.mean, spec.std, dtype)",
-            "tests/loaders/test_augment.py::test_the_whole_chain[32-shape0-bilinear]",
+            "tests/methods/test_views.py::test_solarised_before_normalised",
         ),
     ],
     "loaders/resident.py": [
@@ -285,7 +285,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "every view with the first one's crop",
             "sample_parameters(spec, self.seed, self.epoch, index, view, height, width)",
             "sample_parameters(spec, self.seed, self.epoch, index, 0, height, width)",
-            "tests/loaders/test_engines.py::test_native_agrees_with_resident_to_its_rounding",
+            "tests/methods/test_views.py::test_each_view_has_its_own_draw[resident]",
         ),
     ],
 }
