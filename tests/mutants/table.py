@@ -280,6 +280,14 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tests/methods/test_views.py::test_solarised_before_normalised",
         ),
     ],
+    "loaders/native.py": [
+        (
+            "files: every view with the first one's crop",
+            "sample_parameters(spec, self.seed, epoch, index, view, height, width)",
+            "sample_parameters(spec, self.seed, epoch, index, 0, height, width)",
+            "tests/methods/test_views.py::test_each_view_has_its_own_draw[native]",
+        ),
+    ],
     "loaders/resident.py": [
         (
             "every view with the first one's crop",
