@@ -24,9 +24,9 @@ Without CONFIG.yaml: the quick start, on scikit-learn's digits. Shipped files ar
 
 def train(arguments: Sequence[str]) -> int:
     """Train as `arguments` say; the exit status."""
-    flags = {a for a in arguments if a.startswith("--")}
+    flags = {a for a in arguments if a.startswith("-")}
     try:
-        if "--help" in flags:
+        if flags & {"--help", "-h"}:
             print(USAGE + "\n".join(config.describe()))
             return 0
         if unknown := flags - {"--print-config"}:

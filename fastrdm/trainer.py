@@ -88,7 +88,8 @@ class Trainer:
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
         epoch = len(self.loader)
-        self.horizon = Horizon(epoch, steps_of(self.settings.train.length, epoch))
+        self.horizon = Horizon(epoch, steps_of(train.length, epoch))
+        require(self.horizon.total >= 1, "train.length", f"at least a step (an epoch has {epoch})", train.length)
 
     def _build_model(self) -> None:
         c, train = self.settings, self.settings.train
@@ -126,6 +127,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.groups, c.optim, self.processes.device)
         self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=c.train.precision == "fp16")
         self.warmup = self.horizon.steps(c.optim.warmup)
+        fits = self.warmup <= self.horizon.total
+        require(fits, "optim.warmup", f"no longer than the run of {self.horizon.total} steps", c.optim.warmup)
         self.clipped = [p for role in roles if role.name != "probe" for _, p in role.parameters]
 
     def train(self) -> bool:

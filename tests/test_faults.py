@@ -157,6 +157,15 @@ def test_a_run_of_another_configuration_is_not_continued(run: Callable[..., tupl
     assert run("log.every=1")[0] == 0, "what changes neither weights nor order may differ"
 
 
+@pytest.mark.parametrize("setting", ["train.length=0.001ep", "optim.warmup=7st"])
+def test_lengths_that_do_not_fit_the_run_are_refused_before_any_work(
+    run: Callable[..., tuple[int, str]], tmp_path: Path, setting: str
+) -> None:
+    code, told = run(setting)
+    assert code == cli.EXIT_REFUSED and setting.split("=")[0] in told and setting.split("=")[1] in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_half_a_metrics_line_of_a_killed_run_is_dropped(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     assert run()[0] == 0
     metrics = tmp_path / "run" / "metrics.jsonl"
