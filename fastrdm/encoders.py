@@ -145,10 +145,20 @@ class _Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
 
 
+class _Pointwise(nn.Conv2d):
+    """A 1x1 convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels < 16 and x.device.type == "cpu":
+            # oneDNN (torch 2.14) writes past its buffer: gradient of the weights, stride, less than a SIMD block
+            return F.conv2d(x[..., :: self.stride[0], :: self.stride[1]], self.weight)
+        return super().forward(x)
+
+
 def _shortcut(channels: int, out: int, stride: int, sync_bn: bool) -> nn.Module:
     if stride == 1 and channels == out:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), ViewBatchNorm(out, sync=sync_bn))
+    return nn.Sequential(_Pointwise(channels, out, 1, stride, bias=False), ViewBatchNorm(out, sync=sync_bn))
 
 
 def _initialise(resnet: ResNet, zero_init_residual: bool) -> None:

@@ -10,14 +10,10 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastrdm.config import Config
-from fastrdm.encoders import build_encoder
-from fastrdm.evaluate import LinearProbe
-from fastrdm.learner import Learner
-from fastrdm.methods.branch import DualBranch
+from fastrdm.learner import DTYPES, Learner, build_learner, build_method
 from fastrdm.methods.online import Horizon
-from fastrdm.optim import Role, build_optimizer, parameter_groups
+from fastrdm.optim import build_optimizer, parameter_groups
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 CPU = torch.device("cpu")
 PROBED = (4, 8)  # images of the two small steps between which memory is extrapolated
 
@@ -37,23 +33,9 @@ class Footprint(NamedTuple):
 
 def build(settings: Config, horizon: Horizon, classes: int) -> tuple[Learner, Optimizer]:
     """Model and optimiser as the trainer has them, on the CPU; `classes`: of the probe, 0 without labels."""
-    c, precision = settings, settings.train.precision
-    encoder = build_encoder(c.encoder)
-    method = DualBranch(
-        c.method,
-        encoder,
-        horizon,
-        batch_size=c.loader.batch_size // c.train.accumulate,
-        sync_bn=c.encoder.sync_bn,
-        precision=DTYPES[precision] if precision in ("bf16", "fp16") else None,
-    )
-    probe = LinearProbe(encoder.features, classes) if classes and c.evaluate.probe else None
-    learner = Learner(method, probe)
-    learner.to(torch.float64 if precision == "fp64" else torch.float32)
-    roles = list(method.roles())
-    if probe:
-        roles.append(Role("probe", list(probe.named_parameters("probe")), c.evaluate.probe_lr, weight_decay=0.0))
-    groups = parameter_groups(roles, c.optim, scale=c.loader.batch_size / 256)
+    c = settings
+    learner = build_learner(build_method(c, horizon), c, classes)
+    groups = parameter_groups(learner.roles(c.evaluate.probe_lr), c.optim, scale=c.loader.batch_size / 256)
     return learner, build_optimizer(groups, c.optim, CPU)
 
 
@@ -61,7 +43,7 @@ def measure(settings: Config, learner: Learner, optimizer: Optimizer, images: in
     """The footprint of a process that runs `images` images at a time; trains the learner for two small steps."""
     sizes = sorted({min(images, size) for size in PROBED})
     points = [small_step(settings, learner, size) for size in sizes]
-    learner.method.after_backward(0)
+    learner.method.after_backward()
     optimizer.step()
     (first, _), (last, flops) = points[0], points[-1]
     slope = (last - first) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from fastrdm import checkpoint, config, distributed, trees
 from fastrdm.checkpoint import Checkpoint, CheckpointError
@@ -17,6 +15,7 @@ from fastrdm.distributed import Processes
 from fastrdm.loaders.spec import Loader
 from fastrdm.meters import LossWatch
 from fastrdm.monitor import RankMonitor
+from fastrdm.step import TrainStep
 
 # settings that change neither the weights nor the order of images: a run may continue with other ones
 FREE = (
@@ -41,16 +40,14 @@ class RunState:
         self,
         settings: Config,
         processes: Processes,
-        learner: nn.Module,
-        optimizer: Optimizer,
-        scaler: torch.amp.GradScaler,
+        step: TrainStep,
         loader: Loader,
         losses: LossWatch,
         monitor: RankMonitor,
     ) -> None:
-        self.settings, self.processes, self.learner = settings, processes, learner
-        self.optimizer, self.scaler, self.loader, self.losses = optimizer, scaler, loader, losses
-        self.monitor = monitor
+        self.settings, self.processes, self.learner = settings, processes, step.learner
+        self.optimizer, self.scaler = step.optimizer, step.scaler
+        self.loader, self.losses, self.monitor = loader, losses, monitor
         self.folder = config.run_folder(settings)
         self.best: dict[str, Any] = {"knn": -1.0, "step": None}
 

@@ -14,8 +14,8 @@ from fastrdm import checkpoint, config, distributed, trees
 from fastrdm.checkpoint import Checkpoint
 from fastrdm.config import Config
 from fastrdm.distributed import Processes
-from fastrdm.encoders import build_encoder
 from fastrdm.instruments import ENOUGH, Measured, measure, told
+from fastrdm.learner import build_method
 from fastrdm.loaders.engines import build_loader
 from fastrdm.loaders.sources import open_source
 from fastrdm.loaders.spec import require
@@ -25,7 +25,6 @@ from fastrdm.schedules import steps_of
 
 FILE = "theory.json"
 CPU = torch.device("cpu")
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 LEAST = 5000  # images, where the set has them
 OTHER = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
 
@@ -130,15 +129,7 @@ def trained(found: Checkpoint, settings: Config) -> tuple[DualBranch, int]:
     """The method as it was in the last step before its checkpoint, and the epoch of that step."""
     steps_per_epoch = len(open_source(settings.loader, "train")) // settings.loader.batch_size
     horizon = Horizon(steps_per_epoch, steps_of(settings.train.length, steps_per_epoch))
-    encoder = build_encoder(settings.encoder)
-    method = DualBranch(
-        settings.method,
-        encoder,
-        horizon,
-        batch_size=batch_size(settings),
-        sync_bn=settings.encoder.sync_bn,
-        precision=PRECISIONS.get(settings.train.precision),
-    )
+    method = build_method(settings, horizon)
     weights = {key.removeprefix("method."): x for key, x in found.weights.items() if key.startswith("method.")}
     checkpoint.load_weights(method, found._replace(weights=weights))
     step = found.meta["step"] - 1

@@ -10,32 +10,21 @@ from torch import Tensor
 from fastrdm import alarms, checkpoint, config, distributed
 from fastrdm.checkpoint import CheckpointError
 from fastrdm.config import Config
-from fastrdm.encoders import build_encoder
-from fastrdm.evaluate import FeatureSet, LinearProbe, feature_set, knn_accuracy, raw_pixels
-from fastrdm.learner import Learner, in_parallel, in_parts, noise
+from fastrdm.evaluate import FeatureSet, feature_set, knn_accuracy, raw_pixels
+from fastrdm.learner import DTYPES, build_learner, build_method, noise
 from fastrdm.loaders.engines import build_loader
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources import Source, balanced, open_source
 from fastrdm.loaders.spec import Batch, require
 from fastrdm.log import RunLog
 from fastrdm.meters import Clock, LossWatch, NonFiniteLoss
-from fastrdm.methods.branch import DualBranch, Output
+from fastrdm.methods.branch import Output
 from fastrdm.methods.online import Horizon
 from fastrdm.monitor import CONVENTION, RankMonitor
-from fastrdm.optim import (
-    Role,
-    build_optimizer,
-    clip_gradients,
-    learning_rates,
-    parameter_groups,
-    set_learning_rates,
-    set_weight_decays,
-)
 from fastrdm.schedules import steps_of
 from fastrdm.state import RunState
+from fastrdm.step import TrainStep
 from fastrdm.watch import HangWatch, SlowRanks, mixed_devices
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 class Trainer:
@@ -48,16 +37,13 @@ class Trainer:
         torch.manual_seed(settings.train.seed)
         self._build_data()
         self._build_model()
-        self._build_optimizer()
         torch.manual_seed(settings.train.seed + 1 + self.processes.rank)  # dropout differs between processes
         self.step = 0
         self.figures: dict[str, float] = {}  # the newest value of everything measured
         self.losses = LossWatch(self.processes.device)
         views, images = len(settings.loader.views), settings.loader.batch_size // settings.train.accumulate
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
-        self.state = RunState(
-            settings, self.processes, self.learner, self.optimizer, self.scaler, self.loader, self.losses, self.monitor
-        )
+        self.state = RunState(settings, self.processes, self.stepper, self.loader, self.losses, self.monitor)
         self.stop = distributed.StopSignal()
         self.slow = SlowRanks(self.processes)
         self.watch = HangWatch(self.processes, settings.train.hang_timeout)
@@ -88,39 +74,16 @@ class Trainer:
 
     def _build_model(self) -> None:
         c, train = self.settings, self.settings.train
-        encoder = build_encoder(c.encoder)
-        encoder.check_sizes(sorted({n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}))
-        self.method = DualBranch(
-            c.method,
-            encoder,
-            self.horizon,
-            batch_size=c.loader.batch_size // train.accumulate,
-            sync_bn=c.encoder.sync_bn,
-            precision=DTYPES[train.precision] if train.precision in ("bf16", "fp16") else None,
-        )
-        labelled = c.evaluate.probe and self.labelled
-        self.probe = LinearProbe(encoder.features, len(self.source.classes)) if labelled else None
-        learner = Learner(self.method, self.probe).to(self.processes.device)
-        learner.to(torch.float64 if train.precision == "fp64" else torch.float32)
+        self.method = build_method(c, self.horizon)
+        sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
+        self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.learner = learner.to(memory_format=layout)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.labelled else 0)
+        self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile:
             self.method.compile()
-        self.parallel = in_parallel(self.learner, self.processes.world, static_graph=train.accumulate == 1)
-
-    def _build_optimizer(self) -> None:
-        c = self.settings
-        roles = list(self.method.roles())
-        if self.probe:
-            parameters = list(self.probe.named_parameters("probe"))
-            roles.append(Role("probe", parameters, c.evaluate.probe_lr, weight_decay=0.0))
-        self.groups = parameter_groups(roles, c.optim, scale=c.loader.batch_size / 256)
-        self.optimizer = build_optimizer(self.groups, c.optim, self.processes.device)
-        self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=c.train.precision == "fp16")
-        self.warmup = self.horizon.steps(c.optim.warmup)
-        fits = self.warmup <= self.horizon.total
-        require(fits, "optim.warmup", f"no longer than the run of {self.horizon.total} steps", c.optim.warmup)
-        self.clipped = [p for role in roles if role.name != "probe" for _, p in role.parameters]
+        self.stepper = TrainStep(c, self.learner, self.horizon, self.processes)
+        self.optimizer = self.stepper.optimizer
 
     def train(self) -> bool:
         """Train to the end, from the newest checkpoint where there is one; False when asked to stop before."""
@@ -175,28 +138,8 @@ class Trainer:
                     break
 
     def train_step(self, batch: Batch) -> Output:
-        """One optimiser step on this process's share of a batch; the output of its last part, and the mean loss."""
-        parts = self.settings.train.accumulate
-        self.method.set_step(self.step)
-        rates = learning_rates(self.groups, self.step, self.horizon.total, self.warmup, self.settings.optim)
-        set_learning_rates(self.optimizer, rates)
-        set_weight_decays(self.optimizer, self.groups, self.step, self.horizon.total, self.settings.optim)
-        losses = []
-        for part, (views, labels) in enumerate(in_parts(batch, parts)):
-            waits = self.processes.world > 1 and part < parts - 1
-            with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                loss, output = self.parallel(views, labels)
-                self.scaler.scale(loss / parts).backward()
-            losses.append(output.loss.detach())
-        self.method.after_backward(self.step)
-        if self.settings.optim.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.clipped, self.settings.optim)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step()
-        return output._replace(loss=torch.stack(losses).mean())  # type: ignore[no-any-return]
+        """One optimiser step on this process's share of a batch."""
+        return self.stepper(batch, self.step)
 
     def report(self, output: Output, clock: Clock) -> None:
         """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
@@ -257,8 +200,8 @@ class Trainer:
             return
         bank, query = self.feature_sets(self.method.online.encoder)
         figures = {"knn": self.knn(bank, query)}
-        if self.probe:
-            figures["probe"] = self.probe.accuracy(query)
+        if self.learner.probe:
+            figures["probe"] = self.learner.probe.accuracy(query)
         if self.method.target:
             figures["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
         self.figures |= figures

@@ -1,5 +1,6 @@
 """ResNets are torchvision's, weight for weight; the small and CIFAR forms, and networks of timm."""
 
+import copy
 import sys
 
 import pytest
@@ -197,3 +198,16 @@ def test_options_for_another_network_are_refused(message: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=message):
         build_encoder(EncoderConfig(**{"name": "timm/resnet18", **WRONG_OPTIONS[message]}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [16, 33])
+def test_narrow_networks_have_the_gradients_of_float64(size: int) -> None:
+    """Strided 1x1 convolutions of few channels: their gradient in oneDNN overruns its buffer."""
+    net = build_encoder(EncoderConfig(name="resnet_small", stem="cifar", width=4)).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(net).double()
+    x = images(8, size)
+    net(x).square().sum().backward()
+    exact(x.double()).square().sum().backward()
+    for (name, p), q in zip(net.named_parameters(), exact.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None
+        assert float((p.grad - q.grad).abs().max()) <= 1e-4 * float(q.grad.abs().max()), name

@@ -15,7 +15,7 @@ LAYERS = [
     ["cli"],
     ["trainer"],
     ["offline", "plan", "footprint", "export", "doctor", "theory"],
-    ["state", "learner", "pretrained"],
+    ["state", "step", "learner", "pretrained"],
     ["config"],
     ["measures", "recipes"],
     ["probes", "finetune"],

@@ -273,7 +273,7 @@ def two_steps(arguments: list[str], root: Path) -> None:
     if any(t.name == "prototypes" and t.count == 65536 for t in c.method.online):
         small += [f"method.{side}.0.count=600" for side in ("online", "target")]
     trainer = Trainer(config.load([*arguments, *small, f"train.accumulate={min(c.train.accumulate, 2)}"]))
-    assert trainer.probe is not None and len(trainer.source.classes) in (10, 100)
+    assert trainer.learner.probe is not None and len(trainer.source.classes) in (10, 100)
     before = {name: p.detach().clone() for name, p in trainer.method.online.named_parameters()}
     for batch in itertools.islice(trainer.loader, 2):
         assert [view.shape[-1] for view in batch.views] == [v.size for v in c.loader.views]

@@ -86,7 +86,7 @@ def test_clipping_bounds_the_methods_gradient_and_spares_the_probes(tmp_path: Pa
     t = make(tmp_path, "optim.clip_grad=0.001", "evaluate.probe_lr=0.1")
 
     def note(*_: Any) -> None:
-        for part, module in (("method", t.method), ("probe", t.probe)):
+        for part, module in (("method", t.method), ("probe", t.learner.probe)):
             assert module is not None
             grads = [p.grad for p in module.parameters() if p.grad is not None]
             norms[part].append(torch.cat([g.flatten() for g in grads]).norm().item())
@@ -142,7 +142,7 @@ def test_unlabelled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(trainer, "open_source", unlabelled)
     t = make(tmp_path, "evaluate.baselines=true", "loader.subset=null")
-    assert t.probe is None
+    assert t.learner.probe is None
     assert t.train()
     assert "knn" not in t.figures and "loss" in t.figures
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fastrdm.encoders import Encoder
 from fastrdm.heads import Head, HeadConfig
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
@@ -132,7 +133,7 @@ class Output(NamedTuple):
 class Network(nn.Module):
     """Encoder, projector and prototypes: what an EMA target copies."""
 
-    def __init__(self, encoder: nn.Module, projector: Head, prototypes: PrototypeLayer | None, per_view: bool) -> None:
+    def __init__(self, encoder: Encoder, projector: Head, prototypes: PrototypeLayer | None, per_view: bool) -> None:
         super().__init__()
         self.encoder, self.projector, self.prototypes = encoder, projector, prototypes
         self.per_view = per_view
@@ -183,24 +184,23 @@ class DualBranch(nn.Module):
     def __init__(
         self,
         config: MethodConfig,
-        encoder: nn.Module,
+        encoder: Encoder,
         horizon: Horizon,
         *,
         batch_size: int,
         sync_bn: bool = True,
         precision: torch.dtype | None = None,
     ) -> None:
-        """Build from an encoder with `.features`; `precision` is autocast's dtype, None for full precision."""
+        """`precision` is autocast's dtype, None for full precision."""
         super().__init__()
         self.config, self.horizon, self.precision = config, horizon, precision
-        width = encoder.features
-        assert isinstance(width, int)
-        projector = Head(config.projector, width, sync_bn)
+        projector = Head(config.projector, encoder.features, sync_bn)
         scored = [t for t in (*config.online, *config.target) if isinstance(t, PrototypesConfig)]
         prototypes = PrototypeLayer(config.projector.out, scored[0].count) if scored else None
         self.online = Network(encoder, projector, prototypes, config.bn_views == "per_view")
         self.target = _without_drop_path(copy.deepcopy(self.online).requires_grad_(False)) if config.ema else None
         self.freeze = horizon.steps(scored[0].freeze) if scored else 0
+        self.frozen = self.freeze > 0  # the prototypes, at this step
         self.register_buffer("momentum", torch.zeros(()), persistent=False)
 
         def place(side: Side) -> Place:
@@ -240,10 +240,11 @@ class DualBranch(nn.Module):
             self.momentum.fill_(cosine_ramp(step, self.horizon.total, self.config.ema.momentum, self.config.ema.final))
         for transform in (*self.online_transforms, *self.target_transforms):
             transform.set_step(step)
+        self.frozen = step < self.freeze
 
-    def after_backward(self, step: int) -> None:
+    def after_backward(self) -> None:
         """Before the optimiser step: frozen prototypes take no part in it."""
-        if step < self.freeze and self.online.prototypes is not None:
+        if self.frozen and self.online.prototypes is not None:
             self.online.prototypes.weight.grad = None
 
     def after_step(self) -> None:

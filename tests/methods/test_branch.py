@@ -247,7 +247,7 @@ def test_frozen_prototypes_do_not_move_by_a_bit(branch: Build, views: Draw, opti
         before = parameters(method.online)
         method.set_step(step)
         method(views(seed=step)).loss.backward()
-        method.after_backward(step)
+        method.after_backward()
         optimizer.step()
         optimizer.zero_grad()
         assert torch.equal(layer.weight, start) == (step < 2), f"freeze is 2 steps, this is step {step}"

@@ -128,8 +128,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "prototypes frozen a step too long",
-            "if step < self.freeze and",
-            "if step <= self.freeze and",
+            "self.frozen = step < self.freeze",
+            "self.frozen = step <= self.freeze",
             f"{STEP}prototypes_are_frozen_for_as_long_as_told",
         ),
         (
@@ -213,7 +213,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{TRANSFORMS}power_is_the_exponent_of_the_multiplier[-0.5]",
         ),
     ],
-    "fastrdm/trainer.py": [
+    "fastrdm/step.py": [
         (
             "target moved before the optimiser's step",
             "self.scaler.step(self.optimizer)",
@@ -222,13 +222,13 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "rate that changes with the epoch only",
-            "learning_rates(self.groups, self.step,",
-            "learning_rates(self.groups, self.step - self.step % self.horizon.steps_per_epoch,",
+            "learning_rates(self.groups, step,",
+            "learning_rates(self.groups, step - step % self.horizon.steps_per_epoch,",
             f"{STEP}rates_follow_the_step_and_simsiams_predictor_keeps_its_own",
         ),
         (
             "accumulated gradients summed",
-            "self.scaler.scale(loss / parts)",
+            "self.scaler.scale(loss / self.parts)",
             "self.scaler.scale(loss)",
             f"{STEP}accumulation_averages_the_gradients_of_the_parts",
         ),

@@ -1,0 +1,69 @@
+"""One optimiser step: what depends on its number written to the device, then forward, backward, optimiser, EMA."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from fastrdm.config import Config
+from fastrdm.distributed import Processes
+from fastrdm.learner import Learner, in_parallel, in_parts
+from fastrdm.loaders.spec import Batch, require
+from fastrdm.methods.branch import Output
+from fastrdm.methods.online import Horizon
+from fastrdm.optim import (
+    build_optimizer,
+    clip_gradients,
+    learning_rates,
+    parameter_groups,
+    set_learning_rates,
+    set_weight_decays,
+)
+
+
+class TrainStep:
+    """The step of one process, on its share of each batch."""
+
+    def __init__(self, settings: Config, learner: Learner, horizon: Horizon, processes: Processes) -> None:
+        c = settings
+        self.optim, self.parts, self.world = c.optim, c.train.accumulate, processes.world
+        self.learner, self.method, self.horizon = learner, learner.method, horizon
+        self.parallel = in_parallel(learner, processes.world, static_graph=self.parts == 1)
+        self.groups = parameter_groups(learner.roles(c.evaluate.probe_lr), c.optim, scale=c.loader.batch_size / 256)
+        self.optimizer = build_optimizer(self.groups, c.optim, processes.device)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=c.train.precision == "fp16")
+        self.clipped = [p for role in self.method.roles() for _, p in role.parameters]
+        self.warmup = horizon.steps(c.optim.warmup)
+        fits = self.warmup <= horizon.total
+        require(fits, "optim.warmup", f"no longer than the run of {horizon.total} steps", c.optim.warmup)
+
+    def __call__(self, batch: Batch, step: int) -> Output:
+        """Step number `step` on a batch; the output of its last part, and the mean loss."""
+        self.schedule(step)
+        return self.compute(batch.views, batch.label)
+
+    def schedule(self, step: int) -> None:
+        """Write rates, momentum, temperatures and the like of `step` into the tensors that `compute` reads."""
+        self.method.set_step(step)
+        rates = learning_rates(self.groups, step, self.horizon.total, self.warmup, self.optim)
+        set_learning_rates(self.optimizer, rates)
+        set_weight_decays(self.optimizer, self.groups, step, self.horizon.total, self.optim)
+
+    def compute(self, views: tuple[Tensor, ...], labels: Tensor) -> Output:
+        """The work of the device: nothing here reads a number from it, or depends on the step but through tensors."""
+        losses = []
+        for part, (some, their_labels) in enumerate(in_parts(views, labels, self.parts)):
+            waits = self.world > 1 and part < self.parts - 1
+            with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                loss, output = self.parallel(some, their_labels)
+                self.scaler.scale(loss / self.parts).backward()
+            losses.append(output.loss.detach())
+        self.method.after_backward()
+        if self.optim.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.clipped, self.optim)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step()
+        return output._replace(loss=torch.stack(losses).mean())  # type: ignore[no-any-return]
