@@ -17,10 +17,11 @@ from fastrdm.learner import Learner
 from fastrdm.loaders.sources import Source, open_source
 from fastrdm.loaders.spec import require
 from fastrdm.methods.online import Horizon
-from fastrdm.methods.target import CentreSharpen, Sinkhorn
+from fastrdm.methods.target import CentreSharpen
 from fastrdm.monitor import RankMonitor
 from fastrdm.report.records import read_runs
 from fastrdm.schedules import steps_of
+from fastrdm.step import changes
 from fastrdm.window import bytes_of
 
 # settings that decide the time of a step
@@ -137,18 +138,11 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     """The steps at which something changes, in order, and what."""
     found = [(horizon.steps(settings.optim.warmup), "learning rate: warm-up ends")]
     method = learner.method
-    if method.freeze:
-        found.append((method.freeze, "prototypes: begin to learn"))
     for transform in (*method.online_transforms, *method.target_transforms):
-        if isinstance(transform, Sinkhorn) and transform.config.queue:
-            found.append((max(transform.start, transform.fill), "sinkhorn: the queue joins in"))
         if isinstance(transform, CentreSharpen):
             end = f"centre_sharpen: temperature reaches {transform.config.temperature:g}"
             found.append((transform.warmup, end))
-    for i, view in enumerate(settings.loader.views):
-        sizes = [size for _, size in view.progressive[1:]] + [view.size]
-        for (epoch, _), size in zip(view.progressive, sizes, strict=False):
-            found.append((epoch * horizon.steps_per_epoch, f"view {i}: grows to {size} px"))
+    found += changes(settings, method)
     return sorted((step, what) for step, what in found if step)
 
 

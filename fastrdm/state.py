@@ -25,6 +25,7 @@ FREE = (
     "monitor.",
     "train.device",
     "train.compile",
+    "train.capture",
     "train.hang_timeout",
     "loader.root",
     "loader.workers",

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fastrdm.config import Config
 from fastrdm.distributed import Processes
+from fastrdm.kernels import capture
 from fastrdm.learner import Learner, in_parallel, in_parts
 from fastrdm.loaders.spec import Batch, require
-from fastrdm.methods.branch import Output
+from fastrdm.methods.branch import DualBranch, Output
 from fastrdm.methods.online import Horizon
 from fastrdm.optim import (
     build_optimizer,
@@ -33,6 +34,7 @@ class TrainStep:
         self.optimizer = build_optimizer(self.groups, c.optim, processes.device)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=c.train.precision == "fp16")
         self.clipped = [p for role in self.method.roles() for _, p in role.parameters]
+        self.captured = self._captured(processes) if c.train.capture else None
         self.warmup = horizon.steps(c.optim.warmup)
         fits = self.warmup <= horizon.total
         require(fits, "optim.warmup", f"no longer than the run of {horizon.total} steps", c.optim.warmup)
@@ -40,7 +42,14 @@ class TrainStep:
     def __call__(self, batch: Batch, step: int) -> Output:
         """Step number `step` on a batch; the output of its last part, and the mean loss."""
         self.schedule(step)
-        return self.compute(batch.views, batch.label)
+        if self.captured is None:
+            return self.compute(*batch.views, batch.label)
+        return self.captured(self.method.phase(), *batch.views, batch.label)  # type: ignore[no-any-return]
+
+    def _captured(self, processes: Processes) -> capture.Captured:
+        alone = processes.world == 1
+        require(alone, "train.capture", "false with several processes: that was never run", True)
+        return capture.Captured(self.compute, capture.recorder(processes.device, "train.capture"))
 
     def schedule(self, step: int) -> None:
         """Write rates, momentum, temperatures and the like of `step` into the tensors that `compute` reads."""
@@ -49,8 +58,12 @@ class TrainStep:
         set_learning_rates(self.optimizer, rates)
         set_weight_decays(self.optimizer, self.groups, step, self.horizon.total, self.optim)
 
-    def compute(self, views: tuple[Tensor, ...], labels: Tensor) -> Output:
-        """The work of the device: nothing here reads a number from it, or depends on the step but through tensors."""
+    def compute(self, *batch: Tensor) -> Output:
+        """The device's work on views (B, 3, H_v, W_v) and labels (B,): it reads no number from the device.
+
+        What changes with the step lies in tensors, or is told by the method's phase, so that it can be recorded.
+        """
+        *views, labels = batch
         losses = []
         for part, (some, their_labels) in enumerate(in_parts(views, labels, self.parts)):
             waits = self.world > 1 and part < self.parts - 1
@@ -67,3 +80,13 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
         return output._replace(loss=torch.stack(losses).mean())  # type: ignore[no-any-return]
+
+
+def changes(settings: Config, method: DualBranch) -> list[tuple[int, str]]:
+    """The steps at which a step begins to do other work, in order, and what: compiled or captured anew from there."""
+    found = list(method.phases())
+    for i, view in enumerate(settings.loader.views):
+        sizes = [size for _, size in view.progressive[1:]] + [view.size]
+        for (epoch, _), size in zip(view.progressive, sizes, strict=False):
+            found.append((epoch * method.horizon.steps_per_epoch, f"view {i}: grows to {size} px"))
+    return sorted(found)

@@ -11,9 +11,11 @@ from fastrdm import alarms, checkpoint, config, distributed
 from fastrdm.checkpoint import CheckpointError
 from fastrdm.config import Config
 from fastrdm.evaluate import FeatureSet, feature_set, knn_accuracy, raw_pixels
+from fastrdm.kernels.capture import recorder
 from fastrdm.learner import DTYPES, build_learner, build_method, noise
 from fastrdm.loaders.engines import build_loader
 from fastrdm.loaders.evaluation import evaluation_batches
+from fastrdm.loaders.resident import ResidentLoader
 from fastrdm.loaders.sources import Source, balanced, open_source
 from fastrdm.loaders.spec import Batch, require
 from fastrdm.log import RunLog
@@ -23,7 +25,7 @@ from fastrdm.methods.online import Horizon
 from fastrdm.monitor import CONVENTION, RankMonitor
 from fastrdm.schedules import steps_of
 from fastrdm.state import RunState
-from fastrdm.step import TrainStep
+from fastrdm.step import TrainStep, changes
 from fastrdm.watch import HangWatch, SlowRanks, mixed_devices
 
 
@@ -83,6 +85,8 @@ class Trainer:
         if train.compile:
             self.method.compile()
         self.stepper = TrainStep(c, self.learner, self.horizon, self.processes)
+        if train.capture and isinstance(self.loader, ResidentLoader):
+            self.loader.capture(recorder(self.processes.device, "train.capture"))
         self.optimizer = self.stepper.optimizer
 
     def train(self) -> bool:
@@ -94,7 +98,7 @@ class Trainer:
                 self.train_step(noise(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.figures, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, config.to_dict(c), self.processes.main)
-        for line in (*said, *self.method.beyond_the_run(), *mixed_devices(self.processes)):
+        for line in (*said, *self.method.beyond_the_run(), *self.prepared(), *mixed_devices(self.processes)):
             self.log.say(line)
         if self.step == 0 and c.evaluate.baselines and self.labelled:
             self.measure_baselines()
@@ -112,6 +116,14 @@ class Trainer:
         self.watch.close()
         distributed.agree(self.step)  # nobody leaves while the main process saves: torchrun ends the rest when one does
         return self.step == total
+
+    def prepared(self) -> Iterator[str]:
+        """A line for each step still to come at which compiled or captured work has to be made anew."""
+        train = self.settings.train
+        made = " and ".join(["compiled"] * train.compile + ["captured"] * train.capture)
+        for step, what in changes(self.settings, self.method) if made else ():
+            if self.step < step < self.horizon.total:
+                yield f"{made} anew from step {step:,}: {what}"
 
     def _loop(self, total: int) -> None:
         c, clock, stopped = self.settings, Clock(), False

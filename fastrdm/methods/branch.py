@@ -1,7 +1,7 @@
 """The dual branch: every non-contrastive method as two lists of transforms over one encoder or its moving average."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from typing import Annotated, Literal, NamedTuple
@@ -241,6 +241,17 @@ class DualBranch(nn.Module):
         for transform in (*self.online_transforms, *self.target_transforms):
             transform.set_step(step)
         self.frozen = step < self.freeze
+
+    def phase(self) -> Hashable:
+        """What decides, at the step that is set, which work is done, besides the numbers in tensors."""
+        return self.frozen, *(t.phase for t in (*self.online_transforms, *self.target_transforms))
+
+    def phases(self) -> Iterator[tuple[int, str]]:
+        """The steps at which the phase changes, and to what."""
+        if self.freeze:
+            yield self.freeze, "prototypes: begin to learn"
+        for transform in (*self.online_transforms, *self.target_transforms):
+            yield from transform.phases()
 
     def after_backward(self) -> None:
         """Before the optimiser step: frozen prototypes take no part in it."""

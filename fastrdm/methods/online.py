@@ -1,6 +1,6 @@
 """What a transform is, and those that carry gradient: the predictor, the spectral filter, the prototypes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal, NamedTuple
 
@@ -57,9 +57,14 @@ class Transform(nn.Module):
     takes: Kind = "features"
     gives: Kind = "features"
     constant_lr = False  # whether its parameters keep the base rate throughout
+    phase: Hashable = None  # what decides at this step which work is done, besides the numbers in tensors
 
     def set_step(self, step: int) -> None:
         """Write what changes with the step into device tensors, before the forward pass."""
+
+    def phases(self) -> Iterator[tuple[int, str]]:
+        """The steps at which `phase` changes, and to what."""
+        yield from ()
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         raise AssertionError(f"{type(self).__name__} has no forward")

@@ -1,5 +1,6 @@
 """Transforms of the target branch: stop-gradient, Sinkhorn-Knopp (SwAV), centring and sharpening (DINO)."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -72,7 +73,7 @@ class Sinkhorn(Transform):
         self.config = config
         self.start = place.horizon.steps(config.queue_start)
         self.fill = config.queue // place.batch_size  # steps until the ring is full
-        self.use_queue = False
+        self.phase = False  # whether the queue takes part
         if config.queue:
             divides = config.queue % place.batch_size == 0 and config.queue % process_count() == 0
             expected = f"a multiple of loader.batch_size={place.batch_size} and of the {process_count()} processes"
@@ -81,12 +82,16 @@ class Sinkhorn(Transform):
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def set_step(self, step: int) -> None:
-        self.use_queue = self.config.queue > 0 and step >= max(self.start, self.fill)
+        self.phase = self.config.queue > 0 and step >= max(self.start, self.fill)
+
+    def phases(self) -> Iterator[tuple[int, str]]:
+        if self.config.queue:
+            yield max(self.start, self.fill), "sinkhorn: the queue joins in"
 
     @torch.no_grad()
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         batch = x.shape[1]
-        if self.use_queue:
+        if self.phase:
             assert branch.score is not None
             mine = self.queue.unflatten(1, (process_count(), -1))[:, process_rank()]
             x = torch.cat([x, branch.score(mine.to(x.dtype))], dim=1)

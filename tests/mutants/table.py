@@ -312,8 +312,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "loaders/resident.py": [
         (
             "every view with the first one's crop",
-            "sample_parameters(spec, self.seed, self.epoch, index, view, height, width)",
-            "sample_parameters(spec, self.seed, self.epoch, index, 0, height, width)",
+            "sample_parameters(spec, self.seed, self.drawn_for, index, view, height, width)",
+            "sample_parameters(spec, self.seed, self.drawn_for, index, 0, height, width)",
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[resident]",
         ),
     ],
