@@ -124,9 +124,13 @@ def lidar(half_sum: Moments, half_difference: Moments, delta: float = 1e-4) -> f
     return entropy_rank(torch.linalg.eigvalsh(whitened).clamp_min(0)).item()
 
 
+def places(width: int) -> list[int]:
+    """At most SHOWN numbers from 1 to `width`, evenly spaced in their logarithm."""
+    return sorted({round(width ** (i / (SHOWN - 1))) for i in range(SHOWN)})
+
+
 def shown(spectrum: Eigen) -> dict[str, list[int] | list[float]]:
     """At most SHOWN eigenvalues as shares of the sum of all, and their indices from 1."""
-    width = len(spectrum.values)
-    places = sorted({round(width ** (i / (SHOWN - 1))) for i in range(SHOWN)})
+    ranks = places(len(spectrum.values))
     shares = (spectrum.values / spectrum.values.sum().clamp_min(TINY)).tolist()
-    return {"ranks": places, "eigenvalues": [shares[i - 1] for i in places]}
+    return {"ranks": ranks, "eigenvalues": [shares[i - 1] for i in ranks]}

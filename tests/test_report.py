@@ -286,3 +286,60 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     monkeypatch.setattr(cli.page, "write", fail)
     assert cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
     assert "no report: RuntimeError: broken" in capsys.readouterr().out
+
+
+def measured(epoch: float, difference: float, few: bool = False) -> dict[str, Any]:
+    """A line of instruments.jsonl."""
+    figures: dict[str, float] = {"images": 640, "dimension": 64, "biased": float(few), "filter/verdict": 1}
+    figures |= {f"online/{CONVENTION}": 10.0, f"target/{CONVENTION}": 10.0 + difference}
+    figures |= {f"difference/{CONVENTION}{end}": difference + d for end, d in (("", 0), ("/low", -1), ("/high", 1))}
+    figures |= {f"null/online/{CONVENTION}": -0.25, f"null/target/{CONVENTION}": 0.125, "filter/directions": 7}
+    figures |= {"filter/body": 0.75, "filter/tail": -0.5, "filter/tilt": 4.0}
+    figures |= {f"alignment/{k}": v for k, v in (("value", 0.5), ("chance", 0.125), ("crossed", 0.4), ("ceiling", 0.6))}
+    curves = {name: [[1, 0.5], [4, 0.25], [64, 0.01]] for name in ("spectrum/online", "spectrum/target")}
+    curves["filter/root"] = [[1, 1.5], [4, 0.75]]
+    return {"step": int(epoch * 10), "epoch": epoch, "figures": figures, "curves": curves}
+
+
+def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
+    lines = jsonl(measured(0, 1.0), measured(2, 3.0, few=True))
+    told = text(html := page(read_runs([make(tmp_path / "run", instruments_jsonl=lines)])))
+    row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
+    assert row in told
+    titles = ["Rank of both branches throughout training, run.", "Rank difference throughout training, run."]
+    titles += ["Effective rank of both branches at the end, of what enters the loss."]
+    titles += ["Spectral filter at the end, of what enters the loss."]
+    titles += ["Spectral filter throughout training, of what enters the loss, run."]
+    titles += [
+        "Spectra at the end, of what enters the loss, run.",
+        "Eigenspace alignment beside chance, of what enters",
+    ]
+    for title in titles:
+        assert title in told, title
+    assert "the scores" not in told.split("Spectra ")[0], "SimSiam has none"
+    assert html.count("fill-opacity") == 1, "the interval of the difference"
+    assert "<b>instruments/" not in html
+
+
+def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
+    """From instruments of a run, from `fastrdm theory`, and none."""
+    whole = measured(0, 100.0)
+    whole["curves"] = {name: [v for _, v in pairs] for name, pairs in whole["curves"].items()}
+    theory = json.dumps({key: whole[key] for key in ("figures", "curves")})
+    lines = jsonl(measured(0, 1.0), measured(4, 2.0))
+    runs = [make(tmp_path / "one", instruments_jsonl=lines), make(tmp_path / "two", theory_json=theory)]
+    one, two, three = read_runs([*runs, make(tmp_path / "three")])
+    assert two.theory[-1].epoch == 5 and two.theory[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
+    told = text(page([one, two, three]))
+    assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
+    assert "Not measured: three (train with instruments.every=10ep, or call fastrdm theory RUN)." in told
+    assert told.count("Spectra at the end, of what enters the loss, ") == 4  # title and caption of two runs
+    assert "throughout training, two" not in told
+
+
+def test_instruments_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    broken = jsonl({"epoch": 1, "figures": {}}) + '{"epoch": 2, "fig'
+    told = text(page(read_runs([make(tmp_path / "run", instruments_jsonl=broken, theory_json="[1]")])))
+    assert "instruments.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
+    assert "theory.json: could not be read" in told
+    assert "Theory" not in told

@@ -7,9 +7,11 @@ from fastrdm.readings import CENTRED, CONVENTION
 from fastrdm.report.axes import POINTS, Axis
 from fastrdm.report.charts import Level, Line, chart, colour_of
 from fastrdm.report.comparison import Runs, curve, curves, figure, missing
+from fastrdm.report.instruments import instruments
 from fastrdm.report.ranks import RANK_KEYS, TAPS, differences, ranks, spectra
 
 SMALL = 100  # points of a line in the section of everything else
+MEASURED = "instruments/"  # their figures are drawn from instruments.jsonl
 DRAWN = {  # what has its place in a figure or in the table at the top
     *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "probe"),
     *("loss", "learning_rate", "images_per_second", "data_wait", "unreadable_images"),
@@ -21,6 +23,7 @@ def sections(all_runs: Runs) -> list[tuple[str, list[str]]]:
     """Titles and the figures below them, as HTML."""
     return [
         ("Accuracy", [_accuracy(all_runs), _probe(all_runs)]),
+        *instruments(all_runs),
         ("Rank", [*ranks(all_runs), *differences(all_runs, CONVENTION)]),
         ("Rank difference of centred features", differences(all_runs, CENTRED)),
         ("Spectra", spectra(all_runs)),
@@ -104,7 +107,7 @@ def _wait(all_runs: Runs) -> str:
 def _others(all_runs: Runs) -> list[str]:
     """A chart of every figure that has none yet; of a single run, those of all taps together."""
     keys = dict.fromkeys(key for run in all_runs.runs for key in run.figures())
-    rest = [k for k in keys if k not in DRAWN and not k.endswith(("/low", "/high"))]
+    rest = [k for k in keys if k not in DRAWN and not k.endswith(("/low", "/high")) and not k.startswith(MEASURED)]
     if len(all_runs.runs) > 1:
         return [_plot(all_runs, key, key, Axis(""), "", points=SMALL) for key in rest]
     (run,) = all_runs.runs

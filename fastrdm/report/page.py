@@ -10,6 +10,7 @@ from fastrdm import trees
 from fastrdm.readings import CONVENTION
 from fastrdm.report.comparison import Alarm, Runs, with_alarms
 from fastrdm.report.figures import sections
+from fastrdm.report.instruments import HEAD, rows
 from fastrdm.report.ranks import rank_key
 from fastrdm.report.records import Run, number, read_runs
 
@@ -71,6 +72,7 @@ def page(runs: Sequence[Run]) -> str:
         f"<title>{escape(names)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         f"<h1>fastrdm: {escape(names)}</h1>",
         _overview(all_runs),
+        *_measured(all_runs),
         *(_section(title, found) for title, found in sections(all_runs) if found),
         f"<h2>Alarms</h2>{_alarms(all_runs)}",
         f"<h2>Configuration</h2>{_configuration(runs)}",
@@ -155,6 +157,13 @@ def _overview(all_runs: Runs) -> str:
             ]
         )
     return f'<div class="verdict">{_table(head.split(","), rows, range(4, 12))}</div>'
+
+
+def _measured(all_runs: Runs) -> list[str]:
+    """What the theory's instruments said last, a line a run; nothing where there were none."""
+    found = [[escape(cell) for cell in row] for row in rows(all_runs)]
+    head = HEAD.split(",")
+    return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []
 
 
 def _alarms(all_runs: Runs) -> str:

@@ -10,9 +10,22 @@ from fastrdm import trees
 from fastrdm.trees import Tree
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
+INSTRUMENTS, THEORY = "instruments.jsonl", "theory.json"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
-FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA)
+FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, INSTRUMENTS, THEORY)
+OPTIONAL = (SPECTRA, ALARMS, INSTRUMENTS, THEORY)
 Series = tuple[list[float], list[float]]  # epochs and values
+
+
+class Measurement(NamedTuple):
+    """What the theory's instruments said of a run with frozen weights."""
+
+    epoch: float
+    figures: Tree
+    curves: dict[str, Series]  # over the number of the direction, from 1
+
+    def figure(self, key: str) -> float:
+        return number(self.figures.get(key))
 
 
 class Run(NamedTuple):
@@ -23,6 +36,7 @@ class Run(NamedTuple):
     metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
     spectra: list[Tree]
     alarms: list[Tree]
+    theory: list[Measurement]
     config: Tree
     summary: Tree | None  # none: the run did not finish
     versions: Tree  # of the newest checkpoint
@@ -92,6 +106,7 @@ def _read(folder: Path, name: str) -> Run:
     metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
     spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
     alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
+    theory = _theory(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
     config = _tree(folder / CONFIG, problems) or {}
     summary = _tree(folder / SUMMARY, problems)
     metas = sorted(folder.glob("checkpoints/step-*/meta.json"))
@@ -99,7 +114,26 @@ def _read(folder: Path, name: str) -> Run:
     if not isinstance(versions, dict):
         problems.append("no checkpoint that names versions and device")
         versions = {}
-    return Run(name, folder, metrics, spectra, alarms, config, summary, versions, problems)
+    return Run(name, folder, metrics, spectra, alarms, theory, config, summary, versions, problems)
+
+
+def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
+    """Those made while the run went on; without any, the one that `fastrdm theory` made of its end."""
+    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "figures", "curves"))
+    if not lines and (folder / THEORY).is_file():
+        tree = _tree(folder / THEORY, problems) or {}
+        if all(_usable(tree, key) for key in ("figures", "curves")):
+            lines = [{"epoch": end, **tree}]
+    return [Measurement(line["epoch"], line["figures"], _curves(line["curves"])) for line in lines]
+
+
+def _curves(found: Tree) -> dict[str, Series]:
+    """From lists of [number, value], or of values alone."""
+    curves = {}
+    for name, values in found.items():
+        pairs = [v if isinstance(v, list) else (i, v) for i, v in enumerate(values, 1)]
+        curves[name] = [number(i) for i, _ in pairs], [number(v) for _, v in pairs]
+    return curves
 
 
 def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]:
@@ -123,15 +157,17 @@ def _usable(line: Tree, key: str) -> bool:
         return math.isfinite(number(line.get(key)))
     if key in ("ranks", "eigenvalues"):
         return isinstance(line.get(key), list)
+    if key in ("figures", "curves"):
+        return isinstance(line.get(key), dict)
     return isinstance(line.get(key), str)
 
 
 def _content(file: Path, problems: list[str]) -> str | None:
-    """The text of a file, None where it is missing: alarms and spectra may be."""
+    """The text of a file, None where it is missing: some may be."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        if file.name not in (SPECTRA, ALARMS):
+        if file.name not in OPTIONAL:
             problems.append(f"no {file.name}{': the run has not finished' if file.name == SUMMARY else ''}")
     except OSError as error:
         problems.append(f"{file.name}: {error.strerror}")
