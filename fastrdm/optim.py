@@ -5,13 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from fastrdm.kernels.optimizers import DecayingAdamW, Group, Lamb, Lars, norms, zero_momentum
 from fastrdm.loaders.spec import STRICT, Pair, require
 from fastrdm.schedules import Duration, cosine_ramp, warmup_cosine
-
-Group = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -113,13 +112,13 @@ def set_learning_rates(optimizer: Optimizer, rates: Iterable[float]) -> None:
 def set_weight_decays(
     optimizer: Optimizer, groups: Iterable[Group], step: int, total: int, config: OptimConfig
 ) -> None:
-    """Where `config.weight_decay_end` is set: the decay of `step`, in groups that decay; a number, as torch wants."""
+    """Where `config.weight_decay_end` is set: write the decay of `step` into the tensors of groups that decay."""
     if config.weight_decay_end is None:
         return
     decay = cosine_ramp(step, total, config.weight_decay, config.weight_decay_end)
     for stepped, group in zip(optimizer.param_groups, groups, strict=True):
         if group["weight_decay"]:
-            stepped["weight_decay"] = decay
+            stepped["decay"].fill_(decay)
 
 
 @torch.no_grad()
@@ -131,36 +130,41 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> N
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad)
         return
     grads = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(grads, (config.clip_grad / (_norms(grads) + 1e-6)).clamp(max=1).unbind())
+    torch._foreach_mul_(grads, (config.clip_grad / (norms(grads) + 1e-6)).clamp(max=1).unbind())
 
 
 def build_optimizer(groups: Iterable[Group], config: OptimConfig, device: torch.device) -> Optimizer:
     """The optimiser over `parameter_groups`; `group["lr"]` is a 0-d float32 tensor on `device`, made to be written to.
 
-    Loading a state dict restores state and rates into the tensors at hand and keeps the present settings.
+    So is `group["decay"]`, which stands in for `weight_decay` in groups that decay where `config.weight_decay_end` is
+    set. Loading a state dict restores state and rates into the tensors at hand and keeps the present settings.
     """
-    own = [{**group, "lr": torch.tensor(group["base_lr"], dtype=torch.float32, device=device)} for group in groups]
+    own, rising = [_on_device(group, config, device) for group in groups], config.weight_decay_end is not None
     optimizer: Optimizer
-    if config.name == "sgd":
-        optimizer = torch.optim.SGD(own, lr=config.lr, momentum=config.momentum, fused=True)
-        if config.momentum:
-            _start_momentum(optimizer)
-    elif config.name == "adamw":
+    if config.name == "adamw":
         # capturable: else the step would refuse to be recorded in a CUDA graph
-        optimizer = torch.optim.AdamW(own, config.lr, config.betas, fused=True, capturable=device.type == "cuda")
+        kind = DecayingAdamW if rising else torch.optim.AdamW
+        optimizer = kind(own, config.lr, config.betas, fused=True, capturable=device.type == "cuda")
+    elif config.name == "lamb":
+        optimizer = Lamb(own, betas=config.betas)
     elif config.name == "lars":
         optimizer = Lars(own, momentum=config.momentum, eta=config.eta, clip=config.clip)
+    elif rising:  # torch's SGD takes decay as a number; without adaptation LARS is SGD
+        optimizer = Lars([{**group, "adapt": False} for group in own], momentum=config.momentum)
     else:
-        optimizer = Lamb(own, betas=config.betas)
+        optimizer = torch.optim.SGD(own, lr=config.lr, momentum=config.momentum, fused=True)
+        if config.momentum:
+            zero_momentum(optimizer)
     _keep_settings(optimizer)
     return optimizer
 
 
-def _start_momentum(optimizer: Optimizer) -> None:
-    """Zeros from the start: parameters that get their first gradient late would else meet a missing buffer."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+def _on_device(group: Group, config: OptimConfig, device: torch.device) -> Group:
+    """A group whose rate, and decay where it rises, are tensors on `device`."""
+    own = {**group, "lr": torch.tensor(group["base_lr"], dtype=torch.float32, device=device)}
+    if config.weight_decay_end is not None and group["weight_decay"]:
+        own |= {"weight_decay": 0.0, "decay": torch.full_like(own["lr"], group["weight_decay"])}
+    return own
 
 
 def _keep_settings(optimizer: Optimizer) -> None:
@@ -175,98 +179,10 @@ def _keep_settings(optimizer: Optimizer) -> None:
 
     def restore(_: Optimizer) -> None:
         for group, setting in zip(optimizer.param_groups, settings, strict=True):
-            setting["lr"].copy_(group["lr"])
+            for key in ("lr", "decay"):
+                if key in setting:
+                    setting[key].copy_(group.get(key, setting[key]))
             group.update(setting)
 
     optimizer.register_load_state_dict_pre_hook(check)
     optimizer.register_load_state_dict_post_hook(restore)
-
-
-def _with_gradient(group: Group) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters that have a gradient, and their gradients."""
-    params = [p for p in group["params"] if p.grad is not None]
-    return params, [p.grad for p in params]
-
-
-def _norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors))
-
-
-def _times(tensors: list[Tensor], factors: Tensor) -> list[Tensor]:
-    """Each tensor times its entry of factors (P,)."""
-    return list(torch._foreach_mul(tensors, factors.unbind()))
-
-
-class Lars(Optimizer):
-    """SGD with momentum whose step is scaled per parameter by eta |w| / (|g| + decay |w|) (You et al. 2017)."""
-
-    def __init__(self, groups: list[Group], *, momentum: float, eta: float, clip: bool) -> None:
-        super().__init__(groups, {"momentum": momentum, "eta": eta, "clip": clip})
-        _start_momentum(self)
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One step on the gradients at hand; nothing is read on the host."""
-        for group in self.param_groups:
-            params, grads = _with_gradient(group)
-            if not params:
-                continue
-            grads = self._adapted(params, grads, group) if group["adapt"] else self._decayed(params, grads, group)
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, grads)
-            torch._foreach_sub_(params, torch._foreach_mul(buffers, group["lr"]))
-
-    @staticmethod
-    def _decayed(params: list[Tensor], grads: list[Tensor], group: Group) -> list[Tensor]:
-        return list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-
-    @staticmethod
-    def _adapted(params: list[Tensor], grads: list[Tensor], group: Group) -> list[Tensor]:
-        """(g + decay w) local; a zero weight or gradient is neither decayed nor adapted (paper.md 5.4)."""
-        decay, weight, grad = group["weight_decay"], _norms(params), _norms(grads)
-        local = group["eta"] * weight / (grad + decay * weight + 1e-8)
-        if group["clip"]:
-            local = (local / group["lr"]).clamp(max=1)
-        alive = (weight > 0) & (grad > 0)
-        adapted = _times(grads, torch.where(alive, local, 1.0))
-        torch._foreach_add_(adapted, _times(params, torch.where(alive, local * decay, 0.0)))
-        return adapted
-
-
-class Lamb(Optimizer):
-    """Adam's direction plus decay, scaled per parameter to the weight's norm (You et al. 2020)."""
-
-    def __init__(self, groups: list[Group], *, betas: Pair, eps: float = 1e-6) -> None:
-        super().__init__(groups, {"betas": betas, "eps": eps})
-        for p in (p for group in self.param_groups for p in group["params"]):
-            # not called "step": torch would leave that one on the device it was saved from
-            self.state[p] = {"mean": torch.zeros_like(p), "square": torch.zeros_like(p), "count": p.new_zeros(())}
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One step on the gradients at hand; nothing is read on the host."""
-        for group in self.param_groups:
-            params, grads = _with_gradient(group)
-            if not params:
-                continue
-            update = self._direction(params, grads, group)
-            torch._foreach_add_(update, params, alpha=group["weight_decay"])
-            if group["adapt"]:
-                weight, length = _norms(params), _norms(update)
-                update = _times(update, torch.where((weight > 0) & (length > 0), weight / length, 1.0))
-            torch._foreach_sub_(params, torch._foreach_mul(update, group["lr"]))
-
-    def _direction(self, params: list[Tensor], grads: list[Tensor], group: Group) -> list[Tensor]:
-        """Bias-corrected mean over root of mean square."""
-        means, squares, counts = ([self.state[p][key] for p in params] for key in ("mean", "square", "count"))
-        beta, beta2 = group["betas"]
-        torch._foreach_add_(counts, 1)
-        torch._foreach_mul_(means, beta)
-        torch._foreach_add_(means, grads, alpha=1 - beta)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        updates = torch.stack(counts)
-        roots = torch._foreach_sqrt(_times(squares, 1 / (1 - beta2**updates)))
-        torch._foreach_add_(roots, group["eps"])
-        return list(torch._foreach_div(_times(means, 1 / (1 - beta**updates)), roots))

@@ -214,8 +214,8 @@ def test_a_rising_decay_is_that_of_the_step(name: str) -> None:
     found = []
     for step in (0, 5, 10):
         set_weight_decays(optimizer, groups, step, 10, config)
-        found.append([group["weight_decay"] for group in optimizer.param_groups])
-    assert found == [[0.1, 0.0], [pytest.approx(0.3), 0.0], [0.5, 0.0]]
+        found.append([float(group.get("decay", 0)) for group in optimizer.param_groups])
+    assert found == [[pytest.approx(0.1), 0.0], [pytest.approx(0.3), 0.0], [0.5, 0.0]]
     fixed, other = parameters(), OptimConfig(name=name, weight_decay=0.5, exclude_bias_norm=True)  # type: ignore[arg-type]
     constant = built(fixed, other)
     for some, stepped in ((params, optimizer), (fixed, constant)):
@@ -223,7 +223,32 @@ def test_a_rising_decay_is_that_of_the_step(name: str) -> None:
         set_learning_rates(stepped, [0.1, 0.1])
         stepped.step()
     for key, p in params.items():
-        assert torch.equal(p, fixed[key]), key
+        torch.testing.assert_close(p, fixed[key], rtol=0, atol=2e-7, msg=key)  # decays are float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_whose_decay_rises_resumes_bit_for_bit_into_the_same_tensors(name: str) -> None:
+    config = OptimConfig(name=name, weight_decay=0.1, weight_decay_end=0.5)  # type: ignore[arg-type]
+    params = parameters(torch.float32)
+    groups = parameter_groups([Role("all", list(params.items()))], config)
+    optimizer = build_optimizer(groups, config, CPU)
+
+    def go(some: dict[str, nn.Parameter], stepped: torch.optim.Optimizer, step: int) -> None:
+        set_weight_decays(stepped, groups, step, 6, config)
+        give_gradients(some, step)
+        stepped.step()
+
+    for step in range(3):
+        go(params, optimizer, step)
+    copied = copy.deepcopy(params)
+    resumed = built(copied, config)
+    decay = resumed.param_groups[0]["decay"]
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert resumed.param_groups[0]["decay"] is decay and decay == optimizer.param_groups[0]["decay"] != 0.1
+    for step in range(3, 6):
+        go(params, optimizer, step)
+        go(copied, resumed, step)
+    assert all(torch.equal(params[key], copied[key]) for key in params)
 
 
 def test_gradients_are_clipped_as_one_or_each_by_itself() -> None:
@@ -260,10 +285,11 @@ class NoHostRead(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("end", [None, 0.5])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_reads_nothing_on_the_host(name: str) -> None:
+def test_a_step_reads_nothing_on_the_host(name: str, end: float | None) -> None:
     params = parameters()
-    config = OptimConfig(name=name, clip=True, exclude_bias_norm=True)  # type: ignore[arg-type]
+    config = OptimConfig(name=name, clip=True, exclude_bias_norm=True, weight_decay_end=end)  # type: ignore[arg-type]
     optimizer = built(params, config)
     give_gradients(params, 0)
     before = {key: p.detach().clone() for key, p in params.items()}
@@ -271,8 +297,60 @@ def test_a_step_reads_nothing_on_the_host(name: str) -> None:
         float(params["conv"].detach().sum())
     with NoHostRead():
         set_learning_rates(optimizer, [0.1, 0.1])
+        set_weight_decays(optimizer, optimizer.param_groups, 1, 2, config)
         optimizer.step()
     assert all(not torch.equal(p, before[key]) for key, p in params.items() if key != "still")
+
+
+def scaled_step(
+    optimizer: torch.optim.Optimizer, params: dict[str, nn.Parameter], seed: int, scaler: Any, clip: bool
+) -> None:
+    """A step on gradients as a loss times the scale has them; seeds 0 and 3 overflow."""
+    give_gradients(params, seed)
+    for p in params.values():
+        assert p.grad is not None
+        p.grad.mul_(scaler.scale(torch.ones(())))
+    if seed in (0, 3):
+        params["dense"].grad[0, 0] = torch.inf  # type: ignore[index]
+    if clip:
+        scaler.unscale_(optimizer)
+        clip_gradients(params.values(), OptimConfig(clip_grad=0.5))
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def tensors_of(optimizer: torch.optim.Optimizer, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Weights and state."""
+    state = {f"{k} {key}": x for k, p in params.items() for key, x in optimizer.state[p].items()}
+    return {key: x.detach().clone() for key, x in {**params, **state}.items()}
+
+
+@pytest.mark.parametrize("clip", [False, True], ids=["", "clip"])
+@pytest.mark.parametrize("end", [None, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scaler_reads_nothing_on_the_host_and_steps_like_the_ordinary_one(
+    name: str, end: float | None, clip: bool
+) -> None:
+    config = OptimConfig(name=name, lr=0.25, weight_decay=0.1, weight_decay_end=end, exclude_bias_norm=True)  # type: ignore[arg-type]
+    ours, ordinary = parameters(torch.float32), parameters(torch.float32)
+    quick, slow = built(ours, config), built(ordinary, config)
+    slow._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # reads found_inf and may leave out the step
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2) for _ in range(2)]
+    for seed in range(6):
+        before = tensors_of(quick, ours)
+        with NoHostRead():
+            set_weight_decays(quick, quick.param_groups, seed, 6, config)
+            scaled_step(quick, ours, seed, scalers[0], clip)
+        set_weight_decays(slow, slow.param_groups, seed, 6, config)
+        scaled_step(slow, ordinary, seed, scalers[1], clip)
+        after, expected = tensors_of(quick, ours), tensors_of(slow, ordinary)
+        fresh = {key: torch.zeros_like(x) for key, x in after.items()}  # of AdamW, before its first step
+        assert all(torch.equal(x, (fresh | before)[key]) for key, x in after.items()) == (seed in (0, 3))
+        for key, x in after.items():
+            torch.testing.assert_close(
+                x, (fresh | expected)[key], rtol=1e-6, atol=1e-7, msg=lambda m, k=key: f"{k}: {m}"
+            )
+        assert scalers[0].get_scale() == scalers[1].get_scale()
 
 
 @pytest.mark.gpu

@@ -112,7 +112,7 @@ def test_vit_with_crops_of_two_sizes() -> None:
         assert output.loss.isfinite() and output.online.shape == (4, 16, 4096) and output.target.shape == (2, 16, 4096)
     still = [name for name, p in trainer.method.online.named_parameters() if torch.equal(p, before[name])]
     assert still == ["prototypes.weight"]
-    decays = {group["name"]: group["weight_decay"] for group in trainer.optimizer.param_groups}
+    decays = {group["name"]: float(group.get("decay", 0)) for group in trainer.optimizer.param_groups}
     rising = 0.04 + 0.36 * (1 - torch.cos(torch.tensor(torch.pi / 20))) / 2  # at step 1 of 20
     assert decays["network"] == pytest.approx(rising.item(), abs=1e-6)
     assert decays["network.bias_norm"] == decays["probe"] == 0

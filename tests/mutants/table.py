@@ -262,6 +262,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "excluded, role, config, scale, decay, role.adapt)",
             f"{PRESETS}groups[byol]",
         ),
+    ],
+    "kernels/optimizers.py": [
         (
             "LARS clipped without the rate",
             'local = (local / group["lr"]).clamp(max=1)',
