@@ -217,6 +217,22 @@ def test_cuda_graphs_are_eager_steps(preset: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("preset", ["simsiam", "swav", "dino", "rdm_byol", "rdm_byol_log1p"])
+def test_no_step_waits_for_the_device(preset: str) -> None:
+    run = build(preset)
+    batches = list(run.loader)
+    for batch in batches[:WARM_UP]:
+        run.train_step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[WARM_UP:]:
+            run.train_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_what_is_recorded_is_told_at_the_start(host: HostRecorder) -> None:
     run = build("swav", capture=True)
     assert list(run.prepared()) == [
