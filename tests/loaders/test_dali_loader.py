@@ -199,6 +199,57 @@ def test_the_pipeline_outlives_an_image_that_it_cannot_decode(folder: Path) -> N
     loader.close()
 
 
+def test_an_image_is_decoded_once_for_all_views(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_dali()
+    from nvidia.dali import fn
+
+    asked, decoder = [], fn.decoders.image
+    monkeypatch.setattr(fn.decoders, "image", lambda *a, **k: asked.append(k["device"]) or decoder(*a, **k))
+    views = (ViewSpec(size=16), ViewSpec(size=16), *(ViewSpec(size=8, scale=(0.05, 0.2)),) * 4)
+    loader = opened(folder, views=views)
+    batch = next(iter(loader))
+    loader.close()
+    assert asked == ["cpu"] and [view.shape[-1] for view in batch.views] == [16, 16, 8, 8, 8, 8]
+
+
+def test_the_seed_decides(folder: Path) -> None:
+    needs_dali()
+    config = LoaderConfig(source="folder", root=str(folder), batch_size=COUNT, engine="dali")
+    found = []
+    for seed in (5, 5, 6):
+        loader = build_loader(config, open_source(config, "train"), seed=seed)
+        found += list(loader)
+        loader.close()
+    same, again, other = found
+    assert torch.equal(same.index, again.index) and torch.equal(same.views[0], again.views[0])
+    place = other.index.argsort()[same.index.argsort().argsort()]  # the same images under the other seed
+    assert torch.equal(other.index[place], same.index) and not torch.equal(other.index, same.index)
+    assert not any(torch.equal(a, b) for a, b in zip(same.views[0], other.views[0][place], strict=True))
+
+
+def test_views_are_distributed_as_the_reference_draws_them(folder: Path) -> None:
+    """Means, spreads and histograms of each channel, over twelve epochs of all operations."""
+    needs_dali()
+    spec = ViewSpec(size=24, blur=0.5, solarise=0.2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    loader, source = opened(folder, views=(spec, spec)), FolderSource(folder)
+    made, wanted = [], []
+    for epoch in range(12):
+        loader.set_epoch(epoch)
+        made += [batch.views[0] for batch in loader]
+    loader.close()
+    pixels = [torch.from_numpy(source.read(k)) for k in range(COUNT)]
+    height, width = torch.tensor([image.shape[:2] for image in pixels]).unbind(1)
+    for epoch in range(12):  # of another seed: the same law, other draws
+        drawn = sample_parameters(spec, 77, epoch, torch.arange(COUNT), 0, height, width)
+        wanted.append(augment(pixels, drawn, spec, implementation="reference"))
+    a, b = (torch.cat(views).transpose(0, 1).flatten(1) for views in (made, wanted))
+    assert a.shape == b.shape and (a.mean(dim=1) - b.mean(dim=1)).abs().max() < 0.04
+    assert (a.std(dim=1) - b.std(dim=1)).abs().max() < 0.03
+    for x, y in zip(a, b, strict=True):
+        shares = [torch.histc(side, bins=8, min=0, max=1) / len(side) for side in (x, y)]
+        assert (shares[0] - shares[1]).abs().max() < 0.04, shares
+
+
 def test_size_may_grow_between_epochs(folder: Path) -> None:
     needs_dali()
     spec = ViewSpec(size=16, progressive=((1, 8),))
@@ -236,6 +287,7 @@ def test_dali_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, "cuda", r"train\.device must be cpu where no GPU is seen"),
         ({}, "meta", r"train\.device must be cpu or cuda"),
         ({"batch_size": 2000}, "cpu", r"loader\.batch_size must be at most the 1437 images"),
+        ({"order": "windowed"}, "cpu", r"loader\.order must be full unless the set is packed"),
     ],
 )
 def test_refused(settings: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,59 @@ def test_what_ffcv_cannot_decode_is_replaced_and_named(packed: Path, tmp_path: P
 
 
 @ffcv
+def test_mixed_kinds_of_images_are_what_the_native_engine_reads(tmp_path: Path) -> None:
+    """Grey, CMYK, palette, alpha, 16 bits, turned by EXIF, progressive, one pixel; no plain JPEG: becomes one."""
+    root = tmp_path / "images" / "all"
+    root.mkdir(parents=True)
+    image = Image.fromarray(np.random.default_rng(9).integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((40, 30))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.convert("L").save(root / "grey.jpg")
+    image.convert("CMYK").save(root / "cmyk.jpg")
+    image.convert("P").save(root / "palette.png")
+    image.convert("RGBA").save(root / "alpha.png")
+    image.convert("I;16").save(root / "deep.png")
+    image.save(root / "turned.jpg", exif=turned)
+    image.save(root / "progressive.jpg", progressive=True)
+    image.resize((1, 1)).save(root / "single.jpg")
+    pack.main([str(root.parent), str(tmp_path / "beton"), "--format", "beton", "--workers", "1"])
+    spec = ViewSpec(size=12, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    pair = [opened(tmp_path / "beton", engine, views=(spec, spec)) for engine in ("ffcv", "native")]
+    (left,), (right,) = pair
+    assert pair[0].faults == {} and sorted(left.index.tolist()) == list(range(8))
+    assert torch.equal(left.index, right.index) and (left.views[0] - right.views[0]).abs().mean() < 3 / 255
+
+
+@ffcv
+def test_training_dtype(packed: Path) -> None:
+    config = LoaderConfig(source="packed", root=str(packed), batch_size=8, views=VIEWS, engine="ffcv")
+    pair = [
+        build_loader(config, open_source(config, "train"), seed=4, dtype=d) for d in (torch.bfloat16, torch.float32)
+    ]
+    half, full = (next(iter(loader)).views[0] for loader in pair)
+    assert half.dtype == torch.bfloat16 and torch.equal(half, full.bfloat16())
+
+
+@ffcv
+@pytest.mark.parametrize(
+    ("settings", "device", "message"),
+    [
+        ({"order": "windowed"}, "cpu", r"loader\.order must be full"),
+        ({"augment": "triton"}, "cpu", r"loader\.augment=triton does not run on cpu"),
+        ({"batch_size": 60}, "cpu", r"loader\.batch_size must be at most the 50 images"),
+        ({}, "cuda", r"train\.device must be cpu where no GPU is seen"),
+    ],
+)
+def test_refused(
+    packed: Path, settings: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = LoaderConfig(**{"source": "packed", "root": str(packed), "batch_size": 8, "engine": "ffcv", **settings})
+    with pytest.raises(ValueError, match=message):
+        build_loader(config, open_source(config, "train"), seed=0, device=torch.device(device))
+
+
+@ffcv
 def test_pack_refuses(folder: Path, tmp_path: Path) -> None:
     for options in (["--mode", "raw"], ["--verify"]):
         with pytest.raises(ValueError, match=r"--format beton takes --mode jpeg and no --verify"):
