@@ -31,8 +31,8 @@ LARGE, SMALL = TASKS["imagenet 224 px"], TASKS["cifar10 32 px"]
 # nor gives each image its own order of the jitter
 ENGINE_BARS = {"dali": 0.2, "ffcv": 2.5}
 KORNIA_BAR = 12.0
-BATCH = 125
-IMAGES = 250  # at the end of an epoch's order; more would take minutes a round where views take 30 ms each
+BATCH = 100
+IMAGES = 200  # at the end of an epoch's order; more would take minutes a round where views take 30 ms each
 SUBSET = 5000  # images of CIFAR-10, of which all are taken
 
 
