@@ -117,6 +117,7 @@ def introduction(trainer: Trainer) -> list[str]:
         f"run: {total:,} steps of {c.loader.batch_size} images on {world} x {trainer.processes.device.type}, "
         f"{c.train.precision}, {'compiled' if c.train.compile else 'eager'}; folder {trainer.state.folder}",
         *trainer.monitor.introduction(),
+        trainer.gauges.introduction(),
     ]
     if note := getattr(trainer.source, "note", None):
         lines.append(f"note: {note}")
@@ -147,7 +148,7 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     ]
     if "probe" in f:
         lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")
-    lines.append(f"monitor: {trainer.monitor.clock.total:.1f} s of the host's time")
+    lines += trainer.gauges.summary(f)
     unread = {name for faults in (trainer.loader.faults, *trainer.unread.values()) for name in faults.values()}
     lines += [f"unreadable image {name}" for name in sorted(unread)]
     last = checkpoint.existing(folder)[0]

@@ -1,11 +1,13 @@
 """What a process of a run holds and computes, found by building the model and running a small step on the CPU."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,6 +61,26 @@ def measure(settings: Config, learner: Learner, optimizer: Optimizer, images: in
         state_dict=_bytes(learner.state_dict().values()),
         flops=flops / sizes[-1],
     )
+
+
+def step_flops(settings: Config, horizon: Horizon, classes: int, images: int, sizes: Sequence[int]) -> int:
+    """Floating-point operations of matrix products and convolutions, forward and backward, of a step of one process.
+
+    On `images` images of views of `sizes` pixels. Counted on tensors without contents: nothing is computed, nothing
+    sent, nothing drawn at random that others would miss. What a spectral filter computes is not in it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        learner = build_learner(build_method(settings, horizon), settings, classes)
+    learner.method.set_step(0)
+    mode = FakeTensorMode()
+    named = *learner.named_parameters(), *learner.named_buffers()
+    state: dict[str, Tensor] = {name: mode.from_tensor(x) for name, x in named}
+    with mode, FlopCounterMode(display=False) as counter:
+        dtype = DTYPES[settings.train.precision]
+        views = tuple(torch.empty(images, 3, size, size, dtype=dtype) for size in sizes)
+        loss, _ = functional_call(learner, state, (views, torch.zeros(images, dtype=torch.int64)))
+        loss.backward()
+    return int(counter.get_total_flops())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

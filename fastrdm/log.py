@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fastrdm.loaders.spec import STRICT
+from fastrdm.tracing import ProfileConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -21,6 +22,8 @@ class LogConfig:
     tensorboard: bool = False  # write the same figures for TensorBoard
     wandb: str | None = None  # project on Weights & Biases that gets them
     report: bool = True  # write report.html into the run's folder when it ends
+    profile: ProfileConfig | None = None  # null: no profiler
+    peak_tflops: float | None = Field(default=None, gt=0)  # of a device at train.precision; null: a known GPU's
 
 
 class RunLog:

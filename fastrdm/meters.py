@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from fastrdm import distributed
 from fastrdm.kernels.collectives import process_count
@@ -61,21 +62,49 @@ class LossWatch:
 
 
 class Stopwatch:
-    """Seconds of the host inside its context."""
+    """Seconds inside its context: of the device's queue on CUDA, between two events, else of the host.
 
-    def __init__(self) -> None:
-        self.total = self._told = 0.0
+    Events are read at a lap: entering and leaving never wait. Each entry is a range of that name in a profiler's trace.
+    """
+
+    def __init__(self, device: torch.device, name: str) -> None:
+        self.device, self.name = device, name
+        self._total = self._told = 0.0
+        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def total(self) -> float:
+        """Seconds so far; waits for the device."""
+        for begun, ended in self._pairs:
+            ended.synchronize()
+            self._total += begun.elapsed_time(ended) / 1e3
+        self._pairs.clear()
+        return self._total
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
-        lap, self._told = self.total - self._told, self.total
+        """Seconds since the last lap; waits for the device."""
+        total = self.total
+        lap, self._told = total - self._told, total
         return lap
 
     def __enter__(self) -> None:
-        self._began = time.perf_counter()
+        self._range = record_function(self.name)
+        self._range.__enter__()
+        self._began = _mark() if self.device.type == "cuda" else time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.total += time.perf_counter() - self._began
+        if isinstance(self._began, float):
+            self._total += time.perf_counter() - self._began
+        else:
+            self._pairs.append((self._began, _mark()))
+        self._range.__exit__(None, None, None)
+
+
+def _mark() -> torch.cuda.Event:
+    """An event behind what the device has been given so far."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class Lap(NamedTuple):
@@ -87,27 +116,27 @@ class Lap(NamedTuple):
 
 
 class Clock:
-    """Seconds of training and of waiting for data, evaluation and saving left out."""
+    """Seconds of training and of waiting for data, evaluation and saving left out; each look waits for the device."""
 
-    def __init__(self) -> None:
-        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.data = device, Stopwatch(device, "wait for data")
+        self.start, self.steps = time.perf_counter(), 0
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, the time until each is there counted as waiting."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - asked
+            with self.data:
+                batch = next(iterator, None)
             if batch is None:
                 return
             self.steps += 1
             yield batch
 
     def lap(self) -> Lap:
-        now = time.perf_counter()
-        lap = Lap(self.steps, max(now - self.start, 1e-9), self.waited)
-        self.start, self.steps, self.waited = now, 0, 0.0
+        now = self._now()
+        lap = Lap(self.steps, max(now - self.start, 1e-9), self.data.lap())
+        self.start, self.steps = now, 0
         return lap
 
     def paused(self) -> "Clock":
@@ -115,7 +144,13 @@ class Clock:
         return self
 
     def __enter__(self) -> None:
-        self.began = time.perf_counter()
+        self.began = self._now()
 
     def __exit__(self, *_: object) -> None:
-        self.start += time.perf_counter() - self.began
+        self.start += self._now() - self.began
+
+    def _now(self) -> float:
+        """The host's clock when the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        return time.perf_counter()

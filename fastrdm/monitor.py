@@ -104,7 +104,7 @@ class RankMonitor:
         groups = config.groups if images >= config.groups > 0 else 1
         self.shape = Shape(rows, widths, config.max_width, groups, tuple(config.conventions))
         self.window: Window | None = None
-        self.clock = Stopwatch()
+        self.clock = Stopwatch(processes.device, "monitor")
         self._ready: Reading | None = None
         self._pending: Future[Reading] | None = None
         self._thread: ThreadPoolExecutor | None = None

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from fastrdm import alarms, checkpoint, config, distributed
 from fastrdm.checkpoint import CheckpointError
 from fastrdm.config import Config
 from fastrdm.evaluate import FeatureSet, feature_set, knn_accuracy, raw_pixels
+from fastrdm.gauges import Gauges
 from fastrdm.kernels.capture import recorder
 from fastrdm.learner import DTYPES, build_learner, build_method, noise
 from fastrdm.loaders.engines import build_loader
@@ -26,6 +28,7 @@ from fastrdm.monitor import CONVENTION, RankMonitor
 from fastrdm.schedules import steps_of
 from fastrdm.state import RunState
 from fastrdm.step import TrainStep, changes
+from fastrdm.tracing import StepTrace
 from fastrdm.watch import HangWatch, SlowRanks, mixed_devices
 
 
@@ -46,6 +49,8 @@ class Trainer:
         views, images = len(settings.loader.views), settings.loader.batch_size // settings.train.accumulate
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
         self.state = RunState(settings, self.processes, self.stepper, self.loader, self.losses, self.monitor)
+        classes = len(self.source.classes) if self.learner.probe else 0
+        self.gauges = Gauges(settings, self.method, self.horizon, classes, self.processes)
         self.stop = distributed.StopSignal()
         self.slow = SlowRanks(self.processes)
         self.watch = HangWatch(self.processes, settings.train.hang_timeout)
@@ -100,6 +105,7 @@ class Trainer:
         self.log = RunLog(c.log, self.state.folder, self.step, config.to_dict(c), self.processes.main)
         for line in (*said, *self.method.beyond_the_run(), *self.prepared(), *mixed_devices(self.processes)):
             self.log.say(line)
+        self.trace = self.step_trace()
         if self.step == 0 and c.evaluate.baselines and self.labelled:
             self.measure_baselines()
         try:
@@ -107,6 +113,8 @@ class Trainer:
         except NonFiniteLoss as error:
             self.alarm([alarms.non_finite(str(error))])
             raise
+        if self.trace:
+            self.trace.close()
         self.stop.drain()
         self.loader.close()
         self.monitor.close()
@@ -126,12 +134,13 @@ class Trainer:
                 yield f"{made} anew from step {step:,}: {what}"
 
     def _loop(self, total: int) -> None:
-        c, clock, stopped = self.settings, Clock(), False
+        c, clock, stopped = self.settings, Clock(self.processes.device), False
         evaluate, save = self.horizon.steps(c.evaluate.every), self.horizon.steps(c.checkpoint.every)
         while self.step < total and not stopped:
             self.loader.set_epoch(self.step // self.horizon.steps_per_epoch)
             for batch in clock.waiting(self.loader):
                 output = self.train_step(batch)
+                self.gauges.stepped(self.log.say)
                 self.step += 1
                 self.watch.beat(self.step)
                 self.losses.add(output.loss, self.step)
@@ -146,12 +155,24 @@ class Trainer:
                 if last or ((stopped or (save and self.step % save == 0)) and self.halt != "stop"):
                     with clock.paused():
                         self.save(must=last or stopped)
+                if self.trace:
+                    self.trace.step(self.step)
                 if last or stopped:
                     break
 
     def train_step(self, batch: Batch) -> Output:
         """One optimiser step on this process's share of a batch."""
-        return self.stepper(batch, self.step)
+        with record_function("training step"):
+            return self.stepper(batch, self.step)
+
+    def step_trace(self) -> StepTrace | None:
+        """The profiler of the main process, where one is asked for."""
+        profile = self.settings.log.profile
+        if profile is None or not self.processes.main:
+            return None
+        first = self.horizon.steps(profile.start) + 1
+        last = max(min(first + profile.steps - 1, self.horizon.total), first)
+        return StepTrace(first, last, self.step, self.state.folder, self.log.say)
 
     def report(self, output: Output, clock: Clock) -> None:
         """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
@@ -161,6 +182,8 @@ class Trainer:
         figures["images_per_second"] = steps * self.settings.loader.batch_size / seconds
         figures["data_wait"] = waited / seconds
         figures["unreadable_images"] = float(len(self.loader.faults))
+        with clock.paused():
+            figures |= self.gauges.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
         for told in filter(None, (self.loader.diagnosis(), *self.slow.judge(waited / steps, seconds / steps))):
             self.log.say(told)
         if self.step == self.horizon.total:

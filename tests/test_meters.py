@@ -9,9 +9,11 @@ import torch
 
 from fastrdm.meters import Clock, LossWatch, NonFiniteLoss, Stopwatch
 
+CPU = torch.device("cpu")
+
 
 def watch() -> LossWatch:
-    return LossWatch(torch.device("cpu"))
+    return LossWatch(CPU)
 
 
 def test_mean_is_of_the_steps_since_the_last_look() -> None:
@@ -75,7 +77,7 @@ def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPat
             yield object()
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock = Clock()
+    clock = Clock(CPU)
     for _ in clock.waiting(slow_batches()):
         pass_time(5.0)
         with clock.paused():
@@ -88,7 +90,7 @@ def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPat
 def test_a_stopwatch_adds_up_what_happens_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.0, 3.0, 10.0, 10.5, 20.0, 24.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    watch, laps = Stopwatch(), []
+    watch, laps = Stopwatch(CPU, "a name"), []
     for _ in range(2):
         with watch:
             pass
@@ -97,3 +99,56 @@ def test_a_stopwatch_adds_up_what_happens_inside(monkeypatch: pytest.MonkeyPatch
         pass
     assert [*laps, watch.lap(), watch.lap()] == [2.5, 4.0, 0.0]
     assert watch.total == 6.5
+
+
+class Device:
+    """A device that works off its queue: events carry the time at which it will reach them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.busy_until = 0.0  # of the host, and of what the device was given
+
+        class Event:
+            def __init__(event, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(event) -> None:
+                self.busy_until = event.at = max(self.now, self.busy_until)
+
+            def synchronize(event) -> None:
+                self.now = max(self.now, event.at)
+
+            def elapsed_time(event, other: Any) -> float:
+                assert self.now >= other.at, "read before the device was there"
+                return float(1000 * (other.at - event.at))
+
+        class Stream:
+            def synchronize(stream) -> None:
+                self.now = max(self.now, self.busy_until)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def give(self, launch: float, work: float) -> None:
+        self.now += launch
+        self.busy_until = max(self.now, self.busy_until) + work
+
+
+@pytest.mark.parametrize(("loading", "waited"), [(1.0, 1.0), (6.0, 6.0 + 4 * 1.5)])
+def test_waiting_is_what_the_device_waits(monkeypatch: pytest.MonkeyPatch, loading: float, waited: float) -> None:
+    device = Device(monkeypatch)
+
+    def batches() -> Iterator[Any]:
+        for _ in range(5):
+            device.now += loading
+            yield object()
+
+    clock = Clock(torch.device("cuda"))
+    for _ in clock.waiting(batches()):
+        device.give(launch=0.5, work=4.5)
+    steps, seconds, idle = clock.lap()
+    assert (steps, device.now) == (5, seconds), "the lap ends when the device has done its work"
+    assert idle == pytest.approx(waited)  # the first batch always; later ones where loading takes longer than the work
+    with clock.paused():
+        device.give(launch=1.0, work=100.0)
+    assert clock.lap() == (0, 1e-9, 0.0)

@@ -113,6 +113,7 @@ def figures(run: Path) -> list[dict[str, float]]:
     """What a run logged, without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     clock = {"time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share"}
+    clock |= {"gflops", "filter_share", "peak_memory_mib", "seconds_to_first_step"}
     return [{k: round(v, 12) for k, v in line.items() if k not in clock} for line in lines]
 
 
