@@ -179,11 +179,11 @@ def test_recipes(preset: str) -> None:
 @pytest.mark.parametrize("preset", BASE)
 def test_groups(preset: str) -> None:
     """One group's keys and number of tensors after the other, on ResNet-18."""
-    groups = Trainer(resolved(preset)).groups
+    groups = Trainer(resolved(preset)).stepper.groups
     keys = ("base_lr", "weight_decay", "schedule", "adapt")
     assert [(g["name"], len(g["params"]), *(g[key] for key in keys)) for g in groups] == GROUPS[preset]
 
 
 def test_rates_scale_with_the_batch() -> None:
-    groups = Trainer(config.resolve({"preset": "byol", "loader": {"batch_size": 64}})).groups
+    groups = Trainer(config.resolve({"preset": "byol", "loader": {"batch_size": 64}})).stepper.groups
     assert [g["base_lr"] for g in groups] == [0.25, 0.25, 0.25, 0.25, 0.025, 0.025]
