@@ -33,8 +33,8 @@ from fastrdm.loaders.spec import LoaderConfig
 HERE = Path(__file__).parent
 ENGINES = {"cifar10": ("native", "resident", "dali", "ffcv"), "photos": ("native", "dali", "ffcv")}
 RECIPES = {
-    "cifar10": ["cifar10/cpu.yaml", "train.length=10ep", "loader.subset=null"],
-    "photos": ["imagenet/sample_cpu.yaml", "train.length=10ep", "loader.views.*.size=64"],
+    "cifar10": ["cifar10/cpu.yaml", "train.length=10ep", "encoder.width=16", "loader.subset=null"],
+    "photos": ["imagenet/sample_cpu.yaml", "train.length=10ep", "encoder.width=16", "loader.views.*.size=64"],
 }
 IMAGES, TESTED = 2000, 1000  # of CIFAR-10
 LAST_ANIMAL = "n02655020"  # of ImageNet's 1,000 classes in the order of their numbers; things follow
