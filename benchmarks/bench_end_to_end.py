@@ -1,6 +1,8 @@
 """Training with its loader against the same training on noise, and against a reference-style loop; CSV to stdout.
 
     python benchmarks/bench_end_to_end.py cifar10/cpu.yaml loader.root=FOLDER > benchmarks/results/end_to_end.csv
+    python benchmarks/bench_end_to_end.py imagenet/simsiam.yaml loader.source=packed loader.root=PACKED \\
+        loader.engine=native loader.workers=16 ...
 
 Takes what `fastrdm train` takes. real: the configuration's loader and training step, monitor as configured. synthetic:
 the same with loader.engine=synthetic, noise that lies on the device. reference: torch's DataLoader over Pillow views
@@ -8,7 +10,8 @@ with our parameters, and bench_step's reference step. Blocks of steps in turn, s
 after a pause in which loaders fill their queues: else one's workers would slow the next one's steps.
 
 ms, p20, p80: a step with its loading, median over blocks. to_synthetic: the synthetic median over this one's, 1 is
-best. to_reference: the reference's over this one's. data_wait: share of the time in which the host waits for a batch.
+best. to_reference: the reference's over this one's. data_wait: share of the time in which the device waits for a batch,
+between two events in its queue; on a CPU the host.
 """
 
 import argparse
@@ -31,10 +34,11 @@ from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.parameters import sample_parameters
 from fastrdm.loaders.sources import Source
 from fastrdm.loaders.spec import Batch, LoaderConfig
+from fastrdm.meters import Stopwatch
 from fastrdm.trainer import Trainer
 
-HEAD = "preset,encoder,source,engine,batch,precision,compile,contestant,blocks,steps,ms,p20,p80,images_per_second"
-HEAD += ",to_synthetic,to_reference,data_wait,device,threads,torch,commit"
+HEAD = "preset,encoder,source,engine,batch,precision,compile,capture,contestant,blocks,steps,ms,p20,p80"
+HEAD += ",images_per_second,to_synthetic,to_reference,data_wait,device,threads,torch,commit"
 
 
 class Timed(NamedTuple):
@@ -92,23 +96,24 @@ def monitored(trainer: Trainer, batch: Batch) -> None:
 
 def block(trainer: Trainer, batches: Iterator[Batch], step: Callable[[Batch], object], steps: int) -> Timed:
     """`steps` steps with their loading, finished on the device."""
-    began, waited = time.perf_counter(), 0.0
+    began, waiting = time.perf_counter(), Stopwatch(trainer.processes.device, "wait for data")
     for _ in range(steps):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
+        with waiting:
+            batch = next(batches)
         step(batch)
     trainer.losses.sum.item()
     if trainer.processes.device.type == "cuda":
         torch.cuda.synchronize()
-    return Timed(time.perf_counter() - began, waited)
+    taken = time.perf_counter() - began
+    trainer.monitor.clock.lap()  # drops its events
+    return Timed(taken, waiting.lap())
 
 
 def contestants(settings: Sequence[str], steps: int) -> dict[str, Callable[[], Timed]]:
     """A block of each."""
     real = Trainer(config.load(settings))
     noise = Trainer(config.load([*settings, "loader.engine=synthetic"]))
-    plain = Trainer(config.load([*settings, "train.compile=false", "train.channels_last=false"]))
+    plain = Trainer(config.load([*settings, "train.compile=false", "train.capture=false", "train.channels_last=false"]))
     plain_batches, feeds = reference_batches(plain), {"real": forever(real), "synthetic": forever(noise)}
     return {
         "real": lambda: block(real, feeds["real"], lambda batch: monitored(real, batch), steps),
@@ -130,14 +135,15 @@ def rows(settings: Sequence[str], blocks: int, steps: int, pause: float) -> Iter
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, timed in found.items():
         engine = {"real": c.loader.engine, "synthetic": "synthetic", "reference": "DataLoader"}[name]
-        compiled = "yes" if c.train.compile and name != "reference" else "no"
+        ours = name != "reference"
+        made = ",".join("yes" if chosen and ours else "no" for chosen in (c.train.compile, c.train.capture))
         where = f"{c.preset},{c.encoder.name},{c.loader.source},{engine},{c.loader.batch_size},{c.train.precision}"
         p20, ms, p80 = (
             torch.tensor([1e3 * t.whole / steps for t in timed]).quantile(q).item() for q in (0.2, 0.5, 0.8)
         )
         wait = sum(t.waited for t in timed) / sum(t.whole for t in timed)
         yield (
-            f"{where},{compiled},{name},{blocks},{steps},{ms:.2f},{p20:.2f},{p80:.2f},"
+            f"{where},{made},{name},{blocks},{steps},{ms:.2f},{p20:.2f},{p80:.2f},"
             f"{1e3 * c.loader.batch_size / ms:.1f},{median['synthetic'] / ms:.3f},{median['reference'] / ms:.3f},"
             f"{wait:.3f},{environment(device)}"
         )

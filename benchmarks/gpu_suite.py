@@ -3,12 +3,14 @@
     python benchmarks/gpu_suite.py OUT --cifar FOLDER [--imagenet FOLDER]
     python benchmarks/gpu_suite.py OUT --dry-run
 
-Each part is a command with a time limit: the tests that are marked gpu, the kernels, augmentation, loading, training
-steps, training with its loader, and a short training on CIFAR-10. Its output lies in OUT/<part>.txt (a table of a
-benchmark is its CSV), its end in OUT/<part>.json. A part that succeeded at this commit is not run again. --minutes
-ends the call before a part that would not fit any more. After each part OUT/record.json and OUT/record.md tell what
-there is. FOLDER of --cifar holds cifar-10 as `loader.root` takes it, FOLDER of --imagenet one folder of images a class;
-parts without their data are left out and named. --dry-run takes sizes that a CPU does in a minute.
+Each part is a command with a time limit: the tests that are marked gpu, the kernels, the first step, training steps
+(compiled, captured, eager, with local crops, of a ViT, beside the method that is varied, beside two SVDs),
+augmentation, loading, training with its loader, and a short training on CIFAR-10. Its output lies in OUT/<part>.txt (a
+table of a benchmark is its CSV), its end in OUT/<part>.json. A part that succeeded at this commit is not run again.
+--minutes ends the call before a part that would not fit any more. After each part OUT/record.json and OUT/record.md
+tell what there is. FOLDER of --cifar holds cifar-10 as `loader.root` takes it, FOLDER of --imagenet one folder of images
+a class, some thousand files, which are packed into OUT/packed; parts without their data, or a second GPU, are left out
+and named. --dry-run takes sizes that a CPU does in a minute.
 """
 
 import argparse
@@ -27,14 +29,20 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 LIMIT = 540  # seconds of a part
 RESNET18 = ["--encoder", "resnet18", "--width", "64", "--stem", "cifar", "--size", "32", "--batch", "512"]
-RESNET50 = ["--encoder", "resnet50", "--width", "64", "--stem", "imagenet", "--size", "224", "--batch", "256"]
-FAST = ["--precision", "bf16", "--compile", "yes"]
-LARGE = ("simsiam", "byol", "swav", "dino", "rdm_simsiam", "rdm_simsiam_log1p", "rdm_byol")
+RESNET50 = ["--encoder", "resnet50", "--width", "64", "--stem", "imagenet", "--size", "224"]
+CROPS = ["--crops", "6", "--crop-size", "96", "--batch", "128"]
+VIT = ["--encoder", "timm/vit_small_patch16_224", "--size", "224"]
+VIT += ["--settings", "encoder.options={dynamic_img_size: true}"]
+COMPILED = ["--precision", "bf16", "--compile", "yes"]
+FAST = [*COMPILED, "--capture", "yes"]
+METHODS = ("simsiam", "byol", "swav", "dino")
+VARIANTS = ("rdm_simsiam", "rdm_simsiam_log1p", "rdm_byol", "rdm_byol_log1p")
 TINY = ["--width", "4", "--size", "8", "--batch", "16", "--repeats", "1"]
+NEEDS = {"cifar": "--cifar", "imagenet": "--imagenet", "gpus": "two GPUs"}
 
 
 class Part(NamedTuple):
-    """A command after `python`, and what it needs: a value of `--cifar` or `--imagenet`, or nothing."""
+    """A command after `python`, and what it needs: a key of NEEDS, or nothing."""
 
     name: str
     command: list[str]
@@ -45,38 +53,83 @@ def bench(name: str, *arguments: str) -> list[str]:
     return [str(HERE / f"{name}.py"), *arguments]
 
 
-def parts(cifar: str | None, imagenet: str | None, run: str) -> Iterator[Part]:
-    """The whole suite, the shortest answers first; `run`: folder for the training."""
-    cifar, imagenet = cifar or "", imagenet or ""
+def parts(cifar: str | None, imagenet: str | None, out: Path) -> Iterator[Part]:
+    """The whole suite; tests and kernels first."""
     yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")])
     yield Part("spectral", bench("bench_spectral"))
     yield Part("spectral_bars", bench("spectral_bars"))
-    for preset in LARGE:
-        yield Part(f"step_resnet50_{preset}", bench("bench_step", *RESNET50, *FAST, "--presets", preset))
-    yield Part("step_resnet50_eager", bench("bench_step", *RESNET50, "--precision", "bf16", "--presets", "simsiam"))
-    yield Part(
-        "step_resnet50_fp16", bench("bench_step", *RESNET50, *FAST, "--precision", "fp16", "--presets", "simsiam")
-    )
-    for preset in LARGE:
-        yield Part(f"step_resnet18_{preset}", bench("bench_step", *RESNET18, *FAST, "--presets", preset))
-    images = f"{cifar}/train.images.npy"
+    yield from step_parts()
+    yield from ddp_parts()
+    yield from data_parts(cifar or "", imagenet or "", out)
+
+
+def step_parts() -> Iterator[Part]:
+    """Steps on noise. Each compiles for itself, but torch keeps what it compiled for the parts after it."""
+    sizes = {"resnet50": [*RESNET50, "--batch", "256"], "resnet18": RESNET18}
+    first = ["--encoder", "resnet50", "--size", "224", "--batch", "256"]
+    yield Part("first_step", bench("bench_first_step", *first, *FAST))
+    for name, size in sizes.items():
+        for preset in METHODS:
+            yield Part(f"step_{name}_{preset}", bench("bench_step", *size, *FAST, "--presets", preset))
+    for preset in VARIANTS:
+        named = ["--presets", preset, "--contestants", "step", "ceiling", "base"]
+        yield Part(f"step_resnet50_{preset}", bench("bench_step", *sizes["resnet50"], *FAST, *named))
+        yield Part(f"step_resnet18_{preset}", bench("bench_step", *RESNET18, *FAST, *named, "svd", "reference"))
+    eager = ["--precision", "bf16"]
+    ways = {"compiled": COMPILED, "captured": [*eager, "--capture", "yes"], "eager": eager}
+    ways["fp16"] = ["--precision", "fp16", "--compile", "yes"]
+    for way, how in ways.items():
+        for name, size in sizes.items():
+            yield Part(f"step_{name}_{way}", bench("bench_step", *size, *how, "--presets", "simsiam"))
+    for preset in ("swav", "dino"):
+        yield Part(f"step_crops_{preset}", bench("bench_step", *RESNET50, *CROPS, *FAST, "--presets", preset))
+    yield Part("step_vit_dino", bench("bench_step", *CROPS, *VIT, *FAST, "--presets", "dino"))
+
+
+def ddp_parts() -> Iterator[Part]:
+    """The compiled step of all GPUs of this machine, its graph split at the buckets of DDP or not."""
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    count = max(torch.cuda.device_count(), 2)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *rendezvous]
+    named = ["--batch", str(256 * count), "--presets", "simsiam", "--contestants", "step", "ceiling"]
+    for choice in ("ddp_optimizer", "no_optimization"):
+        step = bench("bench_step", *RESNET50, *COMPILED, *named, "--optimize-ddp", choice)
+        yield Part(f"ddp_{choice}", [*launch, *step], "gpus")
+
+
+def data_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
+    """Views, loading, and training with its loader."""
+    images, packed = f"{cifar}/train.images.npy", out / "packed"
     yield Part("augment", bench("bench_augment", "--imagenet", imagenet, "--cifar", images), "imagenet")
-    yield Part("load_decode", bench("bench_loader", "decode", imagenet, "--threads", "16", "--rounds", "3"), "imagenet")
-    yield Part("load_views", bench("bench_loader", "views", imagenet, "--threads", "16", "--rounds", "3"), "imagenet")
-    recipe = ["cifar10/resnet18.yaml", f"loader.root={cifar}", "train.precision=bf16", "train.compile=true"]
-    yield Part("end_to_end_cifar10", bench("bench_end_to_end", *recipe), "cifar")
-    short = ["train.length=5ep", "optim.warmup=1ep", f"run={run}", "evaluate.every=0st"]
+    loading = ["--threads", "16", "--rounds", "3", "--minutes", "7"]
+    yield Part("load_decode", bench("bench_loader", "decode", imagenet, *loading), "imagenet")
+    for words in (["native", "synthetic", "floor"], ["DALI", "ffcv"], ["torchvision", "Pillow"], ["kornia"]):
+        name = f"load_views_{words[0]}"
+        yield Part(name, bench("bench_loader", "views", imagenet, *loading, "--only", *words), "imagenet")
+    yield Part("load_memory", bench("bench_loader", "memory", cifar, *loading), "cifar")
+    if not (packed / "meta.json").exists():
+        yield Part("pack", ["-m", "fastrdm.cli", "pack", imagenet, str(packed), "--mode", "jpeg"], "imagenet")
+    fast = ["train.precision=bf16", "train.compile=true", "train.capture=true"]
+    real = ["imagenet/simsiam.yaml", "loader.source=packed", f"loader.root={packed}", "loader.engine=native"]
+    real += ["loader.workers=16", "loader.batch_size=256"]
+    yield Part("end_to_end_imagenet", bench("bench_end_to_end", *real, *fast), "imagenet")
+    recipe = ["cifar10/resnet18.yaml", f"loader.root={cifar}", *fast]
+    yield Part("end_to_end_cifar10", bench("bench_end_to_end", *recipe, "loader.batch_size=512"), "cifar")
+    short = ["train.length=5ep", "optim.warmup=1ep", f"run={out / 'run'}", "evaluate.every=0st"]
     yield Part("train_cifar10", [str(ROOT / "fastrdm" / "train.py"), *recipe, *short], "cifar")
 
 
-def dry_parts(run: str) -> Iterator[Part]:
+def dry_parts(out: Path) -> Iterator[Part]:
     """The same kinds of parts at sizes for a CPU."""
     small = ["preset=simsiam", "encoder.width=4", "loader.batch_size=16", "loader.subset=80"]
     yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", str(ROOT / "tests" / "test_optim.py")])
-    yield Part("step", bench("bench_step", *TINY, "--presets", "rdm_byol_log1p"))
+    every = ["--contestants", "step", "ceiling", "reference", "svd", "base"]
+    yield Part("step", bench("bench_step", *TINY, *every, "--presets", "rdm_byol_log1p"))
+    crops = ["--crops", "2", "--crop-size", "4", "--contestants", "step", "ceiling"]
+    yield Part("step_crops", bench("bench_step", *TINY, *crops, "--presets", "dino"))
     yield Part("end_to_end", bench("bench_end_to_end", *small, "train.length=100ep", "--blocks", "1", "--steps", "1"))
     yield Part("left_out", bench("bench_loader", "decode", ""), "imagenet")
-    ends = ["train.length=2st", "optim.warmup=0st", f"run={run}", "log.report=false"]
+    ends = ["train.length=2st", "optim.warmup=0st", f"run={out / 'run'}", "log.report=false"]
     yield Part("train", [str(ROOT / "fastrdm" / "train.py"), *small, *ends])
 
 
@@ -152,10 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; --dry-run works without")
     args.out.mkdir(parents=True, exist_ok=True)
-    run = str(args.out.resolve() / "run")
-    everything = list(dry_parts(run) if args.dry_run else parts(args.cifar, args.imagenet, run))
+    place, args.gpus = args.out.resolve(), torch.cuda.device_count() > 1
+    everything = list(dry_parts(place) if args.dry_run else parts(args.cifar, args.imagenet, place))
     wanted = [p for p in everything if not args.only or any(word in p.name for word in args.only)]
-    left_out = {p.name: f"needs --{p.needs}" for p in wanted if p.needs and not getattr(args, p.needs)}
+    left_out = {p.name: f"needs {NEEDS[p.needs]}" for p in wanted if p.needs and not getattr(args, p.needs)}
     end_of_call, now = time.monotonic() + 60 * args.minutes, commit()
     for part in wanted:
         end = ended(part, args.out)

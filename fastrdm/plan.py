@@ -27,7 +27,7 @@ from fastrdm.window import bytes_of
 # settings that decide the time of a step
 TIMED = (
     *("encoder.", "method.", "loader.batch_size", "loader.views", "loader.engine", "optim.name", "train.precision"),
-    *("train.compile", "train.accumulate", "train.channels_last", "train.device"),
+    *("train.compile", "train.capture", "train.accumulate", "train.channels_last", "train.device"),
 )
 
 
@@ -102,7 +102,10 @@ def of_table(settings: Config, table: str) -> Throughput:
     if encoder.name in RESNETS:
         wanted |= {"width": encoder.width or RESNETS[encoder.name].width, "stem": encoder.stem}
     wanted |= {"size": c.loader.views[0].size, "views": len(c.loader.views), "batch": c.loader.batch_size}
-    wanted |= {"precision": c.train.precision, "compile": "yes" if c.train.compile else "no"}
+    made = {"compile": c.train.compile, "capture": c.train.capture}
+    wanted |= {"precision": c.train.precision, **{how: "yes" if chosen else "no" for how, chosen in made.items()}}
+    crops = [view.size for view in c.loader.views[2:]]
+    wanted |= {"crops": f"{len(crops)}x{crops[0]}" if crops else "", "processes": 1}
     require(Path(table).is_file(), "--table", "a file", table)
     with open(table, newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row.get(key) == str(v) for key, v in wanted.items())]

@@ -1,6 +1,8 @@
 """The benchmarks of steps and of training with its loader run and tell sound ratios; the suite around them goes on."""
 
+import argparse
 import csv
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -10,6 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from fastrdm import config
+from fastrdm.methods.presets import PRESETS
 
 pytest.importorskip("torchvision")
 pytest.importorskip("kornia")
@@ -36,18 +41,26 @@ def test_the_dry_run_measures_and_records(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     step = table(tmp_path / "step.txt")
-    assert step.keys() == {"step", "ceiling", "reference"}
+    assert step.keys() == {"step", "ceiling", "reference", "svd", "base"}
     for name, row in step.items():
-        assert float(row["to_ceiling"]) == pytest.approx(float(step["ceiling"]["ms"]) / float(row["ms"]), rel=0.01), (
-            name
-        )
+        for other in step.keys() - {"step"}:
+            ratio = float(step[other]["ms"]) / float(row["ms"])
+            assert float(row[f"to_{other}"]) == pytest.approx(ratio, rel=0.01), (name, other)
+    crops = table(tmp_path / "step_crops.txt")["step"]
+    assert (crops["views"], crops["crops"], crops["to_svd"]) == ("4", "2x4", "")
     whole = table(tmp_path / "end_to_end.txt")
     assert whole.keys() == {"real", "synthetic", "reference"}
     assert float(whole["synthetic"]["to_synthetic"]) == 1
     assert (tmp_path / "run" / "summary.json").exists(), "the training ended"
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["left out"] == {"left_out": "needs --imagenet"}
-    assert {name for name, end in record["parts"].items() if end} == {"tests", "step", "end_to_end", "train"}
+    assert {name for name, end in record["parts"].items() if end} == {
+        "tests",
+        "step",
+        "step_crops",
+        "end_to_end",
+        "train",
+    }
 
 
 def test_parts_that_succeeded_are_not_run_again(
@@ -60,7 +73,7 @@ def test_parts_that_succeeded_are_not_run_again(
         suite.Part("long", long),
         suite.Part("data", good, "cifar"),
     ]
-    monkeypatch.setattr(suite, "dry_parts", lambda run: made)
+    monkeypatch.setattr(suite, "dry_parts", lambda out: made)
     monkeypatch.setattr(suite, "LIMIT", 3)
     ran: list[str] = []
     run_part = suite.run_part
@@ -92,13 +105,54 @@ def test_parts_that_succeeded_are_not_run_again(
 
 
 def test_the_whole_suite_names_scripts_and_presets_that_exist(suite: ModuleType) -> None:
-    from fastrdm.methods.presets import PRESETS
-
-    parts = list(suite.parts("C", "I", "R"))
+    parts = list(suite.parts("C", "I", Path("R")))
     assert len({part.name for part in parts}) == len(parts)
-    assert set(suite.LARGE) <= PRESETS.keys()
+    assert set(suite.METHODS + suite.VARIANTS) <= PRESETS.keys()
     for part in parts:
+        assert part.needs is None or part.needs in suite.NEEDS
         assert part.command[0] == "-m" or Path(part.command[0]).exists(), part.name
+        if "fastrdm" in part.command[0]:
+            config.load(part.command[1:])
+
+
+class Parsed(Exception):
+    """A benchmark's arguments."""
+
+
+def test_the_suites_benchmarks_take_their_arguments(suite: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
+    for name, parse in parsers.items():
+
+        def stop(self: argparse.ArgumentParser, *given: Any, parse: Any = parse) -> None:
+            raise Parsed(parse(self, *given))
+
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop)
+    seen = []
+    for part in suite.parts("C", "I", Path("R")):
+        script = next((i for i, word in enumerate(part.command) if Path(word).parent == BENCHMARKS), None)
+        if script is None:
+            continue
+        name = Path(part.command[script]).stem
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", part.command[script:])
+        with pytest.raises(Parsed) as parsed:
+            module.main()
+        seen.append(name)
+        settings_are_sound(name, module, parsed.value.args[0], monkeypatch)
+    assert {"bench_step", "bench_first_step", "bench_end_to_end", "bench_loader", "bench_augment"} <= set(seen)
+
+
+def settings_are_sound(name: str, module: ModuleType, args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a benchmark would train makes a configuration."""
+    if name == "bench_end_to_end":
+        assert config.load(args.settings).train.capture
+    if name == "bench_step":
+        monkeypatch.setattr(module, "Trainer", lambda settings: settings)
+        for preset in args.presets:
+            made = module.trainer_of(preset, args, args.compile == "yes", args.capture == "yes")
+            assert (made.preset, len(made.loader.views)) == (preset, 2 + args.crops)
+            assert made.train.capture == (args.capture == "yes")
+            assert "base" not in args.contestants or module.base_of(preset) in PRESETS
 
 
 def test_without_a_gpu_it_says_so(suite: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
