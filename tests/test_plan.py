@@ -192,7 +192,8 @@ def test_rate_from_a_run(tmp_path: Path) -> None:
 
 def test_the_row_of_a_benchmarks_table_with_this_step_is_taken(tmp_path: Path) -> None:
     table = tmp_path / "step.csv"
-    head = "preset,encoder,width,stem,size,crops,views,batch,precision,compile,capture,processes,contestant,clock,images_per_second,device"
+    head = "preset,encoder,width,stem,size,crops,views,batch,precision,compile,capture,processes,contestant,clock"
+    head += ",images_per_second,device"
     row = "simsiam,resnet_small,4,cifar,16,,2,16,fp32,no,no,1,{},wall,{},a machine"
     table.write_text("\n".join([head, row.format("step", 640), row.format("ceiling", 900)]))
     found = throughput(load("preset=simsiam"), None, None, str(table))
