@@ -36,6 +36,7 @@ setup(
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
+        "torchcodec": ["torchcodec>=0.16"],
         "timm": [*VISION, "timm>=1.0.20"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],

@@ -13,6 +13,7 @@ Place = Callable[[int, int], Pixels]  # (height, width) -> the array (height, wi
 
 JPEG_START = b"\xff\xd8"
 MOST_PIXELS = 178_956_970  # an image that claims more is damaged, for Pillow too
+ORIENTATION = 0x0112  # EXIF tag
 PIXELS_A_BYTE = 1024  # twice what the sparsest JPEG has: a damaged header must not cost gigabytes
 
 
@@ -78,3 +79,11 @@ def decode_any(data: bytes, name: str) -> Pixels:
         raise CorruptImage(f"{name}: no kind of image that Pillow knows") from error
     except Exception as error:  # Pillow's readers raise whatever their format runs into
         raise CorruptImage(f"{name}: {error}") from error
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation, 1 (upright) without or where it cannot be read."""
+    try:
+        return int(Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1))
+    except Exception:  # EXIF blocks are often broken, and the image is good all the same
+        return 1

@@ -13,6 +13,7 @@ from fastrdm.loaders.resident import ResidentLoader
 from fastrdm.loaders.sources import Source
 from fastrdm.loaders.spec import Loader, LoaderConfig, require
 from fastrdm.loaders.synthetic import SyntheticLoader
+from fastrdm.loaders.torchcodec_loader import TorchcodecLoader
 
 CPU = torch.device("cpu")
 ENGINES: dict[str, Callable[..., Loader]] = {
@@ -20,6 +21,7 @@ ENGINES: dict[str, Callable[..., Loader]] = {
     "native": NativeLoader,
     "dali": DaliLoader,
     "ffcv": FfcvLoader,
+    "torchcodec": TorchcodecLoader,
     "synthetic": SyntheticLoader,
 }
 

@@ -19,12 +19,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from fastrdm.loaders.decode import JPEG_START, CorruptImage, Pixels, decode_any, decode_plain
+from fastrdm.loaders.decode import JPEG_START, CorruptImage, Pixels, decode_any, decode_plain, orientation
 
 TRANSCODED, TURNED = 1, 2  # flags of an image in the index
 TELL_EVERY = 32  # files
 PIECE = 1 << 20  # bytes hashed at a time
-ORIENTATION = 0x0112  # EXIF tag
 TURNS: dict[int, Callable[[Pixels], Pixels]] = {  # what puts an image of this EXIF orientation upright
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -64,7 +63,7 @@ def entry(data: bytes, name: str, settings: Settings) -> Entry:
     if pixels is None:
         pixels = decode_any(data, name)
         repairs += _oddities(data, name, settings.mode)
-    turn = _orientation(data) if settings.exif == "apply" else 1
+    turn = orientation(data) if settings.exif == "apply" else 1
     if turn in TURNS:
         pixels, flags = TURNS[turn](pixels), TURNED
         repairs.append(f"turned upright, EXIF orientation {turn}")
@@ -105,14 +104,6 @@ def _oddities(data: bytes, name: str, mode: str) -> list[str]:
     if called in (".jpg", ".jpeg"):
         return [f"a {kind} by the name of a JPEG"]
     return [f"{kind} turned into JPEG"] if mode == "jpeg" else []
-
-
-def _orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 (upright) without or where it cannot be read."""
-    try:
-        return int(Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1))
-    except Exception:  # EXIF blocks are often broken, and the image is good all the same
-        return 1
 
 
 def write_shard(

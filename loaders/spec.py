@@ -13,6 +13,7 @@ from torch import Tensor
 STRICT = ConfigDict(extra="forbid")  # a misspelt key is an error, everywhere
 Pair = tuple[float, float]
 Triple = tuple[float, float, float]
+Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
 
 
 def require(holds: bool, key: str, expected: str, value: object) -> None:
@@ -83,7 +84,7 @@ class LoaderConfig:
     download: bool = False  # CIFAR archives may be fetched when they are not in root
     classes: str | None = None  # keep these classes only: a file with one a line, or a shipped list (imagenet100)
     subset: int | None = None  # train on so many images, the same number of each class
-    engine: Literal["auto", "resident", "native", "dali", "ffcv", "synthetic"] = "auto"  # auto: resident or native
+    engine: Engine = "auto"  # auto: resident or native
     batch_size: int = 256  # images a step, over all processes
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())  # numbered from 0; views.*.size sets the size of all
     max_enlarge: float = 4.0  # a view may be so many times as large as the images of a set held in memory
