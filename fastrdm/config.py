@@ -16,6 +16,7 @@ from fastrdm import fields, trees
 from fastrdm.checkpoint import CheckpointConfig
 from fastrdm.encoders import EncoderConfig
 from fastrdm.evaluate import EvaluateConfig
+from fastrdm.instruments import InstrumentsConfig
 from fastrdm.loaders.spec import STRICT, LoaderConfig, require
 from fastrdm.log import LogConfig
 from fastrdm.methods.branch import TRANSFORMS, MethodConfig, TransformConfig
@@ -63,6 +64,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     monitor: MonitorConfig = MonitorConfig()
+    instruments: InstrumentsConfig = InstrumentsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 

@@ -3,11 +3,13 @@
 What each figure estimates, its bias and how to read it: docs/theory.md.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.distributed import gather_rows
@@ -21,13 +23,24 @@ from fastrdm.eigenspaces import (
 )
 from fastrdm.kernels.collectives import process_count
 from fastrdm.kernels.spectrum import entropy_rank, spectrum
-from fastrdm.loaders.spec import require
+from fastrdm.loaders.spec import STRICT, require
 from fastrdm.methods.branch import DualBranch
 from fastrdm.moments import unit_rows
 from fastrdm.readings import CONVENTION
+from fastrdm.schedules import Duration
 
 ENOUGH = 10  # images a dimension below which a figure is called biased
 PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InstrumentsConfig:
+    """The theory's figures while a run goes on: see docs/theory.md. The weights are frozen and nothing is touched."""
+
+    every: Duration = "0st"  # between two measurements, such as 10ep; one more at the start and the end; 0st: none
+    images: int | None = Field(default=None, ge=1)  # measured on; null: 10 for each dimension, at least 5,000
+    split: Literal["train", "test"] = "train"  # whose images
+    replicates: int = Field(default=100, ge=10)  # bootstrap samples of an interval
 
 
 class Branches(NamedTuple):
@@ -64,18 +77,25 @@ def untouched(method: DualBranch) -> Iterator[None]:
 
 @torch.no_grad()
 def collect(
-    method: DualBranch, batches: Iterable[Sequence[Tensor]], *, batch_size: int, images: int | None = None
+    method: DualBranch,
+    batches: Iterable[Sequence[Tensor]],
+    *,
+    batch_size: int,
+    images: int | None = None,
+    beat: Callable[[], object] = bool,
 ) -> dict[str, Branches]:
     """Rows of `outputs` (what enters the loss) and, with prototypes, `scores`, of the first `images` of the batches.
 
     A batch holds the views of this process's share of a training step of `batch_size` images: BatchNorm, filters and
     Sinkhorn then see what they see in training. The rows of all steps are joined before anything is measured, since a
-    filtered batch has full rank by construction. Two global views of each image are measured.
+    filtered batch has full rank by construction. Two global views of each image are measured. `beat` is called now and
+    then, as a sign of life.
     """
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     seen = 0
     with untouched(method):
         for views in batches:
+            beat()
             rows = len(views[0]) * process_count()
             require(rows == batch_size, "instruments: a batch", f"the training step's {batch_size} images", rows)
             output = method(views)
@@ -119,7 +139,7 @@ def verdict(filtered: Interval, null: Interval) -> int:
     return filtered.sign if abs(filtered.value) > max(map(abs, null)) else 0
 
 
-def compare(branches: Branches, replicates: int) -> Measured:
+def compare(branches: Branches, replicates: int, beat: Callable[[], object] = bool) -> Measured:
     """Every instrument on one pair of branches. ValueError for fewer images than dimensions."""
     online, target, dimension = branches
     images = online.shape[1]
@@ -136,8 +156,10 @@ def compare(branches: Branches, replicates: int) -> Measured:
         f |= {f"{name}/{convention}": rank for convention, rank in ranks(x).items()}
         curves[f"spectrum/{name}"] = spectrum(second_moment(unit_rows(x)))[0].mean(0)
     for about, center in {"moment": False, "cov": True}.items():
+        beat()
         for name, interval in rank_differences(online, target, center=center, replicates=replicates).items():
             f |= _named(f"{name}/erank_l/unit/{about}", interval)
+    beat()
     between = spectral_filter_between(online, target, replicates=replicates)
     null = spectral_filter_between(target[1:], target[:1], replicates=replicates)
     f |= _named("filter/body", between.body) | _named("filter/tail", between.tail) | _named("filter/null", null.body)
@@ -157,20 +179,35 @@ def measure(
     batch_size: int,
     images: int | None = None,
     replicates: int = 100,
+    beat: Callable[[], object] = bool,
 ) -> Measured:
     """All instruments on `method`, which is left as it was; names of scores begin with `scores/`. See `collect`.
 
     Call it on every process: each gets all rows and the same figures.
     """
-    found = collect(method, batches, batch_size=batch_size, images=images)
+    found = collect(method, batches, batch_size=batch_size, images=images, beat=beat)
     figures: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
     for name, branches in found.items():
         prefix = "" if name == "outputs" else f"{name}/"
-        measured = compare(branches, replicates)
+        measured = compare(branches, replicates, beat)
         figures |= {prefix + key: value for key, value in measured.figures.items()}
         curves |= {prefix + key: value for key, value in measured.curves.items()}
     return Measured(figures, curves)
+
+
+def brief(figures: dict[str, float]) -> str:
+    """The headline figures of what enters the loss, in one line."""
+    f, difference = figures, f"difference/{CONVENTION}"
+    null = max(abs(f[f"null/{branch}/{CONVENTION}"]) for branch in ("online", "target"))
+    bias = f", biased: a white spectrum reads {f['bound']:.0f} of {f['dimension']:.0f}" if f["biased"] else ""
+    return (
+        f"rank online {f[f'online/{CONVENTION}']:.1f} target {f[f'target/{CONVENTION}']:.1f}, difference "
+        f"{f[difference]:+.2f} [{f[f'{difference}/low']:+.2f}, {f[f'{difference}/high']:+.2f}] null {null:.2f}; "
+        f"{PASSES[int(f['filter/verdict'])]}, Spearman {f['filter/body']:+.2f} over "
+        f"{f['filter/directions']:.0f} directions; alignment {f['alignment/value']:.2f} chance "
+        f"{f['alignment/chance']:.2f}; {f['images']:,.0f} images{bias}"
+    )
 
 
 def told(figures: dict[str, float], prefix: str = "") -> list[str]:

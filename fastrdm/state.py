@@ -23,6 +23,7 @@ FREE = (
     "log.",
     "checkpoint.",
     "monitor.",
+    "instruments.",
     "train.device",
     "train.compile",
     "train.capture",

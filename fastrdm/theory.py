@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from fastrdm.distributed import Processes
 from fastrdm.instruments import ENOUGH, Measured, measure, told
 from fastrdm.learner import build_method
 from fastrdm.loaders.engines import build_loader
-from fastrdm.loaders.sources import open_source
+from fastrdm.loaders.sources import Source, open_source
 from fastrdm.loaders.spec import require
 from fastrdm.methods.branch import DualBranch
 from fastrdm.methods.online import Horizon, PrototypesConfig
@@ -83,29 +83,33 @@ def of_run(
     found = checkpoint.read(steps[0])
     settings = config.resolve(found.meta["config"], *map(trees.setting, changes))
     method, epoch = trained(found, settings)
-    method.to(device, torch.float64 if settings.train.precision == "fp64" else torch.float32)
+    method.to(device)
     processes = Processes(rank=0, world=1, device=device)
-    return on_new_views(method, settings, epoch, processes, split=split, images=images, replicates=replicates)
+    source = open_source(settings.loader, split)
+    images = enough(settings, source, images, "--images")
+    return on_new_views(method, settings, source, epoch, processes, images=images, replicates=replicates)
 
 
 def on_new_views(
     method: DualBranch,
     settings: Config,
+    source: Source,
     epoch: int,
     processes: Processes,
     *,
-    split: Literal["train", "test"] = "train",
-    images: int | None = None,
-    replicates: int = 100,
+    images: int,
+    replicates: int,
+    beat: Callable[[], object] = bool,
 ) -> Measured:
-    """The instruments on `method` as it is, on views that `epoch` of its run would draw with another seed."""
-    counts = [t.count for t in settings.method.online if isinstance(t, PrototypesConfig)]
-    images = images or max(LEAST, ENOUGH * max(settings.method.projector.out, *counts, 0))
+    """The instruments on `method` as it is, on views of `source` that `epoch` of its run would draw with another seed.
+
+    `beat` is called now and then, as a sign of life.
+    """
     part = replace(settings.loader, batch_size=batch_size(settings))
     wide = torch.float64 if settings.train.precision == "fp64" else torch.float32
     loader = build_loader(
         part,
-        open_source(part, split),
+        source,
         seed=settings.train.seed + OTHER,
         rank=processes.rank,
         world=processes.world,
@@ -115,9 +119,32 @@ def on_new_views(
     loader.set_epoch(epoch)
     try:
         batches = (batch.views for batch in loader)
-        return measure(method, batches, batch_size=part.batch_size, images=images, replicates=replicates)
+        how = {"batch_size": part.batch_size, "images": images, "replicates": replicates}
+        return measure(method, batches, **how, beat=beat)
     finally:
         loader.close()
+
+
+def dimension(settings: Config) -> int:
+    """Dimensions of what enters the loss."""
+    counts = [t.count for t in settings.method.online if isinstance(t, PrototypesConfig)]
+    return counts[0] if counts else settings.method.projector.out
+
+
+def enough(settings: Config, source: Source, images: int | None, key: str) -> int:
+    """How many images are measured: those asked for, else ENOUGH for each dimension and LEAST, as far as they go.
+
+    ValueError, naming `key`, where `source` has fewer, or fewer than there are dimensions.
+    """
+    size, wide = batch_size(settings), dimension(settings)
+    there = len(source) // size * size
+    require(
+        images is None or images <= there, key, f"at most the {there} of {source.name} in batches of {size}", images
+    )
+    found = images or min(max(LEAST, ENOUGH * wide), there)
+    needed = f"at least the {wide} dimensions, and {ENOUGH} times that for figures without bias"
+    require(found >= wide, key, needed, found)
+    return found
 
 
 def batch_size(settings: Config) -> int:
@@ -130,6 +157,7 @@ def trained(found: Checkpoint, settings: Config) -> tuple[DualBranch, int]:
     steps_per_epoch = len(open_source(settings.loader, "train")) // settings.loader.batch_size
     horizon = Horizon(steps_per_epoch, steps_of(settings.train.length, steps_per_epoch))
     method = build_method(settings, horizon)
+    method.to(torch.float64 if settings.train.precision == "fp64" else torch.float32)
     weights = {key.removeprefix("method."): x for key, x in found.weights.items() if key.startswith("method.")}
     checkpoint.load_weights(method, found._replace(weights=weights))
     step = found.meta["step"] - 1

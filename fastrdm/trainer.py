@@ -28,6 +28,7 @@ from fastrdm.monitor import CONVENTION, RankMonitor
 from fastrdm.schedules import steps_of
 from fastrdm.state import RunState
 from fastrdm.step import TrainStep, changes
+from fastrdm.throughout import Throughout
 from fastrdm.tracing import StepTrace
 from fastrdm.watch import HangWatch, SlowRanks, mixed_devices
 
@@ -48,6 +49,7 @@ class Trainer:
         self.losses = LossWatch(self.processes.device)
         views, images = len(settings.loader.views), settings.loader.batch_size // settings.train.accumulate
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
+        self.instruments = Throughout(settings, self.method, self.source, self.test, self.processes)
         self.state = RunState(settings, self.processes, self.stepper, self.loader, self.losses, self.monitor)
         classes = len(self.source.classes) if self.learner.probe else 0
         self.gauges = Gauges(settings, self.method, self.horizon, classes, self.processes)
@@ -103,11 +105,14 @@ class Trainer:
                 self.train_step(noise(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.figures, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, config.to_dict(c), self.processes.main)
-        for line in (*said, *self.method.beyond_the_run(), *self.prepared(), *mixed_devices(self.processes)):
+        notes = *self.method.beyond_the_run(), *self.prepared(), *self.instruments.introduction()
+        for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()
         if self.step == 0 and c.evaluate.baselines and self.labelled:
             self.measure_baselines()
+        if self.step == 0 and self.instruments.due(0):
+            self.observe()
         try:
             self._loop(total)
         except NonFiniteLoss as error:
@@ -152,6 +157,9 @@ class Trainer:
                 if (evaluate and self.step % evaluate == 0) or last:
                     with clock.paused():
                         self.evaluate()
+                if self.instruments.due(self.step):
+                    with clock.paused():
+                        self.observe()
                 if last or ((stopped or (save and self.step % save == 0)) and self.halt != "stop"):
                     with clock.paused():
                         self.save(must=last or stopped)
@@ -241,6 +249,15 @@ class Trainer:
             figures["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
         self.figures |= figures
         self.log.write(self.step, self.epoch, figures)
+
+    def observe(self) -> None:
+        """The theory's figures of the method as it is; nothing of the run is touched."""
+        self.losses.check()
+        seen = self.instruments.measure(self.step, lambda: self.watch.beat(self.step))
+        self.figures |= seen.figures
+        self.log.write(self.step, self.epoch, seen.figures)
+        self.log.append("instruments", self.step, self.epoch, seen.record)
+        self.log.say(seen.told)
 
     def save(self, must: bool) -> None:
         """Checkpoint; a full disk costs this one only, unless it is the run's last."""

@@ -64,7 +64,8 @@ def test_figures_are_written_printed_and_the_same_again(trained: Trainer, capsys
 
 def test_a_run_can_be_measured_while_it_trains(trained: Trainer) -> None:
     """The same figures as from its checkpoint."""
-    live = theory.on_new_views(trained.method, trained.settings, 0, trained.processes, images=128, replicates=10)
+    t = trained
+    live = theory.on_new_views(t.method, t.settings, t.source, 0, t.processes, images=128, replicates=10)
     assert live == theory.of_run(trained.state.folder, images=128, replicates=10)
 
 
@@ -87,7 +88,8 @@ def test_bad_input_is_refused(trained: Trainer, tmp_path: Path) -> None:
         "RUN must be a run folder with checkpoints": [str(tmp_path)],
         "--replicates must be at least 10, got 3": [run, "--replicates", "3"],
         "--images must be above 0, got 0": [run, "--images", "0"],
-        "images must be at least the 12 dimensions": [run, "--images", "5"],
+        "--images must be at least the 12 dimensions, and 10 times that .*, got 5": [run, "--images", "5"],
+        "--images must be at most the 1408 of digits in batches of 64, got 1409": [run, "--images", "1409"],
         "unknown configuration key 'loader.rot'": [run, "loader.rot=x"],
     }
     for message, arguments in refused.items():
