@@ -96,6 +96,7 @@ def examine() -> dict[str, Any]:
             "native": usable,
             "dali": works.get("dali", False),
             "ffcv": works.get("ffcv", False),
+            "torchcodec": works.get("torchcodec", False),
         },
         "used": used(devices, compilers, works) if usable else {},
         "works": works,
