@@ -21,6 +21,7 @@ draws its own, that of the means and spreads of the batch. times, times_p20, tim
 in the same round; times_core: the same by processor time.
 
 With --out, contestants that have a row there are not run again, and --minutes ends a call between two of them.
+--plain compares with another contestant, as in `views FOLDER --only DALI --plain "native files"`.
 """
 
 import argparse
@@ -28,15 +29,12 @@ import contextlib
 import csv
 import multiprocessing as mp
 import os
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,7 +42,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loader_contestants import Contestant, Epoch, Setup, decode_table
+from loader_contestants import Contestant, Epoch, Setup, decode_table, environment
 from loader_views import EPOCH, LARGE, SMALL, cifar, installed, memory_table, views_table
 from torch import Tensor
 
@@ -58,8 +56,6 @@ FIELDS = ["contestant", "workers", "rounds", "first", "rate", "p20", "p80", "vie
 FIELDS += ["mib", "levels", "plain", "times", "times_p20", "times_p80", "times_core"]
 FIELDS += ["device", "cpu", "cores", "versions", "commit"]
 CHECKED = 64  # images of the first batch
-LIBRARIES = ("nvidia-dali-cuda130", "ffcv", "simplejpeg", "opencv-python-headless", "pillow", "torchvision")
-LIBRARIES += ("torchcodec", "kornia", "numpy", "torch")
 
 
 def serve(pipe: Connection, table: str, name: str, setup: Setup) -> None:
@@ -69,7 +65,7 @@ def serve(pipe: Connection, table: str, name: str, setup: Setup) -> None:
     epoch = entry.build(setup)
     images, views, first = once(epoch, setup.device)
     rate = images / (time.perf_counter() - began)
-    levels = difference(table, setup, *first, own=entry.own) if entry.bar is not None and first else 0.0
+    levels = difference(table, setup, first[0], first[1], entry.own) if entry.bar is not None and first else 0.0
     pipe.send((rate, views, levels, peak(epoch, setup.device)))
     while least := pipe.recv():
         images, wall, cpu = 0, time.perf_counter(), processor_time()
@@ -82,7 +78,7 @@ def serve(pipe: Connection, table: str, name: str, setup: Setup) -> None:
 
 def once(epoch: Epoch, device: torch.device) -> tuple[int, int, tuple[Any, ...]]:
     """An epoch: its images, the views of each, and the first batch where there are views."""
-    images, first = 0, ()
+    images, first = 0, tuple[Any, ...]()
     for views, numbers in epoch():
         images += len(numbers)
         first = first or ((views, numbers) if views else ())
@@ -197,25 +193,6 @@ def measured(name: str, entry: Contestant, child: Child, plain: Child, rounds: i
     return dict(zip([field for field in FIELDS if field != "workers"], values, strict=False))
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Device, processor, its cores, versions and commit, for the last columns."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    versions = []
-    for library in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions.append(f"{library} {version(library)}")
-    here = Path(__file__).parent
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here).stdout
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": (names or [platform.processor()])[0],
-        "cores": os.cpu_count(),
-        "versions": " ".join(versions),
-        "commit": told.strip() or "unknown",
-    }
-
-
 def prepare(table: str, folder: Path, packs: Path) -> None:
     """The packed folders that a table needs."""
     with contextlib.redirect_stdout(sys.stderr):
@@ -230,11 +207,21 @@ def prepare(table: str, folder: Path, packs: Path) -> None:
             pack.main([f"{packs}/many", f"{packs}/raw", "--mode", "raw"])
 
 
+def table_of(table: str, against: str | None) -> dict[str, Contestant]:
+    """The contestants of a table, compared with `against` where it names one of them."""
+    entries = TABLES[table]()
+    if against is None:
+        return entries
+    if against not in entries:
+        raise SystemExit(f"--plain must be one of {', '.join(entries)}, got {against}")
+    return {name: entry._replace(plain=against) for name, entry in entries.items()}
+
+
 def run(
-    table: str, setup: Setup, names: list[str], rounds: int, least: float, until: float
+    table: str, against: str | None, setup: Setup, names: list[str], rounds: int, least: float, until: float
 ) -> Iterator[dict[str, Any]]:
     """A row of each of `names`, as it is done."""
-    entries, plains = TABLES[table](), dict[str, Child]()
+    entries, plains = table_of(table, against), dict[str, Child]()
     for name in names:
         if time.monotonic() > until:
             break
@@ -256,13 +243,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="least time of a contestant in a round")
     parser.add_argument("--only", nargs="+", help="words of contestants' names")
+    parser.add_argument("--plain", help="the contestant to compare with, in place of each table's own")
     parser.add_argument("--out", type=Path, help="CSV that rows are added to")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no contestant is begun after these")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     until, where = time.monotonic() + 60 * args.minutes, environment(torch.device(args.device))
     known = list(csv.DictReader(args.out.open())) if args.out and args.out.exists() else []
-    done = {(row["contestant"], row["workers"], row["device"]) for row in known}
+    done = {(row["contestant"], row["workers"], row["plain"], row["device"]) for row in known}
+    entries = table_of(args.table, args.plain)
     writers = [csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")]
     writers[0].writeheader()
     with contextlib.ExitStack() as stack:
@@ -274,10 +263,10 @@ def main() -> None:
         packs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         prepare(args.table, args.folder, packs)
         for workers in args.threads:
-            wanted = [name for name in TABLES[args.table]() if not args.only or any(word in name for word in args.only)]
-            names = [name for name in wanted if (name, str(workers), where["device"]) not in done]
+            wanted = {n: e for n, e in entries.items() if not args.only or any(word in n for word in args.only)}
+            names = [n for n, e in wanted.items() if (n, str(workers), e.plain, where["device"]) not in done]
             setup = Setup(args.folder, packs, workers, torch.device(args.device))
-            for row in run(args.table, setup, names, args.rounds, args.seconds, until):
+            for row in run(args.table, args.plain, setup, names, args.rounds, args.seconds, until):
                 for writer in writers:
                     writer.writerow({**row, **where})
                 sys.stdout.flush()

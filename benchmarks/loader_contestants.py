@@ -2,9 +2,13 @@
 
 import contextlib
 import io
+import os
+import platform
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +27,8 @@ from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 BATCH = 250
 CHUNK = 16  # images a task of the plain loops, as of the engine
+LIBRARIES = ["nvidia-dali-cuda130", "ffcv", "simplejpeg", "opencv-python-headless", "pillow", "torchvision"]
+LIBRARIES += ["torchcodec", "kornia", "numpy", "torch"]
 
 
 class Setup(NamedTuple):
@@ -45,6 +51,25 @@ class Contestant(NamedTuple):
     plain: str
     bar: float | None = None  # levels of 255 in the mean; None: it makes no views that could be compared
     own: bool = False  # draws its own parameters, so that means and spreads of its views are compared
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Device, processor, its cores, versions and commit, for the last columns."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    versions = []
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{library} {version(library)}")
+    here = Path(__file__).parent
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here).stdout
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": (names or [platform.processor()])[0],
+        "cores": os.cpu_count(),
+        "versions": " ".join(versions),
+        "commit": told.strip() or "unknown",
+    }
 
 
 def paths_of(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from bench_loader import environment
+from loader_contestants import environment
 from PIL import Image
 
 from fastrdm.loaders import pack

@@ -34,7 +34,9 @@ def test_a_call_adds_the_rows_that_are_missing(benchmarks: Any, tmp_path: Path) 
     with out.open("w") as file:
         writer = csv.DictWriter(file, benchmarks("bench_loader").FIELDS)
         writer.writeheader()
-        writer.writerow({"contestant": "loop pillow", "workers": 1, "device": "cpu", "rate": 7})
+        writer.writerow(
+            {"contestant": "loop pillow", "workers": 1, "plain": "loop simplejpeg", "device": "cpu", "rate": 7}
+        )
     command = [sys.executable, str(BENCHMARKS / "bench_loader.py"), "decode", str(tmp_path / "images")]
     command += ["--threads", "1", "--rounds", "2", "--seconds", "0.1", "--out", str(out), "--device", "cpu"]
     command += ["--only", "engine files", "loop pillow"]
