@@ -8,8 +8,8 @@ Each part is a command with a time limit: the tests that are marked gpu, the ker
 augmentation, loading, training with its loader, and a short training on CIFAR-10. Its output lies in OUT/<part>.txt (a
 table of a benchmark is its CSV), its end in OUT/<part>.json. A part that succeeded at this commit is not run again.
 --minutes ends the call before a part that would not fit any more. After each part OUT/record.json and OUT/record.md
-tell what there is. FOLDER of --cifar holds cifar-10 as `loader.root` takes it, that of --imagenet one folder of images a
-class, some thousand files, which are packed into OUT/packed; parts without their data, or a second GPU, are left out
+tell what there is. FOLDER of --cifar holds cifar-10 as `loader.root` takes it, that of --imagenet one folder of images
+a class, some thousand files, which are packed into OUT/packed; parts without their data, or a second GPU, are left out
 and named. --dry-run takes sizes that a CPU does in a minute.
 """
 

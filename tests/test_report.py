@@ -343,3 +343,13 @@ def test_instruments_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert "instruments.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
     assert "theory.json: could not be read" in told
     assert "Theory" not in told
+
+
+def test_what_a_run_took_of_its_device_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
+    used = {"gflops": 20.0, "flop_utilisation": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
+    said = text(page(read_runs([make(tmp_path / "new", [line(10, loss=1.0, monitor_share=0.01, **used)])])))
+    for title in ("Model FLOP utilisation", "Arithmetic of a device", "Time in the monitor", "Memory"):
+        assert f" {title} " in said, title
+    assert "From the start to the first step: 7.2 s (new)." in said
+    assert "seconds_to_first_step" not in said and "Time in spectral filters" not in said
+    assert "Arithmetic" not in text(page(read_runs([make(tmp_path / "old", [line(10, loss=1.0)])])))

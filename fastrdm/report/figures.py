@@ -15,7 +15,23 @@ MEASURED = "instruments/"  # their figures are drawn from instruments.jsonl
 DRAWN = {  # what has its place in a figure or in the table at the top
     *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "probe"),
     *("loss", "learning_rate", "images_per_second", "data_wait", "unreadable_images"),
+    *("flop_utilisation", "gflops", "monitor_share", "filter_share", "peak_memory_mib", "seconds_to_first_step"),
     *RANK_KEYS,
+}
+USE = {  # what a run took of its device: title, axis and caption of each figure that was logged
+    "flop_utilisation": ("Model FLOP utilisation", Axis("share of the peak", percent=True, limits=(0.0,)), ""),
+    "gflops": (
+        "Arithmetic of a device",
+        Axis("GFLOP/s", limits=(0.0,)),
+        "Matrix products and convolutions of the step.",
+    ),
+    "monitor_share": ("Time in the monitor", Axis("share of time", percent=True, limits=(0.0,)), ""),
+    "filter_share": (
+        "Time in spectral filters",
+        Axis("share of time", percent=True, limits=(0.0,)),
+        "As long as they take alone, forward and backward, run eagerly.",
+    ),
+    "peak_memory_mib": ("Memory", Axis("MiB", limits=(0.0,)), "Of the process that had most, at most until then."),
 }
 
 
@@ -28,7 +44,7 @@ def sections(all_runs: Runs) -> list[tuple[str, list[str]]]:
         ("Rank difference of centred features", differences(all_runs, CENTRED)),
         ("Spectra", spectra(all_runs)),
         ("Loss and learning rate", [_loss(all_runs), _rate(all_runs)]),
-        ("Speed", [_speed(all_runs), _wait(all_runs)]),
+        ("Speed", [_speed(all_runs), _wait(all_runs), *_use(all_runs)]),
         ("Everything else that was logged", _others(all_runs)),
     ]
 
@@ -96,12 +112,20 @@ def _rate(all_runs: Runs) -> str:
 
 def _speed(all_runs: Runs) -> str:
     caption = "All processes together, evaluation and saving not counted."
+    starts = {run.name: run.last("seconds_to_first_step") for run in all_runs.runs}
+    told = [f"{seconds:.1f} s ({name})" for name, seconds in starts.items() if math.isfinite(seconds)]
+    caption += f" From the start to the first step: {', '.join(told)}." if told else ""
     return _plot(all_runs, "Throughput", "images_per_second", Axis("images/s", limits=(0.0,)), caption)
 
 
 def _wait(all_runs: Runs) -> str:
     axis, caption = Axis("share of time", percent=True, limits=(0.0,)), "Time in which a step waited for its images."
     return _plot(all_runs, "Data wait", "data_wait", axis, caption)
+
+
+def _use(all_runs: Runs) -> list[str]:
+    found = ((key, *told) for key, told in USE.items() if curves(all_runs, key))
+    return [_plot(all_runs, title, key, axis, caption) for key, title, axis, caption in found]
 
 
 def _others(all_runs: Runs) -> list[str]:
