@@ -84,16 +84,11 @@ def test_engines_that_differ_by_more_than_seeds_do_are_named(benchmarks: Any) ->
 
 def test_the_plot_shows_every_contestant_but_synthetic(benchmarks: Any, tmp_path: Path) -> None:
     plot = benchmarks("plot_loader")
-    heads = "contestant,workers,rate,p20,p80,first,times,device,cpu,cores"
+    heads = "contestant,workers,rate,times,times_p20,times_p80,times_core,plain,device,cpu,cores"
     path = tmp_path / "loader_views.csv"
-    lines = [
-        "slow,2,30,20,40,10,1.0",
-        "native files,2,200,190,210,90,4.2",
-        "synthetic,2,90000,1,2,3,9",
-        "old,1,7,7,7,7,7",
-    ]
-    path.write_text("\n".join([heads, *(f"{line},cpu,A,2" for line in lines)]))
+    lines = ["slow,2,30,1,0.9,1.1,1", "native files,2,1234,4.2,4,4.4,3", "synthetic,2,9,9,9,9,9", "old,1,7,7,7,7,7"]
+    path.write_text("\n".join([heads, *(f"{line},slow,cpu,A,2" for line in lines)]))
     drawing = plot.drawing(plot.tables_of(path))
     ElementTree.fromstring(drawing)
-    assert drawing.index("native files") < drawing.index(">slow<") and "4.20" in drawing and "2 of 2 cores" in drawing
+    assert drawing.index("native files") < drawing.index(">slow<") and "1,234" in drawing and "2 of 2 cores" in drawing
     assert "synthetic" not in drawing and ">old<" not in drawing
