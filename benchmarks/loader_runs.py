@@ -154,7 +154,7 @@ Made by `python benchmarks/loader_runs.py --cifar FOLDER --imagenet FOLDER`; eve
 engines the same order and the same parameters of every view; what is left are the pixels' rounding, DALI's borders of
 crops, and ffcv's JPEG decoder and, of PNG files, their encoding as JPEG (quality 100). Mean ± standard deviation over
 seeds. Two engines differ where their means are more than {ALIKE:.0f} standard errors apart, with the spread over seeds
-that all engines of the task show.
+that all engines of the task show. `resident` takes sets in memory, so the photographs do not go through it.
 
 So short a training learns next to nothing: the runs show that the engines feed it alike, not what it can reach.
 """
