@@ -269,8 +269,8 @@ def apex(find: Callable[[str], Any] = find_spec) -> str:
         return ""
     folders = [Path(place) for place in spec.submodule_search_locations or ()]
     if any((folder / "multi_tensor_apply").is_dir() for folder in folders):
-        return "apex: NVIDIA's; fastrdm does not use it"
-    return "apex: this is PyPI's package of that name, not NVIDIA's; fastrdm needs neither: pip uninstall apex"
+        return "apex: NVIDIA's, for optim.backend=apex; fastrdm has never been run with it"
+    return "apex: this is PyPI's package of that name, not NVIDIA's, and of no use here: pip uninstall apex"
 
 
 def told(found: dict[str, Any]) -> list[str]:

@@ -1,11 +1,14 @@
 """Optimisers whose learning rates live on the device, and the groups of parameters they step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastrdm.kernels.optimizers import DecayingAdamW, Group, Lamb, Lars, norms, zero_momentum
@@ -18,6 +21,7 @@ class OptimConfig:
     """How parameters are stepped; defaults are SimSiam's on CIFAR (paper.md 5.1, 5.4)."""
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
+    backend: Literal["torch", "apex"] = "torch"  # apex: NVIDIA's fused AdamW on a GPU; never run by us
     lr: float = 0.5  # at 256 images a step; scaled by global batch / 256
     min_lr: float = 0.0  # at the end of the cosine; not scaled, as in the authors' code
     warmup: Duration = "10ep"  # linear, from warmup_lr
@@ -42,6 +46,11 @@ class OptimConfig:
         require(end is None or end >= 0, "optim.weight_decay_end", "at least 0", end)
         require(end is None or decays, "optim.weight_decay", "above 0 where weight_decay_end is set", self.weight_decay)
         require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", "above 0", self.clip_grad)
+        if self.backend == "apex":
+            others = "adamw with backend=apex, whose other optimisers read the learning rate on the host in each step"
+            require(self.name == "adamw", "optim.name", others, self.name)
+            require(end is None, "optim.weight_decay_end", "null with backend=apex, where decay is a number", end)
+            require(self.clip_grad is None, "optim.clip_grad", "null with backend=apex, which unscales", self.clip_grad)
 
 
 class Role(NamedTuple):
@@ -141,7 +150,9 @@ def build_optimizer(groups: Iterable[Group], config: OptimConfig, device: torch.
     """
     own, rising = [_on_device(group, config, device) for group in groups], config.weight_decay_end is not None
     optimizer: Optimizer
-    if config.name == "adamw":
+    if config.backend == "apex":
+        optimizer = fused_adam(device)(own, lr=config.lr, betas=config.betas, capturable=True)
+    elif config.name == "adamw":
         # capturable: else the step would refuse to be recorded in a CUDA graph
         kind = DecayingAdamW if rising else torch.optim.AdamW
         optimizer = kind(own, config.lr, config.betas, fused=True, capturable=device.type == "cuda")
@@ -157,6 +168,21 @@ def build_optimizer(groups: Iterable[Group], config: OptimConfig, device: torch.
             zero_momentum(optimizer)
     _keep_settings(optimizer)
     return optimizer
+
+
+def fused_adam(device: torch.device, find: Callable[[str], Any] = find_spec) -> type[Optimizer]:
+    """apex.optimizers.FusedAdam, whose rate may be a device tensor; ValueError where there is none, and why."""
+    key, get = "optim.backend", "build it as https://github.com/NVIDIA/apex says, with its CUDA extensions"
+    require(device.type == "cuda", key, "torch where there is no CUDA device", "apex")
+    spec = find("apex")
+    require(spec is not None, key, f"torch while NVIDIA's apex is not installed ({get})", "apex")
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    ours = any((folder / "multi_tensor_apply").is_dir() for folder in folders)
+    other = "torch: the package apex here is PyPI's of that name, not NVIDIA's (pip uninstall apex, then"
+    require(ours, key, f"{other} {get})", "apex")
+    require(find("amp_C") is not None, key, f"torch: apex here has no CUDA extensions ({get})", "apex")
+    kind: type[Optimizer] = import_module("apex.optimizers").FusedAdam
+    return kind
 
 
 def _on_device(group: Group, config: OptimConfig, device: torch.device) -> Group:
@@ -182,6 +208,8 @@ def _keep_settings(optimizer: Optimizer) -> None:
             for key in ("lr", "decay"):
                 if key in setting:
                     setting[key].copy_(group.get(key, setting[key]))
+            # torch leaves tensors of a group, such as apex's count of steps, on the device they were saved from
+            group.update({key: x.to(setting["lr"].device) for key, x in group.items() if isinstance(x, Tensor)})
             group.update(setting)
 
     optimizer.register_load_state_dict_pre_hook(check)

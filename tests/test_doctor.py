@@ -71,7 +71,7 @@ def test_what_is_asked_for_comes_from_the_package_itself(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("folder", "note"),
     [
-        ("multi_tensor_apply", "NVIDIA's; fastrdm does not use it"),
+        ("multi_tensor_apply", "NVIDIA's, for optim.backend=apex"),
         ("views", "PyPI's package of that name, not NVIDIA's"),
     ],
 )

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from fastrdm.optim import (
     Role,
     build_optimizer,
     clip_gradients,
+    fused_adam,
     learning_rates,
     parameter_groups,
     set_learning_rates,
@@ -381,6 +384,37 @@ def test_a_recorded_step_follows_the_rate(name: str) -> None:
         torch.testing.assert_close(p, both[1][key], rtol=0, atol=0)
 
 
+APEX = OptimConfig(name="adamw", backend="apex")
+
+
+def fake_apex(folder: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package apex with this folder in it, found first, and no other module of its kind."""
+    (folder / "apex" / inside).mkdir(parents=True)
+    (folder / "apex" / "__init__.py").write_text("")
+    (folder / "apex" / "optimizers.py").write_text("class FusedAdam: ...")
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("apex", "amp_C")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_apex_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    with pytest.raises(ValueError, match=r"optim.backend must be torch where there is no CUDA device, got 'apex'"):
+        build_optimizer([], APEX, CPU)
+    with pytest.raises(ValueError, match=r"torch while NVIDIA's apex is not installed .*github.com/NVIDIA/apex"):
+        fused_adam(cuda, find=lambda name: None)
+    fake_apex(tmp_path / "pypi", "models", monkeypatch)
+    with pytest.raises(ValueError, match=r"apex here is PyPI's of that name, not NVIDIA's .pip uninstall apex"):
+        fused_adam(cuda)
+    fake_apex(tmp_path / "nvidia", "multi_tensor_apply", monkeypatch)
+    with pytest.raises(ValueError, match="apex here has no CUDA extensions"):
+        fused_adam(cuda)
+    (tmp_path / "nvidia" / "amp_C.py").write_text("")
+    assert fused_adam(cuda).__name__ == "FusedAdam"
+    for name in ("apex", "apex.optimizers"):
+        sys.modules.pop(name, None)
+
+
 def test_table_of_groups() -> None:
     encoder, probe = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)
     encoder[0].bias.requires_grad_(False)
@@ -428,6 +462,15 @@ def test_rates_of_groups() -> None:
             "optim.weight_decay must be above 0 where weight_decay_end is",
         ),
         ({"warmup": "10"}, "a duration is written '50ep'"),
+        ({"name": "sgd", "backend": "apex"}, "optim.name must be adamw with backend=apex, whose other .* got 'sgd'"),
+        (
+            {"name": "adamw", "backend": "apex", "weight_decay_end": 0.4},
+            "optim.weight_decay_end must be null with backend=apex, where decay is a number, got 0.4",
+        ),
+        (
+            {"name": "adamw", "backend": "apex", "clip_grad": 3.0},
+            "optim.clip_grad must be null with backend=apex, which unscales, got 3.0",
+        ),
         ({"name": "adam"}, "'sgd', 'lars', 'adamw' or 'lamb'"),
         ({"learning_rate": 0.1}, "learning_rate"),
     ],
