@@ -80,6 +80,7 @@ def _(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> T
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # else a backward pass starts with zeros as large as the factors
     ctx.save_for_backward(*output[1:])
     ctx.precision = inputs[-1]
 

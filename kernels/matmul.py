@@ -46,10 +46,10 @@ def power_of_two(x: Tensor) -> Tensor:
 
 
 def scaled_by(x: Tensor, gain: Tensor) -> Tensor:
-    """x gain for gain (V, 1, 1) float64, at least 0, in x's dtype; overflows only where the result does."""
+    """x gain, in place, for gain (V, 1, 1) float64, at least 0; overflows only where the result does."""
     # in two steps: a product of float32 by float64 takes forty times as long on a CPU
     root = gain.sqrt().clamp_max(torch.finfo(x.dtype).max).to(x.dtype)
-    return (x * root).mul_(root)
+    return x.mul_(root).mul_(root)
 
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:

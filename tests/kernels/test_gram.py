@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.gram import gram, symmetric_gram
+from fastrdm.kernels.gram import gram, symmetric_gram, upper_gram
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -20,8 +20,9 @@ def by_hand(x: Tensor, center: bool, normalize: bool) -> Tensor:
 
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 300])
 def test_every_pair_once_is_the_whole_product(n: int) -> None:
-    x = rand(2, n, 7)
-    torch.testing.assert_close(symmetric_gram(x), x @ x.mT)
+    for x in (rand(2, n, 7), rand(2, 7, n).mT):
+        torch.testing.assert_close(symmetric_gram(x), x @ x.mT)
+        torch.testing.assert_close(upper_gram(x).triu(), (x @ x.mT).triu())
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (3, 5, 9), (1, 1), (2, 200, 31)])

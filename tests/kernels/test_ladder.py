@@ -100,7 +100,7 @@ def worst(x: Tensor, kind: str, power: float | None, side: str, floor: float, **
 @pytest.mark.parametrize("kind, power, side", FILTERS)
 def test_eigh64_is_the_definition(kind: str, power: float | None, side: str, b: int, d: int) -> None:
     for dtype, bar in ((torch.float32, 1e-6), (torch.float64, 1e-7)):
-        x = torch.stack([features(name, b, d) for name in [*SPECTRA, "drawn1"]]).to(dtype)
+        x = torch.stack([features(name, b, d) for name in [*SPECTRA, "drawn0.5", "drawn1", "drawn2"]]).to(dtype)
         solver = "even" if power in (2, 4) else "eigh64"
         assert worst(x, kind, power, side, CUTOFF[dtype], solver=solver) <= bar
 
@@ -115,6 +115,15 @@ def test_ladder_is_within_1e3(kind: str, power: float | None, side: str, b: int,
     x = torch.stack([features(name, b, d) for name in names]).float()
     solver = "even" if power in (2, 4) else "ladder"
     assert worst(x, kind, power, side, RANGE, solver=solver, precision=precision) <= 1e-3
+
+
+@pytest.mark.parametrize("solver, bar", [("eigh64", 1e-6), ("ladder", 1e-3)])
+@pytest.mark.parametrize("views", [1, 2, 8])
+@pytest.mark.parametrize("b, d", SHAPES)
+def test_each_of_any_number_of_views_is_the_definition(b: int, d: int, views: int, solver: str, bar: float) -> None:
+    x = torch.stack([features("pow1", b, d, seed=2 * i) * 10.0**i for i in range(views)]).float()
+    for kind, power, side in (("power", -0.7, "target"), ("power", 1.0, "online"), ("log1p_sq", None, "online")):
+        assert worst(x, kind, power, side, RANGE, solver=solver) <= bar
 
 
 def faded(x: Tensor, kind: str, power: float | None, low: float) -> Tensor:
@@ -205,9 +214,8 @@ def test_features_of_low_rank(b: int, d: int, precision: str) -> None:
         plain = (plain / plain.square().mean().sqrt()).float()
         for x in (plain, plain - plain.mean(0), torch.cat((plain[: b // 2], plain[: b // 2]))):
             for kind, power, side in (("log1p", None, "online"), ("log", None, "online"), ("power", -0.7, "target")):
-                out, grad, probe = value_and_gradient(
-                    x, side, kind=kind, power=power, solver="ladder", precision=precision
-                )
+                how = {"kind": kind, "power": power, "solver": "ladder", "precision": precision}
+                out, grad, probe = value_and_gradient(x, side, **how)
                 w = oracle(x, kind, power, RANGE)
                 for got, start in ((out, x), (grad, probe)):
                     if got is not None:
@@ -215,17 +223,19 @@ def test_features_of_low_rank(b: int, d: int, precision: str) -> None:
                         assert (got - want).norm() <= 1e-3 * want.norm(), f"{kind} of rank {rank}"
 
 
+@pytest.mark.parametrize("b, d", [(24, 96), (96, 24), (32, 32)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("solver, bar", [("eigh64", 1e-6), ("ladder", 1e-3)])
 @pytest.mark.parametrize(
     "kind, power, side", [("power", -0.5, "target"), ("log", None, "online"), ("log1p", None, "online")]
 )
 def test_rounded_features_with_the_cutoff_of_their_dtype(
-    kind: str, power: float | None, side: str, solver: str, bar: float, dtype: torch.dtype
+    kind: str, power: float | None, side: str, solver: str, bar: float, dtype: torch.dtype, b: int, d: int
 ) -> None:
     cutoff = CUTOFF[dtype]
-    for name in ("pow1", "drawn0", "drawn1", "centred"):  # the last has a direction that only rounding fills
-        x = features(name, 24, 96).to(dtype).float()
+    names = ["pow1", "centred"]  # wide ones of the latter have a direction that only rounding fills
+    for name in names if b == d else [*names, "drawn0", "drawn1"]:
+        x = features(name, b, d).to(dtype).float()
         out, grad, probe = value_and_gradient(x, side, kind=kind, power=power, solver=solver, cutoff=cutoff)
         w, kept = oracle(x, kind, power, cutoff), oracle(x, "power", 0.0, cutoff)
         for got, start in ((out, x), (grad, probe)):

@@ -31,7 +31,10 @@ def test_views_are_independent(views: int, solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["eigh64", "ladder"])
-@pytest.mark.parametrize("kind, power", [("log1p", None), ("power", 1.0), ("power", 2.0)])
+@pytest.mark.parametrize(
+    "kind, power",
+    [("log", None), ("log1p", None), ("log1p_sq", None), *[("power", p) for p in (0.0, 0.5, 1.0, 2.0)]],
+)
 def test_finite_differences_with_w_frozen(kind: str, power: float | None, solver: str) -> None:
     x, step, probe = features(6, 9), rand(6, 9, seed=1), rand(6, 9, seed=2)
     solver = "even" if power == 2 else solver

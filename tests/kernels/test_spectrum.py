@@ -135,6 +135,18 @@ def test_what_is_not_finite_spoils_its_own_matrix_alone() -> None:
     assert zero.ok.all() and all(not value.any() for name, value in zero._asdict().items() if name != "ok")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "half", "fp16x3"])
+def test_statistics_of_extreme_scales_are_defined(precision: str) -> None:
+    x = rand(9, 20).float()
+    for scale in (1e-15, 1e15):
+        stats = spectrum_stats(gram(x * scale, precision=precision))
+        assert stats.ok and stats.erank_l.item() == pytest.approx(effective_rank(x).item(), rel=1e-3)
+    large = spectrum_stats(gram(x * 1e20, precision=precision))  # squares beyond float32
+    assert not large.ok and large.erank_l.isnan() and large.eigenvalues.isnan().all()
+    small = spectrum_stats(gram(x * 1e-25, precision=precision))  # squares below it
+    assert small.ok and small.erank_l == 0 and not small.eigenvalues.any()
+
+
 def test_bars_of_the_monitor() -> None:
     """One pass over rounded features is enough: effective ranks within 1e-3."""
     for alpha in (0.5, 1.0, 2.0):

@@ -92,3 +92,7 @@ def test_at_full_size(n: int, d: int) -> None:
     exact = gram(x.double(), center=True, normalize=True)
     got = gram(x, center=True, normalize=True, precision="fp16x3-triton")
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-6 * exact.abs().max().item())
+    assert torch.equal(got, got.mT)
+    assert all(torch.equal(got, gram(x, center=True, normalize=True, precision="fp16x3-triton")) for _ in range(5)), (
+        "no order of blocks is seen"
+    )
