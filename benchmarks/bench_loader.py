@@ -63,7 +63,7 @@ def serve(pipe: Connection, table: str, name: str, setup: Setup) -> None:
     torch.set_num_threads(setup.workers)
     entry, began = TABLES[table]()[name], time.perf_counter()
     epoch = entry.build(setup)
-    images, views, first = once(epoch, setup.device)
+    images, views, first = once(epoch, setup.device, keep=True)
     rate = images / (time.perf_counter() - began)
     levels = difference(table, setup, first[0], first[1], entry.own) if entry.bar is not None and first else 0.0
     pipe.send((rate, views, levels, peak(epoch, setup.device)))
@@ -76,15 +76,17 @@ def serve(pipe: Connection, table: str, name: str, setup: Setup) -> None:
     os._exit(0)  # loaders that hold threads and processes of their own have nothing left to say
 
 
-def once(epoch: Epoch, device: torch.device) -> tuple[int, int, tuple[Any, ...]]:
-    """An epoch: its images, the views of each, and the first batch where there are views."""
-    images, first = 0, tuple[Any, ...]()
+def once(epoch: Epoch, device: torch.device, keep: bool = False) -> tuple[int, int, tuple[Any, ...]]:
+    """An epoch: its images, the views of each, and the first batch where it is to be kept and has views."""
+    images, count, first = 0, 0, tuple[Any, ...]()
     for views, numbers in epoch():
         images += len(numbers)
-        first = first or ((views, numbers) if views else ())
+        if keep and views and not first:
+            first = [view.clone() for view in views], numbers  # the memory may be the contestant's, to be used again
+        count = len(views)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return images, len(first[0]) if first else 0, first
+    return images, count, first
 
 
 def difference(table: str, setup: Setup, views: Any, numbers: Any, own: bool) -> float:

@@ -10,6 +10,8 @@ from torch.utils.dlpack import from_dlpack
 
 from fastrdm.loaders.spec import ViewSpec
 
+AHEAD = 2  # batches
+
 
 def by_dali(views: Sequence[ViewSpec], batch: int, images: int, setup: Setup) -> Epoch:
     """Decoded once; each view cropped, coloured and normalised by DALI's fused operators."""
@@ -29,15 +31,22 @@ def by_dali(views: Sequence[ViewSpec], batch: int, images: int, setup: Setup) ->
         num_threads=setup.workers,
         device_id=torch.cuda.current_device() if cuda else None,
         seed=0,
-        prefetch_queue_depth=2,
+        prefetch_queue_depth=AHEAD,
     )
     pipe.build()
 
     def epoch() -> Batches:
-        for _ in range(images // batch):
-            *outputs, numbers = pipe.run()
+        """No more batches are begun than are handed out: what runs on would be done on the clock of another."""
+        steps = images // batch
+        for _ in range(min(AHEAD, steps)):
+            pipe.schedule_run()
+        for step in range(steps):
+            *outputs, numbers = pipe.share_outputs()
             made = [from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
             yield made, from_dlpack(numbers.as_tensor()).flatten().long()
+            pipe.release_outputs()
+            if step + AHEAD < steps:
+                pipe.schedule_run()
 
     return epoch
 
