@@ -1,6 +1,7 @@
 """What a process of a run holds and computes, found by building the model and running a small step on the CPU."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -67,10 +68,12 @@ def step_flops(settings: Config, horizon: Horizon, classes: int, images: int, si
     """Floating-point operations of matrix products and convolutions, forward and backward, of a step of one process.
 
     On `images` images of views of `sizes` pixels. Counted on tensors without contents: nothing is computed, nothing
-    sent, nothing drawn at random that others would miss. What a spectral filter computes is not in it.
+    sent, nothing drawn at random that others would miss. What a spectral filter computes is not in it, nor what
+    encoder.checkpointing computes twice.
     """
+    once = replace(settings, encoder=replace(settings.encoder, checkpointing=False))
     with torch.random.fork_rng(devices=[]):
-        learner = build_learner(build_method(settings, horizon), settings, classes)
+        learner = build_learner(build_method(once, horizon), once, classes)
     learner.method.set_step(0)
     mode = FakeTensorMode()
     named = *learner.named_parameters(), *learner.named_buffers()

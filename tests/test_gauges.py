@@ -44,6 +44,8 @@ def test_what_is_counted_is_what_a_step_computes(preset: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     learner, _ = build(settings, HORIZON, 10)
     assert counted == small_step(settings, learner, 16)[1] > 0
+    twice = load(f"preset={preset}", "train.precision=bf16", "encoder.checkpointing=true")
+    assert step_flops(twice, HORIZON, 10, 16, [8, 8]) == counted
 
 
 def test_arithmetic_grows_with_the_views_and_is_counted_for_each_size_once(monkeypatch: pytest.MonkeyPatch) -> None:
