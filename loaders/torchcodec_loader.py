@@ -7,7 +7,7 @@ parameters are ours, so that a restart in mid-epoch is exact.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ JPEG_END = b"\xff\xd9"
 class Encoded(NamedTuple):
     """An image as it was read."""
 
-    index: int  # its number, or that of the one that stands in for it
+    number: int  # in the source, or that of the one that stands in for it
     data: bytes | Tensor  # a JPEG, or (H, W, 3) uint8 where it was decoded on the host
     height: int
     width: int
@@ -75,7 +75,9 @@ class TorchcodecLoader(EpochLoader):
                 self.position += self.batch_size
                 yield batch
         finally:
-            for task in (*making, *(task for tasks in reading for task in tasks)):
+            for made in making:
+                made.cancel()
+            for task in chain.from_iterable(reading):
                 task.cancel()
 
     def close(self) -> None:
@@ -115,7 +117,7 @@ class TorchcodecLoader(EpochLoader):
     def _made(self, encoded: list[Encoded], views: tuple[ViewSpec, ...], epoch: int) -> Batch:
         decoded = self._decoded(encoded)
         encoded, images = [image for image, _ in decoded], ragged([pixels for _, pixels in decoded])
-        index = torch.tensor([image.index for image in encoded])
+        index = torch.tensor([image.number for image in encoded])
         height, width = torch.tensor([(image.height, image.width) for image in encoded]).unbind(1)
         made = []
         for view, spec in enumerate(views):
@@ -135,8 +137,8 @@ class TorchcodecLoader(EpochLoader):
         while isinstance(image.data, bytes):
             if found := self._try([image.data]):
                 return image, found[0]
-            self.refused.add(image.index)
-            image = self._encoded(image.index)
+            self.refused.add(image.number)
+            image = self._encoded(image.number)
         return image, image.data.to(self.device)
 
     def _try(self, jpegs: list[bytes]) -> list[Tensor] | None:
