@@ -1,156 +1,207 @@
-"""Train presets on a subset of CIFAR-10 over several seeds and write the table: what training adds to a random encoder.
+"""Train every preset on CIFAR-10 over several seeds, best first, and write the record: what a method adds and why.
 
-    python benchmarks/reproduce_cifar.py --root FOLDER [--presets simsiam byol ...] [--seeds 3] [--jobs 2]
+    python benchmarks/reproduce_cifar.py --root FOLDER [--budget cpu] [--minutes 60]
 
-One row a finished run in results/cifar10_cpu.csv beside this file; rows that are there are not run again, so that the
-script goes on where it stopped. The table, with the environment, goes to records/cifar10_cpu.md.
+A budget is a list of runs in order of priority, a recipe and a device. Each finished run becomes a row of
+results/cifar10_BUDGET.csv and of results/instruments_cifar10_BUDGET.csv beside this file, and is not run again; a run
+that --minutes interrupts is saved and goes on at the next call. Tables and figures go to records/.
 """
 
 import argparse
-import csv
 import json
-import math
 import os
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
+from typing import NamedTuple
+
+from cifar_record import ALIASES, HERE, Files, files, publish
+from cifar_rows import FIELDS, MEASURED, append, averaged, done, measured_row, trained_row
 
 from fastrdm.methods.presets import PRESETS
-from fastrdm.state import versions
+from fastrdm.report.records import read_runs
 
-HERE = Path(__file__).parent
-FIGURES = ["random", "trained", "probe", "rank_online", "rank_target", "loss", "raw_pixels"]
-FIELDS = ["preset", "seed", *FIGURES, "alarms", "cpu_seconds", "commit", "torch", "device"]
-RANK = "erank_l/unit/moment/batch"
-QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided 95 %, by number of seeds
-OWN = {"byol", "dino", "dino_online", "swav", "swav_target"}  # presets with a file of their own
-FIRST = ["simsiam", "byol", "rdm_simsiam", "rdm_simsiam_log1p"]
+OWN = {"byol", "dino", "dino_online", "swav", "swav_target"}  # presets with a file of their own for a CPU
+FIRST = ["simsiam", "byol", "rdm_simsiam", "rdm_simsiam_log1p", "swav", "dino", "rdm_byol", "symsimsiam"]
+ORDER = [*FIRST, *(preset for preset in PRESETS if preset not in FIRST and preset not in ALIASES)]
+LEAST = 1.0  # minutes that must be left for a run to be started
+STOPPED = (75, -signal.SIGTERM)  # exit status of a run that was asked to stop: saved, or before it had begun
 
 
-def recipe(preset: str) -> str:
+class Budget(NamedTuple):
+    """What is run, and on what."""
+
+    what: str  # for the record
+    settings: tuple[str, ...]  # over the recipe
+    device: str
+    minutes: int  # that a run is sized for: more of them need no more than another call
+    jobs: int  # runs at a time, one thread each
+
+
+BUDGETS = {
+    "cpu": Budget(
+        "5,000 training images, a small ResNet, on CPU",
+        ("instruments.every=20%", "train.device=cpu"),
+        "cpu",
+        minutes=10,  # 3 to 5 CPU minutes on a core of its own
+        jobs=2,
+    ),
+    "gpu": Budget(
+        "ResNet-18, 100 epochs",
+        ("train.length=100ep", "instruments.every=10ep", "instruments.replicates=20", "train.device=cuda"),
+        "cuda",
+        minutes=60,  # not measured
+        jobs=1,
+    ),
+    "gpu400": Budget(
+        "ResNet-18, 400 epochs, as the published RDM scripts",
+        ("train.length=400ep", "instruments.every=40ep", "instruments.replicates=20", "train.device=cuda"),
+        "cuda",
+        minutes=240,  # not measured
+        jobs=1,
+    ),
+}
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    preset: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}, seed {self.seed}"
+
+
+def recipe(preset: str, device: str) -> str:
     """The shipped configuration for a preset."""
+    if device == "cuda":
+        return "cifar10/resnet18.yaml"
     if preset in OWN:
         return f"cifar10/cpu_{preset}.yaml"
     return "cifar10/cpu_ema.yaml" if "ema" in PRESETS[preset]["method"] else "cifar10/cpu.yaml"
 
 
-def run(preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
-    """One training run in a process of its own, on one thread."""
-    folder = Path(arguments.runs) / f"{preset}-{seed}"
-    command = [sys.executable, "-m", "fastrdm.cli", "train", recipe(preset), f"preset={preset}", f"train.seed={seed}"]
-    command += [f"run={folder}", f"loader.root={arguments.root}", *arguments.settings]
+def jobs(presets: Sequence[str], seeds: int, found: Files, runs: Path) -> Iterator[Job]:
+    """What is left to do, in order of priority: all seeds of the first presets, then the others seed by seed."""
+    known = {(row["preset"], int(row["seed"])) for row in done(found.rows)}
+    head = [preset for preset in presets if preset in FIRST]
+    tail = [preset for preset in presets if preset not in FIRST]
+    for group in (head, tail):
+        for preset, seed in ((preset, seed) for seed in range(seeds) for preset in group):
+            if (preset, seed) not in known:
+                yield Job(preset, seed, runs / f"{preset}-{seed}")
+
+
+def start(job: Job, budget: Budget, root: str, settings: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Its run in a process of its own, on one thread."""
+    command = [sys.executable, "-m", "fastrdm.cli", "train", recipe(job.preset, budget.device)]
+    command += [f"preset={job.preset}", f"train.seed={job.seed}", f"run={job.folder}", f"loader.root={root}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
-    with Path(f"{folder}.log").open("w") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{preset}, seed {seed} failed: see {folder}.log")
-    f = json.loads((folder / "summary.json").read_text())
-    row = {"raw_pixels": f["knn_raw_pixels"], "random": f["knn_random_encoder"], "trained": f["knn"], "loss": f["loss"]}
-    row |= {"probe": f["probe"], "rank_online": f[f"online/{RANK}"], "rank_target": f[f"target/{RANK}"]}
-    told = folder / "alarms.jsonl"
-    alarms = {json.loads(line)["alarm"] for line in told.read_text().splitlines()} if told.exists() else set()
-    where = {"alarms": " ".join(sorted(alarms)), "commit": commit(), "torch": versions()["torch"], "device": cpu()}
-    where |= {key: round(value, 4) for key, value in row.items()}
-    return {"preset": preset, "seed": seed, "cpu_seconds": round(usage.ru_utime + usage.ru_stime), **where}
+    with Path(f"{job.folder}.log").open("a") as log:
+        return subprocess.Popen(
+            [*command, *budget.settings, *settings], stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
 
 
-def commit() -> str:
-    """The commit that is checked out, -dirty where files differ from it."""
-    return subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True, cwd=HERE).strip()
+def spent(job: Job, seconds: float = 0.0) -> float:
+    """CPU seconds of a run over all calls, `seconds` of them now."""
+    file = Path(f"{job.folder}.seconds")
+    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
+    file.write_text(str(total))
+    return total
 
 
-def cpu() -> str:
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]  # noqa: SIM115
-    return f"{names[0]}, {len(names)} cores"
+def finish(job: Job, budget: Budget, found: Files) -> None:
+    """Its rows, and the curves of its preset."""
+    row = trained_row(job.preset, job.seed, job.folder, spent(job), budget.device)
+    (run,) = read_runs([job.folder])
+    measured = run.theory[-1]
+    seconds = run.last("instruments/seconds")
+    append(found.measured, measured_row(job.preset, job.seed, measured, seconds, budget.device), MEASURED)
+    append(found.rows, row, FIELDS)
+    print(f"{job.name}: k-NN {row['random']} -> {row['trained']}", flush=True)
 
 
-def done(rows: Path) -> list[dict[str, str]]:
-    """Rows of earlier calls."""
-    if not rows.exists():
-        return []
-    with rows.open(newline="") as file:
-        return list(csv.DictReader(file))
+def keep_curves(found: Files, runs: Path) -> None:
+    """Means over seeds of the curves of every preset whose runs are there."""
+    curves = json.loads(found.curves.read_text()) if found.curves.exists() else {}
+    measured = done(found.measured)
+    for preset in dict.fromkeys(row["preset"] for row in measured):
+        folders = [runs / f"{preset}-{row['seed']}" for row in measured if row["preset"] == preset]
+        folders = [folder for folder in folders if (folder / "summary.json").exists()]
+        if folders:
+            curves[preset] = averaged(folders)
+    found.curves.write_text(json.dumps(curves, separators=(",", ":")) + "\n")
 
 
-def append(rows: Path, row: dict[str, object]) -> None:
-    new = not rows.exists()
-    with rows.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def table(rows: list[dict[str, str]]) -> list[str]:
-    """A Markdown line a preset: means over seeds, and the interval of trained minus random, paired by seed."""
-    names = ["preset", "seeds", "random", "trained", "trained - random, points", "probe", "rank online", "rank target"]
-    lines = [f"| {' | '.join(names)} | alarms |", "|---" * (len(names) + 1) + "|"]
-    for preset in PRESETS:
-        mine = [r for r in rows if r["preset"] == preset]
-        if not mine:
+def work(waiting: list[Job], budget: Budget, arguments: argparse.Namespace, found: Files) -> list[Job]:
+    """Run them until `--minutes` are over; those that failed."""
+    end = time.monotonic() + 60 * arguments.minutes
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    failed: list[Job] = []
+    asked = False
+    while running or (waiting and end - time.monotonic() > 60 * LEAST):
+        left = end - time.monotonic()
+        while waiting and len(running) < arguments.jobs and left > 60 * LEAST:
+            job = waiting.pop(0)
+            child = start(job, budget, arguments.root, arguments.settings)
+            running[child.pid] = job, child
+        if left <= 0 and not asked:
+            asked = True
+            for _, child in running.values():
+                child.send_signal(signal.SIGTERM)
+        pid, status, usage = os.wait4(-1, os.WNOHANG) if running else (0, 0, None)
+        if pid == 0:
+            time.sleep(1)
             continue
-        gain = [100 * (float(r["trained"]) - float(r["random"])) for r in mine]
-        told = f"{mean(gain):+.1f}"
-        if len(gain) in QUANTILE:
-            told += f" ± {QUANTILE[len(gain)] * stdev(gain) / math.sqrt(len(gain)):.1f}"
-        cell = {key: mean(float(r[key]) for r in mine) for key in FIGURES}
-        percent = " | ".join(f"{100 * cell[key]:.1f} %" for key in ("random", "trained"))
-        probe, ranks = f"{100 * cell['probe']:.1f} %", f"{cell['rank_online']:.1f} | {cell['rank_target']:.1f}"
-        kinds = sorted({kind for r in mine for kind in r["alarms"].split()})
-        alarms = ", ".join(f"{k.replace('_', ' ')} ({sum(k in r['alarms'] for r in mine)})" for k in kinds)
-        lines.append(f"| {preset} | {len(mine)} | {percent} | {told} | {probe} | {ranks} | {alarms} |")
-    return lines
+        job, child = running.pop(pid)
+        code = child.returncode = os.waitstatus_to_exitcode(status)
+        assert usage is not None
+        spent(job, usage.ru_utime + usage.ru_stime)
+        if code == 0:
+            finish(job, budget, found)
+        elif code in STOPPED:
+            print(f"{job.name}: saved, goes on at the next call", flush=True)
+        else:
+            failed.append(job)
+    return failed
 
 
-def record(rows: list[dict[str, str]]) -> str:
-    """The table with what it means and where it was measured."""
-    raw = 100 * mean(float(r["raw_pixels"]) for r in rows)
-    seconds = median(int(r["cpu_seconds"]) for r in rows)
-    where = sorted({f"Commit {r['commit']}, torch {r['torch']}, {r['device']}." for r in rows})
-    text = f"""# CIFAR-10, 5,000 training images, a small ResNet, on CPU
-
-Made by `python benchmarks/reproduce_cifar.py --root FOLDER`. k-NN accuracy (k=20, cosine, temperature 0.07) on the
-10,000 test images; raw pixels reach {raw:.1f} %. The interval is Student's, 95 %, over seeds, of the difference between
-the trained encoder and the same encoder before training. SimSiam's presets start with zero-initialised residual
-branches, as published, which makes their random encoder a weak one: compare with raw pixels and with BYOL's too.
-Ranks are those of the last batch (`{RANK}`); alarms, with the number of seeds, those of the monitor's defaults;
-unwatched: before there was a monitor. Median {seconds:.0f} CPU seconds a run.
-"""
-    return "\n".join([text, *table(rows), "", *where, ""])
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--root", required=True, help="folder of CIFAR-10")
+    p.add_argument("--budget", default="cpu", choices=list(BUDGETS))
+    p.add_argument("--minutes", type=float, default=float("inf"), help="that this call may take; no limit")
+    p.add_argument("--presets", nargs="+", default=ORDER, choices=ORDER)
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--jobs", type=int, help="runs at a time; the budget's")
+    p.add_argument("--runs", help="folder of the runs; runs/cifar10_BUDGET")
+    p.add_argument("--out", type=Path, default=HERE, help="folder of results/ and records/")
+    p.add_argument("settings", nargs="*", help="further a.b=c")
+    return p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of CIFAR-10")
-    parser.add_argument("--presets", nargs="+", default=FIRST, choices=list(PRESETS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--runs", default="runs/cifar10_cpu", help="folder of the runs")
-    parser.add_argument("--out", default=str(HERE), help="folder of results/ and records/")
-    parser.add_argument("settings", nargs="*", help="further a.b=c")
-    arguments = parser.parse_args()
-    rows, text = (Path(arguments.out) / name for name in ("results/cifar10_cpu.csv", "records/cifar10_cpu.md"))
-    for folder in (Path(arguments.runs), rows.parent, text.parent):
+    arguments = parser().parse_args()
+    budget, found = BUDGETS[arguments.budget], files(arguments.budget, arguments.out)
+    arguments.jobs = arguments.jobs or budget.jobs
+    runs = Path(arguments.runs or f"runs/cifar10_{arguments.budget}")
+    for folder in (runs, found.rows.parent, found.record.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    known = {(r["preset"], int(r["seed"])) for r in done(rows)}
-    wanted = [(p, s) for s in range(arguments.seeds) for p in arguments.presets if (p, s) not in known]
-
-    def job(preset: str, seed: int) -> None:
-        began = time.monotonic()
-        row = run(preset, seed, arguments)
-        append(rows, row)
-        seconds = time.monotonic() - began
-        print(f"{preset} seed {seed}: {row['random']} -> {row['trained']} in {seconds:.0f} s", flush=True)
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for finished in [pool.submit(job, preset, seed) for preset, seed in wanted]:
-            finished.result()
-    text.write_text(record(done(rows)))
-    print("\n".join(table(done(rows))))
+    waiting = list(jobs(arguments.presets, arguments.seeds, found, runs))
+    failed = work(waiting, budget, arguments, found)
+    keep_curves(found, runs)
+    option = "" if arguments.budget == "cpu" else f" --budget {arguments.budget}"
+    publish(found, budget.what, f"python benchmarks/reproduce_cifar.py --root FOLDER{option}")
+    print(f"{found.record}: {len(done(found.rows))} rows, {len(waiting)} runs not begun")
+    if failed:
+        raise SystemExit("\n".join(f"{job.name} failed: see {job.folder}.log" for job in failed))
 
 
 if __name__ == "__main__":

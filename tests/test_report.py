@@ -307,11 +307,11 @@ def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> Non
     row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
     assert row in told
     titles = ["Rank of both branches throughout training, run.", "Rank difference throughout training, run."]
-    titles += ["Effective rank of both branches at the end, of what enters the loss."]
-    titles += ["Spectral filter at the end, of what enters the loss."]
+    titles += ["Effective rank of both branches when last measured, of what enters the loss."]
+    titles += ["Spectral filter when last measured, of what enters the loss."]
     titles += ["Spectral filter throughout training, of what enters the loss, run."]
     titles += [
-        "Spectra at the end, of what enters the loss, run.",
+        "Spectra when last measured, of what enters the loss, run.",
         "Eigenspace alignment beside chance, of what enters",
     ]
     for title in titles:
@@ -333,7 +333,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
     assert "Not measured: three (train with instruments.every=10ep, or call fastrdm theory RUN)." in told
-    assert told.count("Spectra at the end, of what enters the loss, ") == 4  # title and caption of two runs
+    assert told.count("Spectra when last measured, of what enters the loss, ") == 4  # title and caption of two runs
     assert "throughout training, two" not in told
 
 

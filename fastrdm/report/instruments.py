@@ -118,7 +118,7 @@ def _pairs(all_runs: Runs, ring: str, disc: str) -> list[Pair]:
 
 def _last_ranks(all_runs: Runs, prefix: str) -> str:
     pairs = _pairs(all_runs, *(f"{prefix}{branch}/{CONVENTION}" for branch in ("online", "target")))
-    title = f"Effective rank of both branches at the end, of {SETS[prefix]}"
+    title = f"Effective rank of both branches when last measured, of {SETS[prefix]}"
     axis = Axis("ring: online, disc: target", log=True)
     return figure(title, dumbbells(pairs, axis, title=title), f"{CONVENTION}.") if pairs else ""
 
@@ -142,9 +142,12 @@ def _filter_chart(lines: Sequence[Line], title: str, key: tuple[str, str] | None
 
 def _filters(all_runs: Runs, prefix: str) -> str:
     """The estimated filters at the end, all runs in one chart."""
-    newest = [(run, style, run.theory[-1]) for run, *style in all_runs.colours() if run.theory]
-    lines = [Line(run.name, *_root(m, prefix), *style) for run, style, m in newest if _root(m, prefix)[0]]
-    title = f"Spectral filter at the end, of {SETS[prefix]}"
+    lines = []
+    for run, colour, dash in all_runs.colours():
+        x, y = _root(run.theory[-1], prefix) if run.theory else ([], [])
+        if x:
+            lines.append(Line(run.name, x, y, colour, dash))
+    title = f"Spectral filter when last measured, of {SETS[prefix]}"
     caption = "Online against target along common directions, cross-fitted. Falling: low-pass, rising: high-pass."
     return figure(title, _filter_chart(lines, title), caption) if lines else ""
 
@@ -179,7 +182,7 @@ def _spectra(all_runs: Runs, prefix: str) -> list[str]:
         found = {b: _above(curves[name]) for b, name in names.items() if name in curves}
         lines = [Line(branch, *series, *colour_of(i)) for i, (branch, series) in enumerate(found.items())]
         if lines:
-            title = f"Spectra at the end, of {SETS[prefix]}, {run.name}"
+            title = f"Spectra when last measured, of {SETS[prefix]}, {run.name}"
             out.append(figure(title, chart(lines, NUMBER, axis, title=title), "unit/moment, mean over both views."))
     return out
 
