@@ -44,7 +44,8 @@ def build_loader(
         most = f"at most loader.max_enlarge={config.max_enlarge:g} times the images of {images} px"
         require(largest <= limit, "loader.views.*.size", most, largest)
     ordered = config.order == "full" or shards_of(source) is not None
-    require(ordered, "loader.order", "full unless the set is packed (fastrdm pack)", config.order)
+    shards = "full unless the set is packed in shards (fastrdm pack; a .beton file has none)"
+    require(ordered, "loader.order", shards, config.order)
     engine = config.engine
     if engine == "auto":
         engine = "native" if source.images is None else "resident"
