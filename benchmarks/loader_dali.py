@@ -34,12 +34,15 @@ def by_dali(views: Sequence[ViewSpec], batch: int, images: int, setup: Setup) ->
         prefetch_queue_depth=AHEAD,
     )
     pipe.build()
+    started: list[bool] = []
 
     def epoch() -> Batches:
         """No more batches are begun than are handed out: what runs on would be done on the clock of another."""
         steps = images // batch
-        for _ in range(min(AHEAD, steps)):
+        assert steps >= AHEAD
+        for _ in range(AHEAD if started else 1):  # a pipeline's first call begins AHEAD batches
             pipe.schedule_run()
+        started.append(True)
         for step in range(steps):
             *outputs, numbers = pipe.share_outputs()
             made = [from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
