@@ -37,7 +37,7 @@ class Budget(NamedTuple):
     what: str  # for the record
     settings: tuple[str, ...]  # over the recipe
     device: str
-    minutes: int  # that a run is sized for: more of them need no more than another call
+    minutes: int  # that a run is sized for
     jobs: int  # runs at a time, one thread each
 
 
@@ -118,14 +118,16 @@ def spent(job: Job, seconds: float = 0.0) -> float:
 
 
 def finish(job: Job, budget: Budget, found: Files) -> None:
-    """Its rows, and the curves of its preset."""
-    row = trained_row(job.preset, job.seed, job.folder, spent(job), budget.device)
+    """Its rows."""
+    seconds = spent(job)
+    row = trained_row(job.preset, job.seed, job.folder, seconds, budget.device)
     (run,) = read_runs([job.folder])
-    measured = run.theory[-1]
-    seconds = run.last("instruments/seconds")
-    append(found.measured, measured_row(job.preset, job.seed, measured, seconds, budget.device), MEASURED)
+    if run.theory:
+        took = run.last("instruments/seconds")
+        append(found.measured, measured_row(job.preset, job.seed, run.theory[-1], took, budget.device), MEASURED)
     append(found.rows, row, FIELDS)
-    print(f"{job.name}: k-NN {row['random']} -> {row['trained']}", flush=True)
+    took_told = f"{seconds / 60:.1f} CPU minutes, sized for {budget.minutes}"
+    print(f"{job.name}: k-NN {row['random']} -> {row['trained']}, {took_told}", flush=True)
 
 
 def keep_curves(found: Files, runs: Path) -> None:

@@ -13,6 +13,7 @@ from fastrdm.loaders.sources import Source
 from fastrdm.loaders.spec import require
 from fastrdm.methods.branch import DualBranch
 from fastrdm.readings import places
+from fastrdm.schedules import steps_of
 
 FILE = "instruments"  # .jsonl in the run's folder: figures and curves of every measurement
 PREFIX = "instruments/"  # of the figures in metrics.jsonl
@@ -35,7 +36,8 @@ class Throughout:
     def __init__(self, settings: Config, method: DualBranch, train: Source, test: Source, processes: Processes) -> None:
         c, horizon = settings.instruments, method.horizon
         self.settings, self.method, self.processes, self.total = settings, method, processes, horizon.total
-        self.every, self.images = horizon.steps(c.every), 0
+        some = steps_of(c.every, 2**32, 2**32) > 0
+        self.every, self.images = max(horizon.steps(c.every), 1) if some else 0, 0
         fits = self.every <= self.total
         require(fits, "instruments.every", f"no longer than the run of {self.total} steps", c.every)
         self.source = train if c.split == "train" else test

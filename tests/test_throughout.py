@@ -125,7 +125,7 @@ def test_a_set_of_fewer_images_than_dimensions_is_refused(tmp_path: Path) -> Non
 
 def test_the_test_split_can_be_measured(tmp_path: Path) -> None:
     settings = {"train": {"length": "1st"}, "evaluate": {"baselines": False}}
-    settings |= {"instruments": {"every": "1st", "split": "test", "replicates": 10}}
+    settings |= {"instruments": {"every": "1%", "split": "test", "replicates": 10}}  # less than a step: each
     trainer = Trainer(config.resolve(SMALL, settings, {"run": str(tmp_path / "run")}))
     assert trainer.train()
     found = figures(tmp_path / "run")
