@@ -2,14 +2,16 @@
 
 import difflib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fastrdm.kernels.batchnorm import ViewBatchNorm, convert_batchnorm
+from fastrdm.kernels.batchnorm import Again, ViewBatchNorm, convert_batchnorm
 from fastrdm.loaders.spec import STRICT, require
 
 
@@ -38,6 +40,7 @@ class EncoderConfig:
     sync_bn: bool = True  # BatchNorm statistics over all processes
     options: dict[str, bool | int | float | str] | None = None  # of timm.create_model, such as dynamic_img_size
     freeze_patch_embed: bool = False  # ViT: patches keep their first, random embedding (MoCo v3, section 4.2)
+    checkpointing: bool = False  # blocks keep their input only and run again in the backward pass: memory for time
 
     def __post_init__(self) -> None:
         if self.name not in RESNETS and not self.name.startswith("timm/"):
@@ -63,11 +66,16 @@ class Encoder(nn.Module):
     """Images (B, 3, H, W) to pooled features (B, features)."""
 
     features: int
+    checkpointing = False  # whether blocks run again in the backward pass instead of keeping what it needs
 
     @property
     def backbone(self) -> nn.Module:
         """The module whose state dict has the public keys: torchvision's, or timm's."""
         return self
+
+    def checkpoint_blocks(self) -> None:
+        """Let blocks run again in the backward pass; ValueError where the network cannot."""
+        self.checkpointing = True
 
     def check_sizes(self, sizes: Iterable[int]) -> None:
         """Raise ValueError for the first of these sizes of images, in pixels, that the network cannot take."""
@@ -101,8 +109,20 @@ class ResNet(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for stage in range(self.stages):
-            x = getattr(self, f"layer{stage + 1}")(x)
+            blocks = getattr(self, f"layer{stage + 1}")
+            if self.checkpointing and torch.is_grad_enabled():
+                for block in blocks:
+                    x = _checkpointed(block, x)
+            else:
+                x = blocks(x)
         return x.mean((2, 3))
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), of which only x is kept; there is no randomness in it."""
+    # where compiled, the statistics that a pass leaves behind are an output of the forward graph, once
+    again: Any = {} if torch.compiler.is_compiling() else {"context_fn": lambda: (nullcontext(), Again(block))}
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **again)  # type: ignore[no-any-return]
 
 
 class _Basic(nn.Module):
@@ -186,13 +206,22 @@ class TimmEncoder(Encoder):
             model = timm.create_model(name, pretrained=False, num_classes=0, **given)
         except TypeError as error:
             raise ValueError(f"encoder.options must be arguments of timm/{name}, got {options}: {error}") from None
-        self.model = convert_batchnorm(model, sync_bn)
+        self.name, self.model = name, convert_batchnorm(model, sync_bn)
         # some networks widen the features after pooling, and then num_features is not what comes out
         self.features = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)  # type: ignore[arg-type]
 
     @property
     def backbone(self) -> nn.Module:
         return self.model
+
+    def checkpoint_blocks(self) -> None:
+        key, name = "encoder.checkpointing", f"timm/{self.name}"
+        norms = any(isinstance(module, ViewBatchNorm) for module in self.model.modules())
+        require(not norms, key, f"false for {name}, whose BatchNorm statistics would move twice", True)
+        try:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError):
+            raise ValueError(f"{key} must be false for {name}, for which timm has none, got True") from None
 
     @torch.no_grad()
     def check_sizes(self, sizes: Iterable[int]) -> None:
@@ -211,13 +240,22 @@ class TimmEncoder(Encoder):
 
 def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder that `config` names, in train mode, randomly initialised; ValueError when timm lacks it."""
-    if config.name.startswith("timm/"):
-        encoder = TimmEncoder(config.name.removeprefix("timm/"), config.sync_bn, config.options)
-        if config.freeze_patch_embed:
-            patches = getattr(encoder.model, "patch_embed", None)
-            if not isinstance(patches, nn.Module):
-                raise ValueError(f"encoder.freeze_patch_embed must be false for {config.name}, which embeds no patches")
-            patches.requires_grad_(False)
-        return encoder
+    encoder = _timm_encoder(config) if config.name.startswith("timm/") else _resnet(config)
+    if config.checkpointing:
+        encoder.checkpoint_blocks()
+    return encoder
+
+
+def _timm_encoder(config: EncoderConfig) -> Encoder:
+    encoder = TimmEncoder(config.name.removeprefix("timm/"), config.sync_bn, config.options)
+    if config.freeze_patch_embed:
+        patches = getattr(encoder.model, "patch_embed", None)
+        if not isinstance(patches, nn.Module):
+            raise ValueError(f"encoder.freeze_patch_embed must be false for {config.name}, which embeds no patches")
+        patches.requires_grad_(False)
+    return encoder
+
+
+def _resnet(config: EncoderConfig) -> Encoder:
     shape = RESNETS[config.name]
     return ResNet(shape, config.stem, config.width or shape.width, config.zero_init_residual, config.sync_bn)

@@ -1,5 +1,6 @@
 """BatchNorm with statistics per view and, when asked, over all processes; keys as in torch.nn.BatchNorm2d."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class ViewBatchNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine)
         self.sync = sync
         self.groups = 1
+        self.moves = True  # whether passes in training move the running statistics
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sync={self.sync}"  # type: ignore[no-untyped-call]
@@ -112,25 +114,31 @@ class ViewBatchNorm(_BatchNorm):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         assert len(x) % self.groups == 0, f"{len(x)} rows do not make {self.groups} views of one size"
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(self.groups)
+        if self.moves:
+            self.num_batches_tracked.add_(self.groups)
         if self.sync and process_count() > 1:
             return self._synchronised(x)
         if self.groups == 1:
             return self._local(x)
         return torch.cat([self._local(view) for view in x.chunk(self.groups)])
 
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """The running statistics, or copies of them that may be moved in their place."""
+        assert self.running_mean is not None and self.running_var is not None
+        running = self.running_mean, self.running_var
+        return running if self.moves else (running[0].clone(), running[1].clone())
+
     def _local(self, x: Tensor) -> Tensor:
         assert self.momentum is not None
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
-        )
+        return F.batch_norm(x, *self._running(), self.weight, self.bias, True, self.momentum, self.eps)
 
     def _synchronised(self, x: Tensor) -> Tensor:
         y, means, variances = _SynchronisedNorm.apply(x, self.weight, self.bias, self.groups, self.eps)
-        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None
+        running_mean, running_var = self._running()
         for mean, variance in zip(means, variances, strict=True):
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
+            running_var.lerp_(variance.to(running_var.dtype), self.momentum)
         return y  # type: ignore[no-any-return]
 
 
@@ -149,6 +157,23 @@ def set_views(module: nn.Module, groups: int) -> None:
     for child in module.modules():
         if isinstance(child, ViewBatchNorm):
             child.groups = groups
+
+
+class Again(AbstractContextManager[None]):
+    """Inside, passes of `module` repeat one of the time when this was made: its views, and no statistics move."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.then = {child: child.groups for child in module.modules() if isinstance(child, ViewBatchNorm)}
+        self.now: dict[ViewBatchNorm, int] = {}
+
+    def __enter__(self) -> None:
+        self.now = {norm: norm.groups for norm in self.then}
+        for norm, groups in self.then.items():
+            norm.groups, norm.moves = groups, False
+
+    def __exit__(self, *_: object) -> None:
+        for norm, groups in self.now.items():
+            norm.groups, norm.moves = groups, True
 
 
 def convert_batchnorm(module: nn.Module, sync: bool = True) -> nn.Module:
