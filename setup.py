@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VISION = ["torchvision>=0.26"]
-TEST = [*VISION, "pytest>=8", "pytest-timeout", "setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
+TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
+TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
 
 setup(
     name="fastrdm",

@@ -1,8 +1,10 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported."""
+"""Chosen before torch and Triton are imported, here and in the processes that tests start."""
 
 import os
 
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes fill the cores; more threads would wait for each other
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # without a GPU the Triton kernels run in Triton's interpreter

@@ -37,7 +37,7 @@ def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def outcome(tree: Path, tests: list[str]) -> tuple[int, str]:
     """Exit code of pytest over `tests` in `tree` (0 green, 1 red, else not run), and the end of what it printed."""
-    done = run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(tree / test) for test in tests))
+    done = run(tree, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *(str(tree / test) for test in tests))
     return done.returncode, done.stdout[-3000:]
 
 
