@@ -69,7 +69,7 @@ def in_parallel(learner: Learner, world: int, static_graph: bool) -> nn.Module:
     return DistributedDataParallel(learner, gradient_as_bucket_view=True, static_graph=static_graph, **buffers)
 
 
-def in_parts(views: tuple[Tensor, ...], labels: Tensor, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+def in_parts(views: Sequence[Tensor], labels: Tensor, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """(views, labels) of `parts` equal parts of a batch."""
     chunks = zip(*(view.chunk(parts) for view in views), strict=True)
     return zip(chunks, labels.chunk(parts), strict=True)

@@ -170,7 +170,7 @@ def build_optimizer(groups: Iterable[Group], config: OptimConfig, device: torch.
     return optimizer
 
 
-def fused_adam(device: torch.device, find: Callable[[str], Any] = find_spec) -> type[Optimizer]:
+def fused_adam(device: torch.device, find: Callable[[str], Any] = find_spec) -> Callable[..., Optimizer]:
     """apex.optimizers.FusedAdam, whose rate may be a device tensor; ValueError where there is none, and why."""
     key, get = "optim.backend", "build it as https://github.com/NVIDIA/apex says, with its CUDA extensions"
     require(device.type == "cuda", key, "torch where there is no CUDA device", "apex")

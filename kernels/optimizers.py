@@ -4,7 +4,7 @@ A group has `lr` (a 0-d tensor), `weight_decay` (a number), and may have `decay`
 GradScaler hands `grad_scale` and `found_inf` over as tensors, and a step on infinite gradients changes nothing.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,13 +57,15 @@ def _unless(skip: Tensor | None, value: float | Tensor, otherwise: float) -> flo
 
 def _clear(skip: Tensor | None, tensors: list[Tensor]) -> list[Tensor]:
     """Zeros in place where `skip` is above 0: infinity times 0 would be no number. There is no foreach for it."""
-    for tensor in tensors if skip is not None else ():
-        tensor.masked_fill_(skip > 0, 0)  # type: ignore[operator]
+    if skip is not None:
+        skipped = skip > 0
+        for tensor in tensors:
+            tensor.masked_fill_(skipped, 0)
     return tensors
 
 
 def _decay(group: Group) -> float | Tensor:
-    return group.get("decay", group["weight_decay"])  # type: ignore[no-any-return]
+    return cast("float | Tensor", group.get("decay", group["weight_decay"]))
 
 
 class Lars(Optimizer):
