@@ -44,6 +44,8 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
         place = torch.device("cpu")
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"
+        if not dist.is_backend_available(backend):
+            raise ValueError(f"{world} processes on {place.type} need torch built with {backend}, which this one lacks")
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     return Processes(rank, world, place)
 

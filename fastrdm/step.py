@@ -42,9 +42,15 @@ class TrainStep:
     def __call__(self, batch: Batch, step: int) -> Output:
         """Step number `step` on a batch; the output of its last part, and the mean loss."""
         self.schedule(step)
-        if self.captured is None:
-            return self.compute(*batch.views, batch.label)
-        return self.captured(self.method.phase(), *batch.views, batch.label)  # type: ignore[no-any-return]
+        try:
+            if self.captured is None:
+                return self.compute(*batch.views, batch.label)
+            return self.captured(self.method.phase(), *batch.views, batch.label)  # type: ignore[no-any-return]
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:400]
+            raise ValueError(f"train.compile=true failed: {reason} ...; train.compile=false runs eagerly") from error
 
     def _captured(self, processes: Processes) -> capture.Captured:
         alone = processes.world == 1
@@ -77,7 +83,7 @@ class TrainStep:
             clip_gradients(self.clipped, self.optim)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.method.after_step()
         return output._replace(loss=torch.stack(losses).mean())  # type: ignore[no-any-return]
 

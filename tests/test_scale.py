@@ -137,6 +137,18 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_torch_without_the_devices_backend_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.is_backend_available", lambda name: False)
+    assert cli.train(["train.device=cpu", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert "2 processes on cpu need torch built with gloo, which this one lacks" in capfd.readouterr().err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.train(["train.device=cuda", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert "train.device must be 'cpu' or 'auto' here, got 'cuda'" in capfd.readouterr().err
+
+
 SLURM = {
     "srun": 'echo "$@" > asked; echo $$ > pid; trap "exit 75" TERM; while [ ! -e ended ]; do sleep 0.05; done; exit 3',
     "scancel": "kill -TERM $(cat pid)",
