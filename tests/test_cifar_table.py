@@ -154,11 +154,11 @@ def test_a_run_is_interrupted_goes_on_and_becomes_a_row(tmp_path: Path, monkeypa
     call += ["loader.views.*.size=16", "method.projector.hidden=16", "method.projector.out=16"]
     call += ["instruments.every=50%", "instruments.replicates=10"]
     monkeypatch.setenv("PYTHONPATH", f"{BENCHMARKS}{os.pathsep}{ROOT}")
-    short = subprocess.run([*call, "--minutes", "0.02"], capture_output=True, text=True, timeout=300)
+    short = subprocess.run([*call, "--minutes", "0.02"], capture_output=True, text=True, timeout=900)
     assert short.returncode == 0, short.stderr
     assert "rdm_simsiam_log1p, seed 0: saved, goes on at the next call" in short.stdout
     assert "0 rows, 0 runs not begun" in short.stdout
-    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results" / "cifar10_cpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -169,7 +169,7 @@ def test_a_run_is_interrupted_goes_on_and_becomes_a_row(tmp_path: Path, monkeypa
     assert (measured["preset"], measured["images"]) == ("rdm_simsiam_log1p", "160")
     curves = json.loads((tmp_path / "results" / "instruments_cifar10_cpu.json").read_text())["rdm_simsiam_log1p"]
     assert curves["filter/root"][0][0] == 1 and curves["throughout/difference"][0] == [3.0]
-    again = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(call, capture_output=True, text=True, timeout=300)
     assert "1 rows, 0 runs not begun" in again.stdout
 
 
