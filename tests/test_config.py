@@ -24,7 +24,7 @@ REFUSED = {
     "loader.views.1.sizee=3": "unknown configuration key 'loader.views.1.sizee': did you mean 'loader.views.1.size'?",
     "method.online.0.hiden=4": "unknown configuration key 'method.online.0.hiden': did you mean 'method.online.0.hid",
     "method.online=[{name: predictor, hidde: 3}]": "unknown configuration key 'method.online.0.hidde': did you",
-    "optim.=3": "unknown configuration key 'optim.': known: name, lr,",
+    "optim.=3": "unknown configuration key 'optim.': known: name, backend, lr,",
     "=3": "unknown configuration key '': known: preset,",
     "base=quickstart.yaml": "unknown configuration key 'base'",
     # a value of the wrong type

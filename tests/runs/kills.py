@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from forked import launch
 
-from fastrdm import checkpoint, cli, distributed, trainer
+from fastrdm import checkpoint, cli, distributed, step, trainer
 
 ARGUMENTS = [
     "train.length=12st",  # of 5 steps an epoch
@@ -62,16 +62,16 @@ def between_parts(number: int) -> Callable[[], None]:
     """Die between the two parts of the `number`-th batch."""
 
     def patch() -> None:
-        counter, whole = itertools.count(1), trainer.in_parts
+        counter, whole = itertools.count(1), step.in_parts
 
-        def in_parts(batch: Any, parts: int) -> Iterator[Any]:
+        def in_parts(*batch_and_parts: Any) -> Iterator[Any]:
             wanted = next(counter) == number
-            for part in whole(batch, parts):
+            for part in whole(*batch_and_parts):
                 yield part
                 if wanted:
                     die()
 
-        trainer.in_parts = in_parts
+        step.in_parts = in_parts
 
     return patch
 
