@@ -35,7 +35,9 @@ print(*sizes, flush=True)
 """
 
 
-@pytest.mark.parametrize(("engine", "source", "module"), [("dali", "folder", "nvidia.dali"), ("ffcv", "packed", "ffcv")])
+@pytest.mark.parametrize(
+    ("engine", "source", "module"), [("dali", "folder", "nvidia.dali"), ("ffcv", "packed", "ffcv")]
+)
 def test_memory_does_not_grow_over_epochs(tmp_path: Path, engine: str, source: str, module: str) -> None:
     """Resident memory after epochs 5 to 12, of 11 MB of pixels each: keeping one image in five would be seen."""
     pytest.importorskip(module, reason=f"needs pip install 'fastrdm[{engine}]'")
