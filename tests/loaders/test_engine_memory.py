@@ -26,7 +26,7 @@ views = ViewSpec(size=32, blur=0.5), ViewSpec(size=16)
 config = LoaderConfig(source=source, root=root, batch_size=20, views=views, engine=engine, workers=1, prefetch=2)
 loader = build_loader(config, open_source(config, "train"), seed=0)
 sizes = []
-for epoch in range(12):
+for epoch in range(32):
     loader.set_epoch(epoch)
     for batch in loader:
         pass
@@ -39,7 +39,10 @@ print(*sizes, flush=True)
     ("engine", "source", "module"), [("dali", "folder", "nvidia.dali"), ("ffcv", "packed", "ffcv")]
 )
 def test_memory_does_not_grow_over_epochs(tmp_path: Path, engine: str, source: str, module: str) -> None:
-    """Resident memory after epochs 5 to 12, of 11 MB of pixels each: keeping one image in five would be seen."""
+    """Resident memory from epoch 5 to epoch 32, of 11 MB of pixels each: keeping one image in five would add 60 MB.
+
+    The allowance is for ffcv, whose three buffers of 10 MB are taken anew each epoch, before or after the old are free.
+    """
     pytest.importorskip(module, reason=f"needs pip install 'fastrdm[{engine}]'")
     generator = np.random.default_rng(0)
     for k in range(60):
@@ -54,4 +57,4 @@ def test_memory_does_not_grow_over_epochs(tmp_path: Path, engine: str, source: s
     command = [sys.executable, "-c", EPOCHS, engine, source, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     sizes = [float(size) for size in done.stdout.split()]
-    assert len(sizes) == 12 and max(sizes[5:]) < sizes[4] + 10, sizes
+    assert len(sizes) == 32 and max(sizes[5:]) < sizes[4] + 30, sizes
