@@ -14,7 +14,8 @@ filters; not captured). base, only where it is asked for: the step of the method
 the steps of all processes together, --optimize-ddp as torch.compile takes it.
 
 ms, p20, p80: median, 20th and 80th percentile; with --clock cpu processor time, for a machine that others use. to_X:
-the median of X over this one's; to_ceiling is at most 1, and 1 is best. gflops: arithmetic of this process a second
+X's time over this one's, the median over turns, so that a machine that slows down slows both; to_ceiling is at most 1,
+and 1 is best. gflops: arithmetic of this process a second
 (that of matrix products and convolutions, as fastrdm plan counts it). peak_mb: memory that a contestant adds to the
 device at most, CUDA only; without the ceiling, which shares the step's weights.
 """
@@ -193,15 +194,20 @@ def rows(preset: str, args: argparse.Namespace, device: torch.device, now: Calla
             times[name].append(clock(step, device.type == "cuda", now))
     if not ours.processes.main:
         return
-    median, flops = {name: statistics.median(taken) for name, taken in times.items()}, ours.gauges.step_flops(0)
+    flops = ours.gauges.step_flops(0)
     for name, taken in times.items():
         p20, ms, p80 = (torch.tensor(taken).quantile(q).item() for q in (0.2, 0.5, 0.8))
-        ratios = ",".join(f"{median[other] / ms:.3f}" if other in median else "" for other in COMPARED)
+        ratios = ",".join(f"{ratio(times[other], taken):.3f}" if other in times else "" for other in COMPARED)
         rate = "" if name in ("ceiling", "base") else f"{flops / ms / 1e6:.1f}"
         yield (
             f"{where(preset, name, args, ours)},{args.repeats},{args.clock},{ms:.2f},{p20:.2f},{p80:.2f},"
             f"{1e3 * args.batch / ms:.1f},{rate},{ratios},{memory[name]},{environment(device)}"
         )
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median over turns."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def where(preset: str, contestant: str, args: argparse.Namespace, ours: Trainer) -> str:
