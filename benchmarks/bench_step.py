@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import groupby
 from types import MethodType
 from typing import Any
@@ -85,7 +86,7 @@ def whole_step(trainer: Trainer, batch: Batch) -> Step:
 def encoder_passes(trainer: Trainer, batch: Batch, compiled: bool, captured: bool) -> Step:
     """The passes of the encoders that a step cannot do without."""
     method = trainer.method
-    compiles: Callable[[Any], Any] = torch.compile if compiled else lambda encoder: encoder
+    compiles: Callable[[Any], Any] = partial(torch.compile, dynamic=False) if compiled else lambda encoder: encoder
     encoder = compiles(method.online.encoder)
     target = compiles(method.target.encoder) if method.target else None
     alike = [list(same) for _, same in groupby(batch.views, key=lambda view: view.shape)]

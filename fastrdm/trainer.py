@@ -90,7 +90,10 @@ class Trainer:
         learner = build_learner(self.method, c, len(self.source.classes) if self.labelled else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile:
-            self.method.compile(fullgraph=True)  # a graph break would be a slow step that nobody asked for
+            # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own
+            self.method.compile(fullgraph=True, dynamic=False)
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, 1 + len(changes(c, self.method)))
         self.stepper = TrainStep(c, self.learner, self.horizon, self.processes)
         if train.capture and isinstance(self.loader, ResidentLoader):
             self.loader.capture(recorder(self.processes.device, "train.capture"))

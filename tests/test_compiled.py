@@ -55,10 +55,11 @@ def parameters(trainer: Trainer) -> Tensor:
 
 
 def jolt(trainer: Trainer, seed: int) -> None:
-    """Weights that differ by a rounding of bfloat16, the target's alike."""
+    """Weights that differ by a rounding of the run's precision, the target's alike."""
     generator = torch.Generator().manual_seed(seed)
+    rounding = 2.0 ** -(9 if trainer.settings.train.precision == "bf16" else 23)
     for p in trainer.method.online.parameters():
-        p.data *= 1 + 2**-9 * (2 * torch.randint(2, p.shape, generator=generator) - 1)
+        p.data *= 1 + rounding * (2 * torch.randint(2, p.shape, generator=generator) - 1)
     if trainer.method.target:
         trainer.method.target.load_state_dict(trainer.method.online.state_dict())
 
@@ -96,16 +97,28 @@ def apart(a: Run, b: Run) -> tuple[float, float]:
     return (a.losses - b.losses).abs().max().item(), (a.weights - b.weights).norm().item()
 
 
+def envelope(folder: Path, eager: Run, preset: str, *more: str) -> list[float]:
+    """How far eager runs from weights a rounding apart come from an eager run at most."""
+    others = [run(folder / f"other{i}", preset, *more, jolted=i) for i in (1, 2, 3)]
+    return [max(far) for far in zip(*(apart(eager, other) for other in others), strict=True)]
+
+
 @pytest.mark.parametrize("preset", [p if p in SHOWN else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS])
 def test_compiled_and_eager_steps_agree(tmp_path: Path, preset: str) -> None:
+    """To 1e-4, unless a rounding of the weights takes the eager run itself farther: over a kink of a ReLU, say."""
     eager = run(tmp_path / "eager", preset)
     compiled = run(tmp_path / "compiled", preset, "train.compile=true")
-    loss, weights = apart(eager, compiled)
-    told = f"{preset}: loss {loss / eager.losses.abs().max():.1e}, weights {weights / eager.weights.norm():.1e}"
-    print(f"{told}, of the way {weights / eager.moved:.1e}; graphs {compiled.graphs[-1]}")
+    found = apart(eager, compiled)
+    scale = eager.losses.abs().max().item(), eager.weights.norm().item()
+    told = [f"{name} {a / b:.1e}" for name, a, b in zip(("loss", "weights"), found, scale, strict=True)]
+    print(f"{preset}: {', '.join(told)}, of the way {found[1] / eager.moved:.1e}; graphs {compiled.graphs[-1]}")
     check_graphs(compiled)
-    assert eager.moved > 0.01 * eager.weights.norm(), "the run must go somewhere"
-    assert loss <= 1e-4 * eager.losses.abs().max() and weights <= 1e-4 * eager.weights.norm(), told
+    assert eager.moved > 0.01 * scale[1], "the run must go somewhere"
+    if any(a > 1e-4 * b for a, b in zip(found, scale, strict=True)):
+        around = envelope(tmp_path, eager, preset)
+        theirs = [f"{a / b:.1e}" for a, b in zip(around, scale, strict=True)]
+        print(f"{preset}: eager runs a rounding apart: {', '.join(theirs)}")
+        assert all(a <= max(1e-4 * b, 2 * e) for a, b, e in zip(found, scale, around, strict=True)), told
 
 
 @pytest.mark.slow
@@ -115,14 +128,13 @@ def test_compiled_bf16_steps_are_as_near_as_eager_ones_from_weights_a_rounding_a
 ) -> None:
     bf16 = "train.precision=bf16"
     eager = run(tmp_path / "eager", preset, bf16)
-    others = [run(tmp_path / f"other{i}", preset, bf16, jolted=i) for i in (1, 2, 3)]
+    around = envelope(tmp_path, eager, preset, bf16)
     compiled = run(tmp_path / "compiled", preset, bf16, "train.compile=true")
     found = apart(eager, compiled)
-    envelope = [max(far) for far in zip(*(apart(eager, other) for other in others), strict=True)]
-    told = [f"{a:.1e} of {b:.1e}" for a, b in zip(found, envelope, strict=True)]
+    told = [f"{a:.1e} of {b:.1e}" for a, b in zip(found, around, strict=True)]
     print(f"{preset} bf16: loss {told[0]}, weights {told[1]}; graphs {compiled.graphs[-1]}")
     check_graphs(compiled)
-    assert all(a <= 2 * b for a, b in zip(found, envelope, strict=True)), told
+    assert all(a <= 2 * b for a, b in zip(found, around, strict=True)), told
 
 
 GROWS = "loader.views.*.progressive=[[1, 6]]"
@@ -133,9 +145,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [c if c == "views grow, queue" else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES]
+)
+@torch._dynamo.config.patch(recompile_limit=1)
 def test_nothing_is_compiled_once_a_phase_has_settled(tmp_path: Path, change: str) -> None:
+    """As many graphs as phases, however few torch allows by itself."""
     eager = run(tmp_path / "eager", *CHANGES[change])
     compiled = run(tmp_path / "compiled", *CHANGES[change], "train.compile=true")
     loss, weights = apart(eager, compiled)
