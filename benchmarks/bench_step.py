@@ -71,6 +71,10 @@ def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: 
         views = [args.size] * 2 + [args.crop_size] * args.crops
         settings.append(f"loader.views=[{', '.join(f'{{size: {size}}}' for size in views)}]")
     settings += [] if args.crops else [f"loader.views.*.size={args.size}"]
+    for side, places in ((s, PRESETS[preset]["method"][s]) for s in ("online", "target")):
+        for i, transform in enumerate(places):
+            if isinstance(transform, dict) and transform.get("queue"):
+                settings.append(f"method.{side}.{i}.queue={args.batch * max(transform['queue'] // args.batch, 1)}")
     settings += [f"train.compile={str(compiled).lower()}", f"train.capture={str(captured).lower()}"]
     return Trainer(config.load([*settings, "evaluate.probe=false", *args.settings, *more]))
 

@@ -1,4 +1,4 @@
-"""The augmentation by Triton (needs it), in two passes; unmeasured on a GPU, so chosen only by name.
+"""The augmentation by Triton (needs it), in two passes.
 
 Crop: resized crop, flip and the jitter's turns before contrast, as float16 planes of 0 to 255, and each tile's sum of
 grey. Finish: the mean grey, the other turns, greyscale, blur, solarise, normalise. Both resize and blur a tile as

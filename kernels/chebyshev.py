@@ -68,19 +68,28 @@ def evaluate(b: Tensor, y: Tensor, y_squared: Tensor, low: float, precision: str
     t2 = 2 * slope**2 * y_squared + 4 * slope * shift * y + (2 * shift**2 - 1) * eye
     t3 = axpby(t1, t2, precision, alpha=2, beta=-1, add=t1)
     t4 = axpby(t2, t2, precision, alpha=2, gamma=-1)
-    weights = b.to(y.dtype)[..., None, None]
-
-    def block(j: int) -> Tensor:
-        w = weights[:, j].unbind(1)
-        return w[0] * eye + w[1] * t1 + w[2] * t2 + w[3] * t3
-
-    count = b.shape[1]
-    u, previous = block(count - 1), torch.zeros_like(y)
+    weights, count = b.to(y.dtype).unbind(1), b.shape[1]
+    terms = t1, t2, t3
+    u, previous = _block(weights[-1], terms, None, precision), None
     for j in range(count - 2, 0, -1):
-        u, previous = axpby(t4, u, precision, alpha=2, beta=1, add=block(j) - previous), u
+        u, previous = axpby(t4, u, precision, alpha=2, beta=1, add=_block(weights[j], terms, previous, precision)), u
     if count == 1:
         return u
-    return axpby(t4, u, precision, beta=1, add=block(0) - previous)
+    return axpby(t4, u, precision, beta=1, add=_block(weights[0], terms, previous, precision))
+
+
+def _block(w: Tensor, terms: tuple[Tensor, Tensor, Tensor], minus: Tensor | None, precision: str) -> Tensor:
+    """w_0 I + w_1 T_1 + w_2 T_2 + w_3 T_3 - minus, of weights (K, WIDTH)."""
+    if precision == "fp16x3-triton":
+        from fastrdm.kernels.halves import combine_triton  # a CPU build of torch has no Triton
+
+        out: Tensor = combine_triton(w, terms, minus)
+        return out
+    first, second, third = (w[:, i, None, None] * t for i, t in enumerate(terms, start=1))
+    sums = first + second + third
+    sums = sums if minus is None else sums - minus
+    sums.diagonal(dim1=-2, dim2=-1).add_(w[:, :1])
+    return sums
 
 
 @lru_cache

@@ -56,7 +56,8 @@ def _rows(scaled: Scaled, q: Tensor, function: Function, low: float, precision: 
     """U S^(1 + power) V^T (V, n, d) of the scaled matrix, and the gain that restores its scale."""
     assert function.power is not None
     exponent = 1 + function.power
-    out = q if exponent == 0 else product(_matrix_power(scaled, q, exponent, low, precision), q, precision)
+    power_of_h = None if exponent == 0 else _matrix_power(scaled, q, exponent, low, precision)
+    out = q if power_of_h is None else product(power_of_h, q, precision, bounded=True)
     return out, scaled.bound**exponent * function.unit**-function.power
 
 
@@ -72,7 +73,7 @@ def _factors(scaled: Scaled, q: Tensor, function: Function, wide: bool, precisio
         gain = (scaled.bound / function.unit) ** function.power
     if not wide:  # a wide source's null directions vanish in the basis
         kept = symmetric_product(q, precision)
-        core = product(product(kept, core, precision), kept, precision)
+        core = product(product(kept, core, precision, bounded=True), kept, precision, bounded=True)
     gain = torch.where(scaled.bound == 0, 0.0, gain)
     return Factors(q if wide else q.new_empty((len(q), 0, q.shape[-2])), core, gain)
 

@@ -1,6 +1,7 @@
 """Gram matrices of feature matrices on their smaller side, centring and row normalisation included."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ def _choose(precision: str, x: Tensor) -> str:
         return "fp64"
     if not x.is_cuda:
         return "fp32"
-    return "fp16x3" if x.dtype == torch.float32 else "half"
+    name = "fp16x3" if x.dtype == torch.float32 else "half"
+    return f"{name}-triton" if find_spec("triton") else name
 
 
 def _one(x: Tensor, center: bool, normalize: bool, precision: str, upper: bool) -> Tensor:

@@ -1,10 +1,13 @@
 """Matrix products in a named precision, and the one symmetric step that every chain of products is made of."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
-# fp32 follows torch's own setting for TF32 on CUDA; fp16x3 does not. The name in -triton picks the kernel, unmeasured.
+# fp32 follows torch's own setting for TF32 on CUDA; fp16x3 does not. The name in -triton picks the kernels.
 PRECISIONS = ("fp64", "fp32", "fp16x3", "fp16x3-triton")
+BOUNDED_SCALE = 64.0  # of entries known to be below 512: rounding to float16 leaves small ones more digits
 SPLIT = 2048.0  # the second half of a split carries the next 11 bits, shifted into the range of float16
 
 
@@ -16,7 +19,9 @@ def resolve(precision: str, x: Tensor) -> str:
         return precision
     if x.dtype == torch.float64:
         return "fp64"
-    return "fp16x3" if x.is_cuda else "fp32"
+    if not x.is_cuda:
+        return "fp32"
+    return "fp16x3-triton" if find_spec("triton") else "fp16x3"
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,10 +57,20 @@ def scaled_by(x: Tensor, gain: Tensor) -> Tensor:
     return x.mul_(root).mul_(root)
 
 
-def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """a @ b of matrices of any scale (K, m, k), (K, k, n) in their dtype; fp16x3 takes and returns float32."""
+def product(a: Tensor, b: Tensor, precision: str, *, bounded: bool = False) -> Tensor:
+    """a @ b of (K, m, k), (K, k, n) in their dtype; fp16x3 takes and returns float32.
+
+    Of any scale, or of entries below 512 where they are known to be `bounded`: fp16x3 need not look for the largest.
+    """
     if precision in ("fp64", "fp32"):
         return a @ b
+    if precision == "fp16x3-triton":
+        from fastrdm.kernels.halves import product_triton  # a CPU build of torch has no Triton
+
+        out: Tensor = product_triton(a, b, bounded)
+        return out
+    if bounded:
+        return _split_product(a * BOUNDED_SCALE, b * BOUNDED_SCALE) / BOUNDED_SCALE**2
     unit_a, unit_b = power_of_two(a), power_of_two(b)
     return _split_product(a / unit_a, b / unit_b) * unit_a * unit_b
 
@@ -72,7 +87,7 @@ def axpby(
 ) -> Tensor:
     """alpha a b + beta add + gamma I for commuting symmetric (K, n, n) of entries below 65504; exactly symmetric."""
     if precision == "fp16x3-triton":
-        from fastrdm.kernels.symmetric import axpby_triton  # a CPU build of torch has no Triton
+        from fastrdm.kernels.halves import axpby_triton  # a CPU build of torch has no Triton
 
         out: Tensor = axpby_triton(a, b, add, alpha, beta, gamma)
         return out

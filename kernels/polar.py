@@ -59,8 +59,13 @@ class Scaled(NamedTuple):
 
 
 def symmetric_product(x: Tensor, precision: str) -> Tensor:
-    """x x^T of (K, n, d), exactly symmetric."""
-    gram = product(x, x.mT, precision)
+    """x x^T of (K, n, d) of entries below 512, exactly symmetric."""
+    if precision == "fp16x3-triton":
+        from fastrdm.kernels.halves import square_triton  # a CPU build of torch has no Triton
+
+        out: Tensor = square_triton(x)
+        return out
+    gram = product(x, x.mT, precision, bounded=True)
     return 0.5 * (gram + gram.mT)
 
 
@@ -71,7 +76,8 @@ def scale(x: Tensor, precision: str) -> Scaled:
     gram = symmetric_product(x, precision)
     tiny = torch.finfo(x.dtype).tiny
     size = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(tiny)
-    square = axpby(gram / size, gram / size, precision)
+    unit_gram = gram / size
+    square = axpby(unit_gram, unit_gram, precision)
     bound = 1.001 * (size * torch.linalg.matrix_norm(square, keepdim=True).sqrt()).sqrt()
     safe = bound.clamp_min(math.sqrt(tiny))
     return Scaled(x / safe, gram / safe**2, bound.double() * unit.double())
@@ -102,9 +108,10 @@ def polar(scaled: Scaled, low: float, precision: str) -> Tensor:
     steps = minimax_steps(low)
     x, gram = scaled.x, scaled.gram
     for start in range(0, len(steps), SEGMENT):
-        x = product(_inverse_root_chain(gram, steps[start : start + SEGMENT], precision), x, precision)
+        q = _inverse_root_chain(gram, steps[start : start + SEGMENT], precision)
+        x = product(q, x, precision, bounded=True)
         gram = symmetric_product(x, precision)
-    return product(axpby(gram, gram, precision, alpha=-1.5, beta=2.5, add=gram), x, precision)
+    return product(axpby(gram, gram, precision, alpha=-1.5, beta=2.5, add=gram), x, precision, bounded=True)
 
 
 def square_root(h: Tensor, low: float, precision: str) -> Tensor:
@@ -114,7 +121,7 @@ def square_root(h: Tensor, low: float, precision: str) -> Tensor:
 
 def roots(scaled: Scaled, q: Tensor, low: float, depth: int, precision: str) -> list[Tensor]:
     """[H, H^(1/2), H^(1/4), ...] down to `depth` square roots, H = U S U^T of scaled.x, S in [0, 1], or S + SHIFT."""
-    h = product(scaled.x, q.mT, precision)
+    h = product(scaled.x, q.mT, precision, bounded=True)
     levels = [0.5 * (h + h.mT)]
     if depth:
         levels[0].diagonal(dim1=-2, dim2=-1).add_(SHIFT[precision])

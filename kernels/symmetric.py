@@ -1,80 +1,16 @@
-"""Symmetric products by Triton (needs it): only lower tiles are computed, and stored with their mirror images."""
+"""Gram matrices of features by Triton (needs it): only lower tiles are computed, and stored with their mirrors."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastrdm.kernels.halves import _halves, _store
 from fastrdm.kernels.matmul import power_of_two
 
 BLOCK = 64  # rows and columns of a tile
 DEPTH = 32  # terms of the sums taken at once
 TARGET_TILES = 264  # twice the multiprocessors of an H100: sums are split until so many tiles run
-
-
-@triton.jit
-def _halves(x):  # type: ignore[no-untyped-def]
-    high = x.to(tl.float16)
-    return high, ((x - high.to(tl.float32)) * 2048.0).to(tl.float16)
-
-
-@triton.jit
-def _store_both(ptr, tile, rows, columns, n):  # type: ignore[no-untyped-def]
-    """The tile and its mirror image."""
-    inside = (rows < n)[:, None] & (columns < n)[None, :]
-    tl.store(ptr + rows[:, None] * n + columns[None, :], tile, mask=inside)
-    tl.store(ptr + columns[:, None] * n + rows[None, :], tl.trans(tile), mask=tl.trans(inside))
-
-
-@triton.jit
-def _axpby_kernel(  # type: ignore[no-untyped-def]
-    a_ptr, b_ptr, add_ptr, out_ptr, n, alpha, beta, gamma, ADD: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr
-):
-    row_tile, column_tile = tl.program_id(0), tl.program_id(1)
-    if column_tile > row_tile:
-        return
-    start = tl.program_id(2).to(tl.int64) * n * n
-    rows = row_tile * BLOCK + tl.arange(0, BLOCK)
-    columns = column_tile * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK, BLOCK), tl.float32)
-    cross = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for k0 in range(0, n, DEPTH):
-        k = k0 + tl.arange(0, DEPTH)
-        a_inside = (rows < n)[:, None] & (k < n)[None, :]
-        b_inside = (columns < n)[:, None] & (k < n)[None, :]
-        a_high, a_low = _halves(tl.load(a_ptr + start + rows[:, None] * n + k[None, :], mask=a_inside, other=0.0))
-        # b is symmetric: its column j is its row j, which is contiguous
-        b_high, b_low = _halves(tl.load(b_ptr + start + columns[:, None] * n + k[None, :], mask=b_inside, other=0.0))
-        total = tl.dot(a_high, tl.trans(b_high), total)
-        cross = tl.dot(a_low, tl.trans(b_high), cross)
-        cross = tl.dot(a_high, tl.trans(b_low), cross)
-    c = alpha * (total + cross / 2048.0)
-    if row_tile == column_tile:
-        c = 0.5 * (c + tl.trans(c))
-    if ADD:
-        inside = (rows < n)[:, None] & (columns < n)[None, :]
-        c += beta * tl.load(add_ptr + start + rows[:, None] * n + columns[None, :], mask=inside, other=0.0)
-    c += tl.where(rows[:, None] == columns[None, :], gamma, 0.0)
-    _store_both(out_ptr + start, c, rows, columns, n)
-
-
-def axpby_reference(a: Tensor, b: Tensor, add: Tensor | None, alpha: float, beta: float, gamma: float) -> Tensor:
-    """The definition: alpha a b + beta add + gamma I for commuting symmetric matrices (K, n, n)."""
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    return alpha * (a @ b) + (0 if add is None else beta * add) + gamma * eye
-
-
-def axpby_triton(a: Tensor, b: Tensor, add: Tensor | None, alpha: float, beta: float, gamma: float) -> Tensor:
-    """The same for float32 entries below 65504, in three float16 products; exactly symmetric."""
-    a, b = a.contiguous(), b.contiguous()
-    add = None if add is None else add.contiguous()
-    out = torch.empty_like(a)
-    count, n, _ = a.shape
-    tiles = triton.cdiv(n, BLOCK)
-    _axpby_kernel[(tiles, tiles, count)](
-        a, b, a if add is None else add, out, n, alpha, beta, gamma, ADD=add is not None, BLOCK=BLOCK, DEPTH=DEPTH
-    )
-    return out
 
 
 @triton.jit
@@ -180,7 +116,7 @@ def _sum_kernel(part_ptr, unit_ptr, out_ptr, n, splits, BLOCK: tl.constexpr):  #
     unit = tl.load(unit_ptr + batch)
     if row_tile == column_tile:
         total = 0.5 * (total + tl.trans(total))
-    _store_both(out_ptr + batch * n * n, total * unit * unit, rows, columns, n)
+    _store(out_ptr + batch * n * n, total * unit * unit, rows, columns, n, n, True)
 
 
 def gram_triton(x: Tensor, center: bool, normalize: bool, precision: str) -> Tensor:

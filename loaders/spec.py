@@ -88,7 +88,7 @@ class LoaderConfig:
     batch_size: int = 256  # images a step, over all processes
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())  # numbered from 0; views.*.size sets the size of all
     max_enlarge: float = 4.0  # a view may be so many times as large as the images of a set held in memory
-    augment: Literal["auto", "reference", "cpu", "triton"] = "auto"  # auto: compiled on a CPU, plain torch on a GPU
+    augment: Literal["auto", "reference", "cpu", "triton"] = "auto"  # auto: compiled on a CPU, triton on a GPU
     workers: int = 2  # decoding threads of this process
     prefetch: int = 4  # batches made ahead of the training step
     prefetch_mb: int = 1024  # MiB of decoded images held at most, over the batches in the making; one always is

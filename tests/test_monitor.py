@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -287,8 +288,17 @@ def test_a_loss_that_is_not_finite_is_an_alarm_too(tmp_path: Path, monkeypatch: 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("out", [12, 1100])
-def test_pushing_and_polling_do_not_wait_for_the_device(tmp_path: Path, out: int) -> None:
-    readings = []
+def test_pushing_and_polling_do_not_wait_for_the_device(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings, begin = [], threading.Event()
+    read = monitor._read_on_cuda
+
+    def read_later(*arguments: Any) -> Reading:
+        begin.wait()  # the reader may wait for its stream, but torch refuses that to all threads at once
+        return read(*arguments)
+
+    monkeypatch.setattr(monitor, "_read_on_cuda", read_later)
     for device in ("cpu", "cuda"):
         arguments = (f"train.device={device}", f"method.projector.out={out}", "monitor.rows=1120")
         watcher = watch(tmp_path / device, *arguments)
@@ -300,6 +310,7 @@ def test_pushing_and_polling_do_not_wait_for_the_device(tmp_path: Path, out: int
             watcher.push(o, step)
             watcher.poll() if device == "cuda" and step < 35 else None
         torch.cuda.set_sync_debug_mode("default")
+        begin.set()
         watcher.finish()
         readings.append(poll(watcher).figures)
         watcher.close()

