@@ -193,7 +193,7 @@ def test_refused_where_it_cannot_run() -> None:
     for name, device in (("cpu", "cuda"), ("triton", "cpu")):
         with pytest.raises(ValueError, match=f"loader.augment={name} does not run on {device}"):
             reference.chosen(name, torch.device(device))
-    assert reference.chosen("auto", torch.device("cuda")) == "reference", "unmeasured kernels are off by default"
+    assert reference.chosen("auto", torch.device("cuda")) == "triton"
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
