@@ -23,7 +23,8 @@ import kornia.augmentation as kornia
 import numpy as np
 import torch
 from bench_spectral import clock, environment
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
+from pillow_views import pillow_view
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -82,29 +83,6 @@ def torchvision_view(image: Tensor, row: list[float], spec: ViewSpec) -> Tensor:
     x = tv.solarize(x, spec.solarise_threshold) if row[Column.SOLARISE] else x
     x = tv.horizontal_flip(x) if row[Column.FLIP] else x
     return tv.normalize(tv.to_dtype(x, torch.float32, scale=True), spec.mean, spec.std)
-
-
-def turn_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shifted = (np.asarray(hue).astype(np.int16) + round(255 * turns)).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")
-
-
-def pillow_view(image: Image.Image, row: list[float], spec: ViewSpec) -> Tensor:
-    """(3, S, S) of a Pillow image."""
-    top, left, height, width = row[:4]
-    mode = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[spec.interpolation]
-    x = image.resize((spec.size, spec.size), mode, box=(left, top, left + width, top + height))
-    enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for turn in row[Column.ORDER : Column.ORDER + 4]:
-        factor = row[Column.BRIGHTNESS + int(turn)]
-        if factor != (turn != 3):
-            x = turn_hue(x, factor) if turn == 3 else enhance[int(turn)](x).enhance(factor)
-    x = x.convert("L").convert("RGB") if row[Column.GREY] else x
-    x = x.filter(ImageFilter.GaussianBlur(row[Column.BLUR])) if row[Column.BLUR] else x
-    x = ImageOps.solarize(x, spec.solarise_threshold) if row[Column.SOLARISE] else x
-    x = x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if row[Column.FLIP] else x
-    return tv.normalize(tv.to_dtype(tv.pil_to_tensor(x), torch.float32, scale=True), spec.mean, spec.std)
 
 
 def by_loop(work: Work, name: str) -> Callable[[], list[Tensor]]:

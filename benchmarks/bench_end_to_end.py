@@ -23,10 +23,10 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
-from bench_augment import pillow_view
 from bench_spectral import environment
 from bench_step import reference_step
 from PIL import Image
+from pillow_views import pillow_view
 from torch.utils.data import DataLoader, Dataset
 
 from fastrdm import config

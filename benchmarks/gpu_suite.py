@@ -107,8 +107,9 @@ def data_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
         name = f"load_views_{words[0]}"
         yield Part(name, bench("bench_loader", "views", imagenet, *loading, "--only", *words), "imagenet")
     yield Part("load_memory", bench("bench_loader", "memory", cifar, *loading), "cifar")
-    if not (packed / "meta.json").exists():
-        yield Part("pack", ["-m", "fastrdm.cli", "pack", imagenet, str(packed), "--mode", "jpeg"], "imagenet")
+    for split in (s for s in ("train", "val") if not (packed / s).exists()):  # the same images: training asks for both
+        pack = ["-m", "fastrdm.cli", "pack", imagenet, str(packed / split), "--mode", "jpeg"]
+        yield Part(f"pack_{split}", pack, "imagenet")
     fast = ["train.precision=bf16", "train.compile=true", "train.capture=true"]
     real = ["imagenet/simsiam.yaml", "loader.source=packed", f"loader.root={packed}", "loader.engine=native"]
     real += ["loader.workers=16", "loader.batch_size=256"]

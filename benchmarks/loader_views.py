@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import simplejpeg
 import torch
-from bench_augment import BARS, TASKS, pillow_view, torchvision_view
+from bench_augment import BARS, TASKS, torchvision_view
 from loader_contestants import Batches, Contestant, Epoch, Setup, in_threads, paths_of, tensor
 from PIL import Image
 from torch import Tensor

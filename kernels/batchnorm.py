@@ -28,7 +28,8 @@ class _SynchronisedNorm(torch.autograd.Function):
             y = y + _spread(bias[None], x)
         unbiased = variance * (count / (count - 1))
         ctx.mark_non_differentiable(mean, unbiased)
-        return y.to(x.dtype), mean, unbiased
+        # no cast where none is needed: compiled by torch 2.11, a cast that does nothing loses the gradient
+        return y if y.dtype == x.dtype else y.to(x.dtype), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

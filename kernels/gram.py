@@ -1,13 +1,12 @@
 """Gram matrices of feature matrices on their smaller side, centring and row normalisation included."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
-from fastrdm.kernels.matmul import PRECISIONS, half_product, power_of_two, product
+from fastrdm.kernels.matmul import HAS_TRITON, PRECISIONS, half_product, power_of_two, product
 
 LEAF = 128  # rows of the left side of one product
 PRECISIONS_OF_GRAM = (
@@ -51,7 +50,7 @@ def _choose(precision: str, x: Tensor) -> str:
     if not x.is_cuda:
         return "fp32"
     name = "fp16x3" if x.dtype == torch.float32 else "half"
-    return f"{name}-triton" if find_spec("triton") else name
+    return f"{name}-triton" if HAS_TRITON else name
 
 
 def _one(x: Tensor, center: bool, normalize: bool, precision: str, upper: bool) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # fp32 follows torch's own setting for TF32 on CUDA; fp16x3 does not. The name in -triton picks the kernels.
 PRECISIONS = ("fp64", "fp32", "fp16x3", "fp16x3-triton")
+HAS_TRITON = find_spec("triton") is not None  # found here: torch.compile cannot trace the question
 BOUNDED_SCALE = 64.0  # of entries known to be below 512: rounding to float16 leaves small ones more digits
 SPLIT = 2048.0  # the second half of a split carries the next 11 bits, shifted into the range of float16
 
@@ -21,7 +22,7 @@ def resolve(precision: str, x: Tensor) -> str:
         return "fp64"
     if not x.is_cuda:
         return "fp32"
-    return "fp16x3-triton" if find_spec("triton") else "fp16x3"
+    return "fp16x3-triton" if HAS_TRITON else "fp16x3"
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrdm import config, encoders
+from fastrdm.kernels.matmul import HAS_TRITON
+from fastrdm.learner import build_method
 from fastrdm.methods import branch
 from fastrdm.methods.alignment import align
+from fastrdm.methods.online import Horizon, SpectralFilter
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
@@ -159,6 +163,35 @@ def test_nothing_is_compiled_once_a_phase_has_settled(tmp_path: Path, change: st
     assert phases > 1
     check_graphs(compiled)
     assert loss <= 1e-4 * eager.losses.abs().max() and weights <= 1e-4 * eager.weights.norm()
+
+
+TRACED = ("dino", "swav_target", "rdm_byol_log1p")  # always tested; all of them with -m slow
+
+
+@pytest.mark.parametrize("preset", [p if p in TRACED else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS])
+def test_the_method_is_one_graph_on_cuda(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced with fake tensors, without a device: what a method does there alone must not break its graph."""
+    torch.compiler.reset()
+    # modules take tensors of another kind only in place of their parameters
+    monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    method = build_method(settings(preset), Horizon(10, STEPS))
+    graphs = []
+
+    def listed(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with FakeTensorMode():
+        method._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda"))
+        method.compile(fullgraph=True, dynamic=False, backend=listed)
+        out = method([torch.empty(16, 3, 8, 8, device="cuda") for _ in range(2)])
+    (graph,) = graphs
+    assert out.loss.device.type == "cuda"
+    filters = [node for node in graph.graph.nodes if node.target is torch.ops.fastrdm.spectral_filter.default]
+    transforms = *method.online_transforms, *method.target_transforms
+    assert len(filters) == sum(isinstance(t, SpectralFilter) for t in transforms)
+    best = "fp16x3-triton" if HAS_TRITON else "fp16x3"
+    assert all(node.args[-2:] in (("ladder", best), ("even", best)) for node in filters)
 
 
 @pytest.mark.parametrize("fault", ["compiler", "graph break"])

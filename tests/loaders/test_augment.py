@@ -244,4 +244,5 @@ def test_augment_compiles_to_one_graph() -> None:
     images = pictures(4, 8, 8)
     graph = torch.compile(views, backend="eager", fullgraph=True)
     for epoch in (0, 5):
-        assert torch.equal(graph(images, torch.tensor(epoch)), views(images, torch.tensor(epoch)))
+        found, expected = (make(images, torch.tensor(epoch)) for make in (graph, views))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # torch 2.11 rounds the traced sums otherwise
