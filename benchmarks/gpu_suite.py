@@ -58,6 +58,7 @@ def parts(cifar: str | None, imagenet: str | None, out: Path) -> Iterator[Part]:
     yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")])
     yield Part("spectral", bench("bench_spectral"))
     yield Part("spectral_bars", bench("spectral_bars"))
+    yield Part("products", bench("bench_products"))
     yield from step_parts()
     yield from ddp_parts()
     yield from data_parts(cifar or "", imagenet or "", out)

@@ -13,6 +13,7 @@ import torch
 from bench_augment import BARS, TASKS, torchvision_view
 from loader_contestants import Batches, Contestant, Epoch, Setup, in_threads, paths_of, tensor
 from PIL import Image
+from pillow_views import pillow_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg

@@ -42,7 +42,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
     accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
     compile: bool = False  # torch.compile the dual branch
-    capture: bool = False  # record the whole step as a CUDA graph; one process, never run on a GPU yet
+    capture: bool = False  # record the whole step as a CUDA graph; one process
     channels_last: bool = True  # memory layout of images and convolutions
     hang_timeout: float = Field(default=600, gt=0)  # seconds without a step after which several processes give up
 

@@ -21,7 +21,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs of one device. Written from torch's documentation of torch.cuda.graph; not yet run on a GPU."""
+    """CUDA graphs of one device."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)

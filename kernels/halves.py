@@ -192,11 +192,11 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(symmetric: bool, m: int) -> Tile:
-    """The fastest of those in benchmarks/results/products_h200.csv, by the rows m of the result."""
+def tile_of(symmetric: bool, m: int, n: int) -> Tile:
+    """The fastest of benchmarks/results/products_h200.csv for a result (m, n): small ones where tiles are few."""
     if symmetric:
         return Tile(32, 32, 64, 2, 4) if m <= 256 else Tile(64, 64, 64, 4, 3)
-    if m <= 128:
+    if m <= 128 or n <= 512:
         return Tile(64, 64, 64, 4, 4)
     return Tile(64, 128, 64, 4, 3) if m <= 256 else Tile(128, 128, 64, 8, 3)
 
@@ -221,7 +221,7 @@ def _run(
     # x x^T: the second operand is the first, seen the other way round
     same = symmetric and b.data_ptr() == a.data_ptr() and b.stride() == a.mT.stride()
     second = Halves(first.high.mT, first.low.mT, first.largest) if same else halves(b, scale)
-    tile = tile_of(symmetric, m)
+    tile = tile_of(symmetric, m, n)
     out = a.new_empty((count, m, n), dtype=torch.float32)
     high, low = (torch.empty_like(out, dtype=torch.float16) if split else out for _ in range(2))
     _product_kernel[(triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns), count)](
