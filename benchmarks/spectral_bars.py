@@ -101,7 +101,7 @@ def filter_rows(shape: Shape, task: Task, bar: float) -> None:
     ]
     name = f"{kind if power is None else f'power {power:g}'} {'forward+backward' if side == 'online' else 'forward'}"
     solver = "even" if power == 2 else "ladder"
-    for precision in ("fp16x3",) if solver == "even" else ("fp16x3", "fp16x3-triton"):
+    for precision in ("fp16x3", "fp16x3-triton"):
         call = partial(ours, x, g, kind, power, side, solver, precision)
         print(row(f"{name},{solver} {precision}", shape, call, bar, error, slow), flush=True)
 
