@@ -61,7 +61,7 @@ def scaled_by(x: Tensor, gain: Tensor) -> Tensor:
 def product(a: Tensor, b: Tensor, precision: str, *, bounded: bool = False) -> Tensor:
     """a @ b of (K, m, k), (K, k, n) in their dtype; fp16x3 takes and returns float32.
 
-    Of any scale, or of entries below 512 where they are known to be `bounded`: fp16x3 need not look for the largest.
+    Of any scale, or `bounded`: entries below 512, the result's too, so that fp16x3 need not look for the largest.
     """
     if precision in ("fp64", "fp32"):
         return a @ b

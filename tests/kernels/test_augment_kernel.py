@@ -193,7 +193,18 @@ def test_refused_where_it_cannot_run() -> None:
     for name, device in (("cpu", "cuda"), ("triton", "cpu")):
         with pytest.raises(ValueError, match=f"loader.augment={name} does not run on {device}"):
             reference.chosen(name, torch.device(device))
-    assert reference.chosen("auto", torch.device("cuda")) == "triton"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_on_cuda_is_triton_where_it_is_installed(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "find_spec", lambda name: there or None)
+    best = reference._best_on_cuda.__wrapped__
+    monkeypatch.setattr(reference, "_best_on_cuda", best)
+    if there:
+        assert reference.chosen("auto", torch.device("cuda")) == "triton"
+    else:
+        with pytest.warns(UserWarning, match="Triton, which is not installed"):
+            assert reference.chosen("auto", torch.device("cuda")) == "reference"
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
