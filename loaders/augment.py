@@ -7,7 +7,6 @@ torchvision leaves to the caller and 8-bit pipelines do by themselves.
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from fastrdm.kernels.augment_cpu import NoCompiler, augment_cpu, crop_cpu, library
 from fastrdm.kernels.images import Ragged, ragged
+from fastrdm.kernels.matmul import HAS_TRITON
 from fastrdm.loaders.parameters import Column
 from fastrdm.loaders.spec import Triple, ViewSpec
 
@@ -70,7 +70,7 @@ def chosen(name: str, device: torch.device) -> str:
 
 @cache
 def _best_on_cuda() -> str:
-    if find_spec("triton"):
+    if HAS_TRITON:
         return "triton"
     warnings.warn("views are made in plain torch, 30 times slower than by Triton, which is not installed", stacklevel=3)
     return "reference"

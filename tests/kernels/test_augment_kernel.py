@@ -197,7 +197,7 @@ def test_refused_where_it_cannot_run() -> None:
 
 @pytest.mark.parametrize("there", [True, False])
 def test_auto_on_cuda_is_triton_where_it_is_installed(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "find_spec", lambda name: there or None)
+    monkeypatch.setattr(reference, "HAS_TRITON", there)
     best = reference._best_on_cuda.__wrapped__
     monkeypatch.setattr(reference, "_best_on_cuda", best)
     if there:
