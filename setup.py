@@ -17,9 +17,9 @@ setup(
     license="MIT",
     packages=find_packages(include=["fastrdm", "fastrdm.*"]),
     package_data={
-        "fastrdm": ["py.typed", "configs/**/*.yaml", "configs/*.yaml"],
-        "fastrdm.loaders": ["class_lists/*.txt"],
-        "fastrdm.kernels": ["csrc/*"],
+        "fastrdm": ["py.typed", "recipes/**/*.yaml", "recipes/*.yaml"],
+        "fastrdm.loaders.sources": ["class_lists/*.txt"],
+        "fastrdm.kernels.augment": ["csrc/*"],
     },
     python_requires=">=3.10",
     install_requires=[

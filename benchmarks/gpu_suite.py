@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in parts of at most nine minutes; started again it goes on with what is left.
 
-    python benchmarks/gpu_suite.py OUT --cifar FOLDER [--imagenet FOLDER]
-    python benchmarks/gpu_suite.py OUT --dry-run
+    python -m benchmarks.gpu_suite OUT --cifar FOLDER [--imagenet FOLDER]
+    python -m benchmarks.gpu_suite OUT --dry-run
 
 Each part is a command with a time limit: the tests that are marked gpu, the kernels, the first step, training steps
 (compiled, captured, eager, with local crops, of a ViT, beside the method that is varied, beside two SVDs),

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from fastrdm import checkpoint, config, distributed
-from fastrdm.checkpoint import CheckpointError
-from fastrdm.loaders.decode import CorruptImage
-from fastrdm.meters import NonFiniteLoss
-from fastrdm.monitor import CONVENTION
+from fastrdm.config import run_config as config
+from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.monitoring.monitor import CONVENTION
 from fastrdm.report import page
+from fastrdm.runtime import checkpoint, distributed
+from fastrdm.runtime.checkpoint import CheckpointError
+from fastrdm.runtime.timers import NonFiniteLoss
 from fastrdm.trainer import Trainer
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_ALARM = 1, 2, 3  # 3: an alarm stopped the run, monitor.alarms.action
@@ -21,13 +22,13 @@ EXIT_STOPPED = 75  # asked to stop, saved; the same command continues
 # name: the module below fastrdm whose `main(arguments)` gives the exit status
 COMMANDS = {
     "train": "cli",
-    "pack": "loaders.pack",
-    "eval": "offline",
-    "export": "export",
+    "pack": "loaders.packing.pack",
+    "eval": "commands.evaluate",
+    "export": "commands.export",
     "report": "report.page",
-    "doctor": "doctor",
-    "plan": "plan",
-    "theory": "theory",
+    "doctor": "commands.doctor",
+    "plan": "commands.plan",
+    "theory": "commands.analyze",
 }
 
 USAGE = """usage: torchrun [--nproc-per-node N] fastrdm/train.py [CONFIG.yaml] [a.b=c ...] [--print-config] [--help]

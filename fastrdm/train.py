@@ -4,7 +4,7 @@ import os
 import sys
 
 if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
-    del sys.path[0]  # run as a file: else fastrdm/kernels would stand for `kernels`, fastrdm/log.py for `log`
+    del sys.path[0]  # run as a file: else fastrdm/kernels would stand for `kernels`, fastrdm/runtime/log.py for `log`
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # a clone that is not installed
 
 from fastrdm.cli import train

@@ -8,29 +8,32 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from fastrdm import alarms, checkpoint, config, distributed
-from fastrdm.checkpoint import CheckpointError
-from fastrdm.config import Config
-from fastrdm.evaluate import FeatureSet, feature_set, knn_accuracy, raw_pixels
-from fastrdm.gauges import Gauges
-from fastrdm.kernels.capture import recorder
-from fastrdm.learner import DTYPES, build_learner, build_method, noise
-from fastrdm.loaders.engines import build_loader
+from fastrdm.config import run_config as config
+from fastrdm.config.run_config import Config
+from fastrdm.efficiency.utilization import Gauges
+from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
+from fastrdm.evaluation.knn import knn_accuracy
+from fastrdm.kernels.cuda_graph import recorder
+from fastrdm.loaders.build import build_loader
+from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
-from fastrdm.loaders.resident import ResidentLoader
-from fastrdm.loaders.sources import Source, balanced, open_source
-from fastrdm.loaders.spec import Batch, require
-from fastrdm.log import RunLog
-from fastrdm.meters import Clock, LossWatch, NonFiniteLoss
-from fastrdm.methods.branch import Output
-from fastrdm.methods.online import Horizon
-from fastrdm.monitor import CONVENTION, RankMonitor
-from fastrdm.schedules import steps_of
-from fastrdm.state import RunState
-from fastrdm.step import TrainStep, changes
-from fastrdm.throughout import Throughout
-from fastrdm.tracing import StepTrace
-from fastrdm.watch import HangWatch, SlowRanks, mixed_devices
+from fastrdm.loaders.sources.open import balanced, open_source
+from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.spec import Batch
+from fastrdm.methods.dual_branch import Output
+from fastrdm.monitoring import alarms
+from fastrdm.monitoring.monitor import CONVENTION, RankMonitor
+from fastrdm.runtime import checkpoint, distributed
+from fastrdm.runtime.checkpoint import CheckpointError
+from fastrdm.runtime.log import RunLog
+from fastrdm.runtime.profiler import StepTrace
+from fastrdm.runtime.timers import Clock, LossWatch, NonFiniteLoss
+from fastrdm.runtime.watchdog import HangWatch, SlowRanks, mixed_devices
+from fastrdm.schema import Horizon, require, steps_of
+from fastrdm.training.learner import DTYPES, build_learner, build_method, noise
+from fastrdm.training.periodic_analysis import Throughout
+from fastrdm.training.run_state import RunState
+from fastrdm.training.step import TrainStep, changes
 
 
 class Trainer:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrdm.loaders.augment import normalise, resample, resize_weights
-from fastrdm.loaders.decode import CorruptImage, Pixels
+from fastrdm.loaders.augment.reference import normalise, resample, resize_weights
 from fastrdm.loaders.order import Indices
-from fastrdm.loaders.sources import Source
+from fastrdm.loaders.sources.decode import CorruptImage, Pixels
+from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import ViewSpec
 
 CPU = torch.device("cpu")

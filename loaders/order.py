@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrdm.loaders.spec import require
+from fastrdm.schema import require
 
 Indices = NDArray[np.int64]
 

@@ -6,20 +6,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-STRICT = ConfigDict(extra="forbid")  # a misspelt key is an error, everywhere
-Pair = tuple[float, float]
-Triple = tuple[float, float, float]
+from fastrdm.schema import STRICT, Pair, Triple, require
+
 Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
-
-
-def require(holds: bool, key: str, expected: str, value: object) -> None:
-    """Raise ValueError naming `key`, what it takes and what it got, unless `holds`."""
-    if not holds:
-        raise ValueError(f"{key} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

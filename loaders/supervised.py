@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from fastrdm.loaders.engines import build_loader
-from fastrdm.loaders.sources import Source
-from fastrdm.loaders.spec import STRICT, Loader, LoaderConfig, Pair, ViewSpec, require
+from fastrdm.loaders.build import build_loader
+from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.spec import Loader, LoaderConfig, ViewSpec
+from fastrdm.schema import STRICT, Pair, require
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fastrdm import config, trees
+from fastrdm.config import run_config as config
+from fastrdm.config import tree as trees
 from fastrdm.methods.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-CONFIGS = sorted(config.CONFIGS.rglob("*.yaml"))
+RECIPES = sorted(config.RECIPES.rglob("*.yaml"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -30,7 +31,7 @@ def all_blocks(language: str) -> list[object]:
 def training_commands() -> list[str]:
     """Commands shown on pages and at the head of shipped configs; [what stands in brackets] is optional."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    lines += [line.removeprefix("# ") for file in CONFIGS for line in file.read_text().splitlines() if line[:2] == "# "]
+    lines += [line.removeprefix("# ") for file in RECIPES for line in file.read_text().splitlines() if line[:2] == "# "]
     return [re.sub(r"\[.*?\.\.\.\]", "", line) for line in lines if line.startswith("torchrun ")]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastrdm import checkpoint, cli, trainer
+from fastrdm import cli, trainer
+from fastrdm.runtime import checkpoint
 
 ARGUMENTS = [
     "train.length=6st",

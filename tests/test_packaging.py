@@ -47,7 +47,11 @@ def test_wheel_holds_every_module_and_config_as_a_file(wheel: zipfile.ZipFile) -
             expected.add(f"fastrdm/{name}")
         elif top == "fastrdm" and file.suffix in (".py", ".yaml"):
             expected.add(name)
-    assert {"fastrdm/kernels/spectrum.py", "fastrdm/loaders/spec.py", "fastrdm/configs/quickstart.yaml"} <= expected
+    assert {
+        "fastrdm/kernels/linalg/effective_rank.py",
+        "fastrdm/loaders/spec.py",
+        "fastrdm/recipes/quickstart.yaml",
+    } <= expected
     found = {info.filename: info for info in wheel.infolist() if not info.filename.split("/")[0].endswith(".dist-info")}
     assert found.keys() == expected
     assert not [name for name, info in found.items() if stat.S_ISLNK(info.external_attr >> 16)]

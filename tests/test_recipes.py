@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastrdm import config
-from fastrdm.config import CONFIGS, Config
-from fastrdm.loaders import sources
-from fastrdm.loaders.archives import Arrays
-from fastrdm.loaders.classes import read_class_list
+from fastrdm.config import run_config as config
+from fastrdm.config.run_config import RECIPES, Config
+from fastrdm.loaders.sources import open as sources
+from fastrdm.loaders.sources.archives import Arrays
+from fastrdm.loaders.sources.class_list import read_class_list
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reproduction.md").read_text()
 SMALL = "cifar10/cpu", "imagenet/sample_cpu"  # of no published row
 RECIPES = sorted(
-    name for path in CONFIGS.rglob("*/*.yaml") if not (name := str(path.relative_to(CONFIGS))).startswith(SMALL)
+    name for path in RECIPES.rglob("*/*.yaml") if not (name := str(path.relative_to(RECIPES))).startswith(SMALL)
 )
 
 
@@ -58,7 +58,7 @@ def test_every_recipe_has_a_row_and_every_preset_one_for_each_data_set() -> None
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_heads_tell_command_hardware_and_result(recipe: str) -> None:
-    head = [line for line in (CONFIGS / recipe).read_text().splitlines() if line.startswith("# ")]
+    head = [line for line in (RECIPES / recipe).read_text().splitlines() if line.startswith("# ")]
     assert head[0].startswith("# torchrun ") and f"fastrdm/train.py {recipe} " in head[0]
     text = " ".join(head)
     assert "GPU" in text and "Expected" in text and "Our result: not yet run." in text

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastrdm import checkpoint, config, trainer
+from fastrdm import trainer
+from fastrdm.config import run_config as config
+from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
 SMALL = [

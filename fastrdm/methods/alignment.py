@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.loaders.spec import STRICT
-from fastrdm.methods.online import Kind
+from fastrdm.methods.transform import Kind
+from fastrdm.schema import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

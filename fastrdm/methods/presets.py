@@ -1,6 +1,6 @@
 """The table of methods: each preset is data that lies under the user's file and command line.
 
-Shapes and rates follow the published CIFAR scripts (ResNet-18, batch 256); recipes in configs/ override them.
+Shapes and rates follow the published CIFAR scripts (ResNet-18, batch 256); recipes/ overrides them.
 """
 
 from typing import Any

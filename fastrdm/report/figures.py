@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from fastrdm.readings import CENTRED, CONVENTION
-from fastrdm.report.axes import POINTS, Axis
-from fastrdm.report.charts import Level, Line, chart, colour_of
-from fastrdm.report.comparison import Runs, curve, curves, figure, missing
-from fastrdm.report.instruments import instruments
+from fastrdm.monitoring.rank_statistics import CENTRED, CONVENTION
+from fastrdm.report.analysis import instruments
 from fastrdm.report.ranks import RANK_KEYS, TAPS, differences, ranks, spectra
+from fastrdm.report.run_set import Runs, curve, curves, figure, missing
+from fastrdm.report.svg.axes import POINTS, Axis
+from fastrdm.report.svg.line_chart import Level, Line, chart, colour_of
 
 SMALL = 100  # points of a line in the section of everything else
 MEASURED = "instruments/"  # their figures are drawn from instruments.jsonl

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from fastrdm import trees
-from fastrdm.readings import CONVENTION
-from fastrdm.report.comparison import Alarm, Runs, with_alarms
+from fastrdm.config import tree as trees
+from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.report.analysis import HEAD, rows
 from fastrdm.report.figures import sections
-from fastrdm.report.instruments import HEAD, rows
 from fastrdm.report.ranks import rank_key
-from fastrdm.report.records import Run, number, read_runs
+from fastrdm.report.run_files import Run, number, read_runs
+from fastrdm.report.run_set import Alarm, Runs, with_alarms
 
 FOLDED = 24  # figures of a section above which it is shown on a click
 STYLE = """

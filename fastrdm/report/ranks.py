@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from fastrdm.readings import CENTRED, CONVENTION
-from fastrdm.report.axes import Axis
-from fastrdm.report.charts import GREY, Line, chart, colour_at, colour_of
-from fastrdm.report.comparison import Runs, curve, figure
-from fastrdm.report.records import Run, Series
-from fastrdm.trees import Tree
+from fastrdm.config.tree import Tree
+from fastrdm.monitoring.rank_statistics import CENTRED, CONVENTION
+from fastrdm.report.run_files import Run, Series
+from fastrdm.report.run_set import Runs, curve, figure
+from fastrdm.report.svg.axes import Axis
+from fastrdm.report.svg.line_chart import GREY, Line, chart, colour_at, colour_of
 
 TAPS = ("online", "target", "online_scores", "target_scores", "hidden", "features")
 TAP_NAMES = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastrdm.loaders.decode import CorruptImage, Pixels
 from fastrdm.loaders.evaluation import centre_view, evaluation_batches
-from fastrdm.loaders.sources import open_source
+from fastrdm.loaders.sources.decode import CorruptImage, Pixels
+from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fastrdm.loaders.sources import open_source
+from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.loaders.supervised import SupervisedConfig, crop_and_flip, labelled_share, supervised_loader
 

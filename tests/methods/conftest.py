@@ -9,8 +9,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.methods.branch import DualBranch, MethodConfig
-from fastrdm.methods.online import Horizon, Place
+from fastrdm.methods.dual_branch import DualBranch, MethodConfig
+from fastrdm.methods.transform import Place
+from fastrdm.schema import Horizon
 
 HORIZON = Horizon(steps_per_epoch=5, total=20)
 HEAD = {"layers": 2, "hidden": 7, "out": 5}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm import config
+from fastrdm.config import run_config as config
 
 SCORES = {"name": "prototypes", "count": 50}
 CROSS_ENTROPY = {"name": "cross_entropy"}

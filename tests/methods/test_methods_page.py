@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrdm import config, trees
-from fastrdm.kernels.ladder import spectral_filter
-from fastrdm.methods.online import FilterConfig
+from fastrdm.config import run_config as config
+from fastrdm.config import tree as trees
+from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 from fastrdm.methods.presets import PRESETS
+from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.trainer import Trainer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()

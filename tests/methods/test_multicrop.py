@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm import config
-from fastrdm.encoders import TimmEncoder
+from fastrdm.config import run_config as config
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.methods.alignment import ALIGNMENTS
-from fastrdm.methods.branch import DualBranch
+from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.methods.presets import PRESETS
+from fastrdm.models.encoders import TimmEncoder
 from fastrdm.trainer import Trainer
 
 Build = Callable[..., DualBranch]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fastrdm import config
-from fastrdm.config import Config
+from fastrdm.config import run_config as config
+from fastrdm.config.run_config import Config
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 

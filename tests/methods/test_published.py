@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrdm.methods.branch import DualBranch
+from fastrdm.methods.dual_branch import DualBranch
 
 Build = Callable[..., DualBranch]
 Draw = Callable[..., list[Tensor]]

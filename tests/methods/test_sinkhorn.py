@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrdm.methods.alignment import AlignmentConfig, align
-from fastrdm.methods.online import Branch, Place
-from fastrdm.methods.target import Sinkhorn, SinkhornConfig, sinkhorn_knopp
+from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
+from fastrdm.methods.transform import Branch, Place
 
 B, D, K, RING = 4, 3, 6, 12
 
@@ -161,6 +161,6 @@ def test_a_queue_that_batches_do_not_divide_is_refused(place: Callable[..., Plac
 def test_a_queue_that_processes_do_not_divide_is_refused(
     place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastrdm.methods.target.process_count", lambda: 3)
+    monkeypatch.setattr("fastrdm.methods.sinkhorn.process_count", lambda: 3)
     with pytest.raises(ValueError, match=r"sinkhorn.queue must be .* of the 3 processes, got 8"):
         Sinkhorn(SinkhornConfig(queue=8), place("target", width=D, prototypes=K))

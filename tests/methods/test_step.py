@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm import config
+from fastrdm.config import run_config as config
 from fastrdm.loaders.spec import Batch
 from fastrdm.trainer import Trainer
 

@@ -8,16 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from fastrdm.methods.online import (
-    Branch,
-    FilterConfig,
-    Place,
-    Predictor,
-    PredictorConfig,
-    PrototypeLayer,
-    SpectralFilter,
-)
-from fastrdm.methods.target import Stop, StopConfig
+from fastrdm.methods.predictor import Predictor, PredictorConfig
+from fastrdm.methods.prototypes import PrototypeLayer
+from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
+from fastrdm.methods.stop import Stop, StopConfig
+from fastrdm.methods.transform import Branch, Place
 
 NOTHING = Branch(None, None)
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

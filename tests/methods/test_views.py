@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastrdm.loaders import augment
-from fastrdm.loaders.engines import build_loader
-from fastrdm.loaders.parameters import COLUMNS, Column, sample_parameters
-from fastrdm.loaders.sources import open_source
+from fastrdm.loaders.augment import reference as augment
+from fastrdm.loaders.augment.parameters import COLUMNS, Column, sample_parameters
+from fastrdm.loaders.build import build_loader
+from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 

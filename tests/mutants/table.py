@@ -4,17 +4,17 @@ TRANSFORMS, BRANCH, STEP = (f"tests/methods/test_{name}.py::test_" for name in (
 SINKHORN, CENTRE, ALIGN = (
     f"tests/methods/test_{name}.py::test_" for name in ("sinkhorn", "centre_sharpen", "alignment")
 )
-EIGENSPACES, INSTRUMENTS = "tests/test_eigenspaces.py::test_", "tests/test_instruments.py::test_"
+EIGENSPACES, INSTRUMENTS = "tests/analysis/test_branch_comparison.py::test_", "tests/analysis/test_spectral_analysis.py::test_"
 PRESETS = "tests/methods/test_presets.py::test_"
 PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equal_the_plain_version"
-PARITY = "tests/test_parity.py::test_processes_do_not_change_the_run"
+PARITY = "tests/training/test_parity.py::test_processes_do_not_change_the_run"
 TO_THE_LEFT = """lambda x, *rest, **named: spectral_filter(x, *rest, **named) if self.side == "target" else (
             spectral_filter(x.detach(), *rest, **named) @ x.detach().pinverse() @ x
         )"""
 
 # of each file: the mistake, what stands there once, what takes its place, the test that is killed by it
 MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
-    "fastrdm/methods/target.py": [
+    "fastrdm/methods/sinkhorn.py": [
         ("stop-gradient dropped", "return x.detach()", "return x", f"{PLAIN}[simsiam]"),
         (
             "prototypes' mass summed over this process only",
@@ -113,7 +113,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{PRESETS}recipes[byol]",
         ),
     ],
-    "fastrdm/methods/branch.py": [
+    "fastrdm/methods/dual_branch.py": [
         (
             "basis of the same view's partner branch",
             "Branch(z.projection[:2].flip(0).detach()",
@@ -176,7 +176,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{STEP}rates_follow_the_step_and_simsiams_predictor_keeps_its_own",
         ),
     ],
-    "fastrdm/methods/online.py": [
+    "fastrdm/methods/transform.py": [
         (
             "filter from the left: the same value, another gradient",
             "return spectral_filter(",
@@ -197,7 +197,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{TRANSFORMS}prototypes_are_cosines_and_differentiate_like_weight_norm",
         ),
     ],
-    "kernels/filter_op.py": [
+    "kernels/spectral/custom_op.py": [
         (
             "filter without its gradient's W",
             "return _apply_op(grad, *ctx.saved_tensors, ctx.precision), *[None] * 10",
@@ -205,7 +205,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{PLAIN}[rdm_byol_log1p]",
         ),
     ],
-    "kernels/factors.py": [
+    "kernels/spectral/filter_factors.py": [
         (
             "power off by one",
             "(s / self.unit) ** self.power",
@@ -213,7 +213,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{TRANSFORMS}power_is_the_exponent_of_the_multiplier[-0.5]",
         ),
     ],
-    "fastrdm/step.py": [
+    "fastrdm/training/step.py": [
         (
             "target moved before the optimiser's step",
             "self.scaler.step(self.optimizer)",
@@ -238,7 +238,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "momentum and its complement swapped",
             "(1 - momentum).to",
             "momentum.to",
-            "tests/test_ema.py::test_equals_its_formula[0.99]",
+            "tests/kernels/test_ema.py::test_equals_its_formula[0.99]",
         ),
     ],
     "kernels/batchnorm.py": [
@@ -255,7 +255,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{PARITY}[fp64-simsiam-2]",
         ),
     ],
-    "fastrdm/optim.py": [
+    "fastrdm/optim/optimizers.py": [
         (
             "LARS adapts and decays biases and norms",
             "excluded, role, config, scale, 0.0, False)",
@@ -268,7 +268,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "LARS clipped without the rate",
             'local = (local / group["lr"]).clamp(max=1)',
             "local = local.clamp(max=1)",
-            "tests/test_optim.py::test_lars_follows_its_formula[True-True]",
+            "tests/optim/test_optimizers.py::test_lars_follows_its_formula[True-True]",
         ),
     ],
     "loaders/order.py": [
@@ -279,12 +279,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{PARITY}[fp64-symsimsiam-2]",
         ),
     ],
-    "loaders/augment.py": [
+    "loaders/augment/reference.py": [
         (
             "jitter in the inverse of the drawn order",
             "order = parameters[:, Column.ORDER : Column.ORDER + 4]",
             "order = parameters[:, Column.ORDER : Column.ORDER + 4].argsort(1).float()",
-            "tests/loaders/test_augment.py::test_jitter_in_every_order",
+            "tests/loaders/augment/test_reference.py::test_jitter_in_every_order",
         ),
         (
             "normalised before solarised",
@@ -295,15 +295,15 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tests/methods/test_views.py::test_solarised_before_normalised[reference]",
         ),
     ],
-    "kernels/augment.py": [
+    "kernels/augment/augment_triton.py": [
         (
             "Triton: flipped, but from the pixels of the tile that is not",
             "tl.where(flip, size - 1 - last_x, x0), tl.where(flip, size - 1 - x0, last_x)",
             "x0, last_x",
-            "tests/kernels/test_augment_kernel.py::test_crop_of_odd_sizes[triton-33-bilinear]",
+            "tests/kernels/augment/test_augment_triton.py::test_crop_of_odd_sizes[triton-33-bilinear]",
         ),
     ],
-    "loaders/native.py": [
+    "loaders/engines/native.py": [
         (
             "files: every view with the first one's crop",
             "sample_parameters(spec, self.seed, epoch, pending.index, view, images.height, images.width)",
@@ -311,7 +311,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[native]",
         ),
     ],
-    "loaders/resident.py": [
+    "loaders/engines/resident.py": [
         (
             "every view with the first one's crop",
             "sample_parameters(spec, self.seed, self.drawn_for, index, view, height, width)",
@@ -319,7 +319,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[resident]",
         ),
     ],
-    "fastrdm/eigenspaces.py": [
+    "fastrdm/analysis/branch_comparison.py": [
         (
             "variances of the images that the directions come from",
             "for x in (o2, t2)])",
@@ -345,7 +345,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{EIGENSPACES}rank_difference_equals_that_of_the_joined_rows[True]",
         ),
     ],
-    "fastrdm/instruments.py": [
+    "fastrdm/analysis/spectral_analysis.py": [
         (
             "buffers left as the measurement made them",
             "buffer.copy_(before)",
@@ -359,12 +359,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{INSTRUMENTS}every_process_gets_the_figures_of_one",
         ),
     ],
-    "fastrdm/theory.py": [
+    "fastrdm/commands/analyze.py": [
         (
             "measured on views of training",
             "seed=settings.train.seed + OTHER",
             "seed=settings.train.seed",
-            "tests/test_theory_command.py::test_views_are_none_of_training",
+            "tests/commands/test_analyze.py::test_views_are_none_of_training",
         ),
     ],
 }

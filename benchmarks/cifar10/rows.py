@@ -1,0 +1,132 @@
+"""Rows and curves of CIFAR-10 runs: what a finished run's folder says, the CSV files that hold it, means over seeds.
+
+Of each budget there are results/cifar10_BUDGET.csv, results/instruments_cifar10_BUDGET.csv and .json.
+"""
+
+import csv
+import json
+import math
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from fastrdm.methods.presets import PRESETS
+from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.report.run_files import Measurement, Run, Series, read_runs
+from fastrdm.training.run_state import versions
+
+HERE = Path(__file__).parent
+BATCH = f"{CONVENTION}/batch"
+FIELDS = ["preset", "seed", "random", "trained", "probe", "rank_online", "rank_target", "loss", "raw_pixels", "alarms"]
+FIELDS += ["cpu_seconds", "commit", "torch", "device"]
+DIFFERENCE = f"difference/{CONVENTION}"
+BRANCHES = [f"{branch}/{CONVENTION}" for branch in ("online", "target")]
+NULLS = [f"null/{branch}" for branch in BRANCHES]
+HEADLINE = [*BRANCHES, *(f"{DIFFERENCE}{end}" for end in ("", "/low", "/high"))]
+FILTER = ["verdict", "body", "body/low", "body/high", "tail", "null", "null/low", "null/high", "tilt", "directions"]
+FILTER = [f"filter/{name}" for name in FILTER]
+FIGURES = ["images", "dimension", "biased", *HEADLINE, *NULLS, "difference/erank_l/unit/cov", *FILTER]
+FIGURES += [f"alignment/{name}" for name in ("value", "chance", "crossed", "ceiling", "published")]
+SCORES = [f"scores/{name}" for name in [*HEADLINE, *FILTER[:4], FILTER[-1], "alignment/value", "alignment/chance"]]
+MEASURED = ["preset", "seed", *FIGURES, *SCORES, "cpu_seconds", "commit", "torch", "device"]
+THROUGHOUT = {name: f"{name}/{CONVENTION}/window" for name in ("online", "target", "difference")}
+POINTS = 40  # of a curve, evenly spaced in the logarithm of the direction's number
+TINY = 1e-12  # of a value whose logarithm is taken
+Row = dict[str, str]
+Curves = dict[str, dict[str, Series]]  # preset, name of the curve: numbers and values, means over seeds
+
+
+def done(file: Path) -> list[Row]:
+    """Rows of earlier calls."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def append(file: Path, row: dict[str, Any], fields: Sequence[str]) -> None:
+    """Add a row, in the place of one of the same preset and seed; rows lie in the order of presets and seeds."""
+    same = (row["preset"], str(row["seed"]))
+    rows: list[dict[str, Any]] = [row, *(old for old in done(file) if (old["preset"], old["seed"]) != same)]
+    rows.sort(key=lambda row: (list(PRESETS).index(row["preset"]), int(row["seed"])))
+    partial = file.with_suffix(".partial")
+    with partial.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(file)
+
+
+def where(device: str) -> dict[str, str]:
+    """What a row was made with."""
+    described = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.check_output(described, text=True, cwd=HERE).strip()
+    return {"commit": commit, "torch": versions()["torch"], "device": gpu() if device == "cuda" else cpu()}
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores"
+
+
+def gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def trained_row(preset: str, seed: int, run: Path, seconds: float, device: str) -> dict[str, Any]:
+    """The row of a finished run."""
+    f = json.loads((run / "summary.json").read_text())
+    figures = {"random": f["knn_random_encoder"], "trained": f["knn"], "probe": f["probe"], "loss": f["loss"]}
+    figures |= {"rank_online": f[f"online/{BATCH}"], "rank_target": f[f"target/{BATCH}"]}
+    figures["raw_pixels"] = f["knn_raw_pixels"]
+    told = run / "alarms.jsonl"
+    alarms = {json.loads(line)["alarm"] for line in told.read_text().splitlines()} if told.exists() else set()
+    row = {"preset": preset, "seed": seed, "alarms": " ".join(sorted(alarms)), "cpu_seconds": round(seconds)}
+    return row | {key: round(value, 4) for key, value in figures.items()} | where(device)
+
+
+def measured_row(preset: str, seed: int, measured: Measurement, seconds: float, device: str) -> dict[str, Any]:
+    """The row of what the instruments said of a finished run."""
+    figures = {key: round(measured.figures[key], 4) for key in [*FIGURES, *SCORES] if key in measured.figures}
+    return {"preset": preset, "seed": seed, **figures, "cpu_seconds": round(seconds, 1), **where(device)}
+
+
+def averaged(folders: Sequence[Path]) -> dict[str, Series]:
+    """Means over runs of one preset: curves over directions at the end (geometric), ranks throughout training."""
+    runs = read_runs(folders)
+    last = [run.theory[-1].curves for run in runs if run.theory]
+    names = {name for curves in last for name in curves}
+    out = {name: over_directions([curves[name] for curves in last if name in curves]) for name in sorted(names)}
+    return out | {f"throughout/{name}": over_epochs(runs, key) for name, key in THROUGHOUT.items()}
+
+
+def over_directions(curves: Sequence[Series]) -> Series:
+    """Geometric mean at some of the numbers that all curves reach; between the numbers of one, in logarithms."""
+    length = min(curve[0][-1] for curve in curves)
+    kept = sorted({round(math.exp(i / (POINTS - 1) * math.log(length))) for i in range(POINTS)})
+    values = [math.exp(mean(math.log(max(at(curve, n), TINY)) for curve in curves)) for n in kept]
+    return [float(n) for n in kept], [float(f"{v:.4g}") for v in values]
+
+
+def at(curve: Series, number: float) -> float:
+    """Value of a curve at a number within its own."""
+    numbers, values = curve
+    right = next(i for i, n in enumerate(numbers) if n >= number)
+    if numbers[right] == number:
+        return values[right]
+    left = right - 1
+    share = math.log(number / numbers[left]) / math.log(numbers[right] / numbers[left])
+    low, high = (math.log(max(values[i], TINY)) for i in (left, right))
+    return math.exp(low + share * (high - low))
+
+
+def over_epochs(runs: Sequence[Run], key: str) -> Series:
+    """Mean of a figure of metrics.jsonl at the epochs at which all runs have it."""
+    series = [dict(zip(*run.series(key), strict=True)) for run in runs if run.series(key)[0]]
+    epochs = sorted(set.intersection(*map(set, series))) if series else []
+    return epochs, [float(f"{mean(one[epoch] for one in series):.4g}") for epoch in epochs]

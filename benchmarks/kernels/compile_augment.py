@@ -1,0 +1,54 @@
+"""Compile the augmentation's Triton kernels for sm_90 without a GPU and print what they use, one CSV row a kernel.
+
+    python -m benchmarks.kernels.compile_augment > benchmarks/results/augment_sm90.csv
+
+Registers and stack bytes (spills) a thread, shared memory a block in bytes, and whether Hopper's tensor cores are used
+by wgmma or by the older mma.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from benchmarks.kernels.compile_spectral import resources
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastrdm.kernels.augment import augment_triton as augment
+from fastrdm.kernels.augment.layout import COLUMNS
+
+TILE = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment.BLOCK, "STEP": augment.STEP}
+
+
+def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
+    """Name, kernel, argument types and constants of the variants that training uses."""
+    crop = {"pixel_ptr": "*u8", "offset_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
+    crop |= {"part_ptr": "*fp32", "size": "i32", "tiles_across": "i32"}
+    out: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = []
+    for mode in ("bilinear", "bicubic"):
+        out.append((f"crop {mode}", augment._crop_kernel, crop, {"CUBIC": mode == "bicubic", **TILE}))
+    numbers = ("threshold", *(f"{colour}_{kind}" for kind in ("mean", "std") for colour in ("red", "green", "blue")))
+    for kind in ("fp32", "bf16", "fp16"):
+        finish = {"plane_ptr": "*fp16", "part_ptr": "*fp32", "drawn_ptr": "*fp32", "out_ptr": f"*{kind}"}
+        finish |= {"size": "i32", "tiles_across": "i32"} | dict.fromkeys(numbers, "fp32")
+        for reach in (0, 11):
+            flags = {"PARTS": 64, "GREYSCALE": True, "REACH": reach, "SOLARISED": True, **TILE}
+            out.append((f"finish {kind}{' blur' * (reach > 0)}", augment._finish_kernel, finish, flags))
+    return out
+
+
+def main() -> None:
+    print("kernel,registers,stack_bytes,shared_bytes,tensor_cores,torch,triton")
+    for name, kernel, types, constants in cases():
+        signature = types | dict.fromkeys(constants, "constexpr")
+        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+        built = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        registers, stack = resources(built.asm["cubin"])
+        found = [unit for unit in ("wgmma.mma_async", "mma.sync") if unit in built.asm["ptx"]]
+        cores, shared = found[0].partition(".")[0] if found else "none", built.metadata.shared
+        print(f"{name},{registers},{stack},{shared},{cores},{torch.__version__},{triton.__version__}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

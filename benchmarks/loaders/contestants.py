@@ -1,0 +1,186 @@
+"""What bench_loader's contestants have in common, and those of its table of decoders."""
+
+import contextlib
+import io
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from fastrdm.loaders.build import build_loader
+from fastrdm.loaders.engines.native import NativeLoader
+from fastrdm.loaders.sources.folder import FolderSource
+from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.sources.packed import PackedSource
+from fastrdm.loaders.spec import LoaderConfig, ViewSpec
+
+BATCH = 250
+CHUNK = 16  # images a task of the plain loops, as of the engine
+LIBRARIES = ["nvidia-dali-cuda130", "ffcv", "simplejpeg", "opencv-python-headless", "pillow", "torchvision"]
+LIBRARIES += ["torchcodec", "kornia", "numpy", "torch"]
+
+
+class Setup(NamedTuple):
+    """What a contestant is given."""
+
+    folder: Path  # one folder of images a class, or CIFAR-10 as loader.root takes it
+    packs: Path  # what is packed from it
+    workers: int  # threads or processes
+    device: torch.device
+
+
+Batches = Iterator[tuple[Sequence[Tensor], Any]]  # finished views, and the numbers of their images
+Epoch = Callable[[], Batches]  # one more epoch
+
+
+class Contestant(NamedTuple):
+    """How it is made, whom its rate is compared with, and how far its views may be from the reference."""
+
+    build: Callable[[Setup], Epoch]
+    plain: str
+    bar: float | None = None  # levels of 255 in the mean; None: it makes no views that could be compared
+    own: bool = False  # draws its own parameters, so that means and spreads of its views are compared
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Device, processor, its cores, versions and commit, for the last columns."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    versions = []
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{library} {version(library)}")
+    here = Path(__file__).parent
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here).stdout
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": (names or [platform.processor()])[0],
+        "cores": os.cpu_count(),
+        "versions": " ".join(versions),
+        "commit": told.strip() or "unknown",
+    }
+
+
+def paths_of(folder: Path) -> list[Path]:
+    """The files in the order of FolderSource."""
+    files = FolderSource(folder)
+    return [folder / files.classes[label] / name for label, name in zip(files.labels, files.files, strict=True)]
+
+
+def tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def decoders() -> dict[str, Callable[[bytes], Any]]:
+    """Encoded bytes to RGB pixels, by every decoder that is installed."""
+    found: dict[str, Callable[[bytes], Any]] = {
+        "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "RGB"),
+        "pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+        "torchvision": lambda data: decode_jpeg(tensor(data), ImageReadMode.RGB),
+    }
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(0)
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        found["opencv"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    with contextlib.suppress(ImportError, RuntimeError):
+        from torchcodec.decoders import ImageReadMode as Mode
+        from torchcodec.decoders import decode_jpeg as decode_by_codec
+
+        found["torchcodec"] = lambda data: decode_by_codec(tensor(data), mode=Mode.RGB)
+    return found
+
+
+def in_threads(work: Callable[[int], Any], count: int, workers: int) -> Epoch:
+    """Epochs that call `work` for 0 to count - 1, some at a time in each thread, results dropped."""
+    pool = ThreadPoolExecutor(workers)
+
+    def task(start: int) -> None:
+        for number in range(start, min(start + CHUNK, count)):
+            work(number)
+
+    def epoch() -> Batches:
+        for done in [pool.submit(task, start) for start in range(0, count, CHUNK)]:
+            done.result()
+        yield (), range(count)
+
+    return epoch
+
+
+def loop(name: str, setup: Setup) -> Epoch:
+    """Read a file, decode it, drop the result."""
+    paths, decode = paths_of(setup.folder), decoders()[name]
+    return in_threads(lambda k: decode(paths[k].read_bytes()), len(paths), setup.workers)
+
+
+def kept(setup: Setup) -> Epoch:
+    """The same, with the images of two batches held, as the engine does."""
+    paths, held = paths_of(setup.folder), [None] * 2 * BATCH
+
+    def work(k: int) -> None:
+        held[k % len(held)] = simplejpeg.decode_jpeg(paths[k].read_bytes(), "RGB")
+
+    return in_threads(work, len(paths), setup.workers)
+
+
+def decoded(source: str, mode: str, setup: Setup) -> Epoch:
+    """The native engine up to where views are cut."""
+    root = setup.folder if source == "folder" else setup.packs / mode
+    config = LoaderConfig(
+        source=source, root=str(root), batch_size=BATCH, workers=setup.workers, views=(ViewSpec(), ViewSpec())
+    )
+    loader = build_loader(config, open_source(config, "train"), seed=0)
+    assert isinstance(loader, NativeLoader)
+
+    def epoch() -> Batches:
+        loader.load_state_dict({"epoch": loader.epoch + 1, "position": 0})
+        for pending in loader.decoded():
+            yield (), pending.slot.images().offset
+            loader.ring.give(pending.slot)
+
+    return epoch
+
+
+def copies(setup: Setup, private: bool) -> Epoch:
+    """Each square once in random order to a batch, from the mapped shards or from memory of our own."""
+    raw = PackedSource(setup.packs / "raw")
+    mapped = [np.load(path, mmap_mode="r") for path in raw.paths]
+    rows = [(raw.shard[k], (raw.offset[k] - mapped[raw.shard[k]].offset) // raw.bytes[k]) for k in range(len(raw))]
+    shards = [np.asarray(shard) for shard in mapped]
+    order, batch = np.random.default_rng(0).permutation(len(raw)), np.zeros((len(raw), 256, 256, 3), np.uint8)
+    memory = np.concatenate(shards) if private else None
+
+    def work(k: int) -> None:
+        if memory is not None:
+            batch[k] = memory[order[k]]
+        else:
+            shard, row = rows[order[k]]
+            batch[k] = shards[shard][row]
+
+    return in_threads(work, len(raw), setup.workers)
+
+
+def decode_table() -> dict[str, Contestant]:
+    """Files to decoded images."""
+    plain, copied = "loop simplejpeg", "copy from the mapped shards"
+    table = {f"loop {name}": Contestant(partial(loop, name), plain) for name in decoders()}
+    table["loop simplejpeg kept"] = Contestant(kept, plain)
+    table["engine files"] = Contestant(partial(decoded, "folder", ""), plain)
+    table["engine packed jpeg"] = Contestant(partial(decoded, "packed", "jpeg"), plain)
+    table[copied] = Contestant(partial(copies, private=False), copied)
+    table["copy from private memory"] = Contestant(partial(copies, private=True), copied)
+    table["engine packed raw 256"] = Contestant(partial(decoded, "packed", "raw"), copied)
+    return table

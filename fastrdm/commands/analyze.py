@@ -1,0 +1,100 @@
+"""`fastrdm theory`: the instruments on finished runs."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fastrdm.analysis.spectral_analysis import ENOUGH, Measured, told
+from fastrdm.config import run_config as config
+from fastrdm.config import tree as trees
+from fastrdm.config.run_config import Config
+from fastrdm.loaders.sources.open import open_source
+from fastrdm.methods.dual_branch import DualBranch
+from fastrdm.runtime import checkpoint, distributed
+from fastrdm.runtime.checkpoint import Checkpoint
+from fastrdm.runtime.distributed import Processes
+from fastrdm.schema import Horizon, require, steps_of
+from fastrdm.training.learner import build_method
+from fastrdm.training.periodic_analysis import LEAST, enough, on_new_views
+
+FILE = "theory.json"
+CPU = torch.device("cpu")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `fastrdm theory`."""
+    p = argparse.ArgumentParser(
+        "fastrdm theory",
+        usage="fastrdm theory RUN ... [options] [a.b=c ...]",
+        description="Spectra, rank difference, spectral filter and eigenspace alignment of the last checkpoint of each "
+        f"run, on new views of its training images; written to RUN/{FILE}. How to read them: docs/theory.md.",
+    )
+    p.add_argument("words", nargs="+", metavar="RUN", help="run folder; a.b=c changes its settings (loader.root=...)")
+    p.add_argument(
+        "--images", type=int, help=f"images to measure on; default {ENOUGH} for each dimension, at least {LEAST}"
+    )
+    p.add_argument("--split", choices=("train", "test"), default="train", help="whose images")
+    p.add_argument("--replicates", type=int, default=100, help="bootstrap samples of an interval, at least 10")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return p
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure the runs that `arguments` name; the exit status."""
+    options = parser().parse_intermixed_args(arguments)
+    world = os.environ.get("WORLD_SIZE", "1")
+    require(world == "1", "fastrdm theory", "run on one process, without torchrun", f"{world} processes")
+    require(options.replicates >= 10, "--replicates", "at least 10", options.replicates)
+    require(options.images is None or options.images > 0, "--images", "above 0", options.images)
+    device = distributed.start(options.device).device
+    changes = [word for word in options.words if "=" in word]
+    for run in (Path(word) for word in options.words if "=" not in word):
+        measured = of_run(
+            run, changes, device=device, split=options.split, images=options.images, replicates=options.replicates
+        )
+        (run / FILE).write_text(json.dumps(measured._asdict(), indent=1))
+        lines = [str(run), *told(measured.figures)]
+        if "scores/images" in measured.figures:
+            lines += ["scores before softmax:", *told(measured.figures, "scores/")]
+        print(*lines, sep="\n  ", flush=True)
+    return 0
+
+
+def of_run(
+    run: Path,
+    changes: Sequence[str] = (),
+    *,
+    device: torch.device = CPU,
+    split: Literal["train", "test"] = "train",
+    images: int | None = None,
+    replicates: int = 100,
+) -> Measured:
+    """The instruments on a run's newest checkpoint and new views of its images; `changes` are settings a.b=c."""
+    steps = checkpoint.existing(run)
+    require(bool(steps), "RUN", "a run folder with checkpoints", str(run))
+    found = checkpoint.read(steps[0])
+    settings = config.resolve(found.meta["config"], *map(trees.setting, changes))
+    method, epoch = trained(found, settings)
+    method.to(device)
+    processes = Processes(rank=0, world=1, device=device)
+    source = open_source(settings.loader, split)
+    images = enough(settings, source, images, "--images")
+    return on_new_views(method, settings, source, epoch, processes, images=images, replicates=replicates)
+
+
+def trained(found: Checkpoint, settings: Config) -> tuple[DualBranch, int]:
+    """The method as it was in the last step before its checkpoint, and the epoch of that step."""
+    steps_per_epoch = len(open_source(settings.loader, "train")) // settings.loader.batch_size
+    horizon = Horizon(steps_per_epoch, steps_of(settings.train.length, steps_per_epoch))
+    method = build_method(settings, horizon)
+    method.to(torch.float64 if settings.train.precision == "fp64" else torch.float32)
+    weights = {key.removeprefix("method."): x for key, x in found.weights.items() if key.startswith("method.")}
+    checkpoint.load_weights(method, found._replace(weights=weights))
+    step = found.meta["step"] - 1
+    method.set_step(step)
+    return method, step // steps_per_epoch

@@ -1,0 +1,230 @@
+"""`fastrdm eval`: how good a trained encoder is, on its own images or on others."""
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fastrdm.commands.pretrained import Pretrained, from_file, from_run
+from fastrdm.config import help as fields
+from fastrdm.config import tree as trees
+from fastrdm.evaluation.evaluator import EvalConfig, Machine, Measures, sized
+from fastrdm.evaluation.published_settings import RECIPES
+from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.models.encoders import EncoderConfig
+from fastrdm.models.foreign_weights import LAYOUTS
+from fastrdm.runtime import distributed
+from fastrdm.schema import require
+from fastrdm.training.run_state import versions
+
+FORMAT = "fastrdm-eval-1"
+METHODS = ("knn", "linear", "finetune")
+_ADAPTER = TypeAdapter(EvalConfig)
+_SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+=")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `fastrdm eval`."""
+    p = argparse.ArgumentParser(
+        "fastrdm eval",
+        usage="fastrdm eval (CHECKPOINT | --weights FILE --layout NAME) [options] [a.b=c ...]",
+        description="Measure a trained encoder: k-NN, linear probe, fine-tuning; top-1 and top-5 with Wilson's 95 % "
+        "intervals. Each measurement is printed and written to eval-METHOD-SOURCE.json.",
+        epilog="Settings, written a.b=c:\n" + "\n".join(map(fields.line, fields.walk(EvalConfig))),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")
+    add_weights(p)
+    p.add_argument("--source", help="images to use; the run's own without it (digits, cifar10, folder, pkg.mod:Class)")
+    p.add_argument("--root", help="folder of the images")
+    p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
+    p.add_argument("--method", help="of knn, linear, finetune, separated by commas; default knn,linear")
+    p.add_argument("--recipe", choices=RECIPES, help="published settings, see docs/evaluation.md")
+    p.add_argument("--labels", help="shares of the labels for finetune, such as 0.01,0.1,1")
+    p.add_argument("--out", type=Path, help="folder of the result files; default: beside the checkpoint")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder")
+    p.add_argument("--batch-size", type=int, default=256, help="images a pass where nothing is trained")
+    p.add_argument("--workers", type=int, default=2, help="decoding threads")
+    return p
+
+
+def add_weights(p: argparse.ArgumentParser) -> None:
+    """Options that say where the encoder comes from; `opened` reads them."""
+    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+    p.add_argument("--weights", type=Path, metavar="FILE", help="weights of another project, in place of CHECKPOINT")
+    p.add_argument("--layout", choices=LAYOUTS, help="the project that wrote FILE")
+    p.add_argument("--encoder", metavar="NAME", help="network of FILE: resnet18, resnet34, resnet50 or timm/NAME")
+    p.add_argument("--stem", choices=("imagenet", "cifar", "cifar_padding2"), default="imagenet", help="of that ResNet")
+
+
+def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
+    """The encoder that a command names, in one of the two ways."""
+    if (checkpoint is None) == (options.weights is None):
+        raise ValueError("the encoder must be a CHECKPOINT or --weights FILE, one of the two: see --help")
+    if checkpoint is not None:
+        require(options.layout is None, "--layout", "left out for a checkpoint of fastrdm", options.layout)
+        return from_run(Path(checkpoint), options.branch, options.encoder)
+    for key in ("layout", "encoder"):
+        require(getattr(options, key) is not None, f"--{key}", "given with --weights", None)
+    try:
+        encoder = EncoderConfig(name=options.encoder, stem=options.stem)
+    except ValidationError as error:
+        raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+    return from_file(options.weights, options.layout, encoder, options.branch)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what `arguments` ask for; the exit status."""
+    options = parser().parse_intermixed_args(arguments)
+    world = os.environ.get("WORLD_SIZE", "1")
+    require(world == "1", "fastrdm eval", "run on one process, without torchrun", f"{world} processes")
+    paths = [word for word in options.words if not _SETTING.match(word)]
+    require(len(paths) <= 1, "CHECKPOINT", "one folder", paths)
+    for key in ("size", "batch_size", "workers"):
+        value = getattr(options, key)
+        require(value is None or value > 0, f"--{key.replace('_', '-')}", "above 0", value)
+    config = settings(options, [word for word in options.words if _SETTING.match(word)])
+    methods = options.method or ",".join(RECIPES.get(options.recipe, ("knn", "linear")))
+    for method in methods.split(","):
+        require(method in METHODS, "--method", f"of {', '.join(METHODS)}", method)
+    pretrained = opened(paths[0] if paths else None, options)
+    data = images(options, pretrained)
+    live = Live()
+    machine = Machine(
+        distributed.start(options.device).device, options.precision == "bf16", options.batch_size, options.workers
+    )
+    view = sized(pretrained.view, options.size)
+    train, test = open_source(data, "train"), open_source(data, "test")
+    measures = Measures(pretrained.encoder, view, train, test, machine, live.tell)
+    for method in methods.split(","):
+        for name, part, result in measured(measures, config, method):
+            record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}
+            write(record, name, pretrained, options, live)
+    if measures.unread:
+        live.say(f"left out {len(measures.unread)} unreadable images, such as {measures.unread[0]}")
+    return 0
+
+
+def settings(options: argparse.Namespace, given: Sequence[str]) -> EvalConfig:
+    """Defaults, under the recipe, under `a.b=c`; ValueError names what is refused."""
+    tree: Any = RECIPES.get(options.recipe, {})
+    if options.labels:
+        tree = trees.merge(tree, trees.setting(f"finetune.labels=[{options.labels}]"))
+    for text in given:
+        tree = trees.merge(tree, trees.setting(text))
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "unexpected_keyword_argument":
+        known = [setting.key for setting in fields.walk(EvalConfig)]
+        near = difflib.get_close_matches(key, known, n=1)
+        return f"unknown setting {key}: " + (f"did you mean {near[0]}?" if near else "see --help")
+    if error["type"] == "value_error":
+        return f"{key}.{error['ctx']['error']}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def images(options: argparse.Namespace, pretrained: Pretrained) -> LoaderConfig:
+    """The images to measure on: those of --source, else the run's own."""
+    if options.source:
+        return LoaderConfig(source=options.source, root=options.root)
+    if pretrained.loader is None:
+        raise ValueError("--source must name the images: a file of weights does not know them")
+    return replace(pretrained.loader, root=options.root or pretrained.loader.root)
+
+
+def measured(measures: Measures, config: EvalConfig, method: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Name, settings and result of each measurement that `method` stands for, with its seconds."""
+    began = time.monotonic()
+    part = getattr(config, method)
+    dumped = _ADAPTER.dump_python(config, mode="json")[method]
+    if method == "finetune":
+        for share in part.labels:
+            yield f"finetune-{share:g}", dumped, {**measures.finetune(part, share), "seconds": time.monotonic() - began}
+            began = time.monotonic()
+        return
+    name = "linear-augmented" if method == "linear" and part.augment else method
+    yield name, dumped, {**getattr(measures, method)(part), "seconds": time.monotonic() - began}
+
+
+def described(measures: Measures, data: LoaderConfig) -> dict[str, Any]:
+    """The images of a record."""
+    return {
+        "name": data.source,
+        "subset": data.subset,
+        "train_images": len(measures.train),
+        "test_images": len(measures.test),
+        "classes": len(measures.train.classes),
+        "unreadable": len(measures.unread),
+        "view": {k: v for k, v in asdict(measures.view).items() if k in ("size", "interpolation", "mean", "std")},
+    }
+
+
+def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> None:
+    """One result file and one printed line."""
+    about = {
+        "format": FORMAT,
+        "method": name,
+        "interval": "Wilson's score interval, 95 %",
+        "checkpoint": pretrained.origin,
+        "precision": options.precision,
+        "versions": {"fastrdm": version("fastrdm"), **versions()},
+    }
+    source = re.sub(r"[^\w.]+", "-", record["source"]["name"])
+    parts = ["eval", name, source, *["target"] * (options.branch == "target")]
+    parts += [options.weights.stem] if options.weights else []
+    folder: Path = options.out or pretrained.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{'-'.join(parts)}.json"
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({**about, **record}, indent=1))
+    partial.replace(file)
+    live.say(f"{line(name, record)}  {file}")
+
+
+def line(name: str, record: dict[str, Any]) -> str:
+    """What is printed of a result."""
+    shares = [
+        f"top-{key[3:]} {100 * x['share']:.1f} % ({100 * x['low']:.1f} to {100 * x['high']:.1f})"
+        for key, x in record.items()
+        if key in ("top1", "top5")
+    ]
+    rate = f", rate {record['rate']:g} chosen from {len(record['rates'])}" if "rate" in record else ""
+    of = record["top1"]["of"]
+    return f"{name} on {record['source']['name']}, {of:,} images: {', '.join(shares)}{rate}, {record['seconds']:.0f} s"
+
+
+class Live:
+    """One line that changes on a terminal; elsewhere one now and then."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every, self.last = every, time.monotonic()  # seconds
+
+    def tell(self, text: str) -> None:
+        """What is being done."""
+        if sys.stdout.isatty():
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        elif time.monotonic() - self.last > self.every:
+            self.last = time.monotonic()
+            print(text, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)

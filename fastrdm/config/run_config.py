@@ -1,0 +1,208 @@
+"""One run's configuration: every component's own config composed, read from presets, YAML and `a.b=c`, and checked."""
+
+import dataclasses
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fastrdm.analysis.spectral_analysis import InstrumentsConfig
+from fastrdm.config import help as fields
+from fastrdm.config import tree as trees
+from fastrdm.config.tree import Tree
+from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.methods.dual_branch import TRANSFORMS, MethodConfig, TransformConfig
+from fastrdm.methods.presets import PRESETS
+from fastrdm.methods.sinkhorn import SinkhornConfig
+from fastrdm.methods.spectral_filter import FilterConfig
+from fastrdm.models.encoders import EncoderConfig
+from fastrdm.monitoring.monitor import MonitorConfig
+from fastrdm.optim.optimizers import OptimConfig
+from fastrdm.runtime.checkpoint import CheckpointConfig
+from fastrdm.runtime.log import LogConfig
+from fastrdm.schema import STRICT, Duration, require, steps_of
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+QUICK_START = RECIPES / "quickstart.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """How long, how precisely and on what to train."""
+
+    length: Duration = "100ep"  # of the run, in epochs or steps
+    seed: int = Field(default=0, ge=0, lt=2**32)  # of the initial weights, the order and the views
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
+    accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
+    compile: bool = False  # torch.compile the dual branch
+    capture: bool = False  # record the whole step as a CUDA graph; one process
+    channels_last: bool = True  # memory layout of images and convolutions
+    hang_timeout: float = Field(default=600, gt=0)  # seconds without a step after which several processes give up
+
+    def __post_init__(self) -> None:
+        longer = not self.length.endswith("%") and steps_of(self.length, steps_per_epoch=2**32) > 0
+        require(longer, "train.length", "above 0, in epochs or steps, such as '50ep'", self.length)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """One training run."""
+
+    preset: str = "simsiam"  # the row of the table of methods that everything below starts from
+    run: str | None = None  # folder of the run; null: runs/<preset>-<source>-<digest of the configuration>
+    train: TrainConfig = TrainConfig()
+    method: MethodConfig = MethodConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    loader: LoaderConfig = LoaderConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    instruments: InstrumentsConfig = InstrumentsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        parts = self.train.accumulate
+        if self.loader.batch_size % parts:
+            raise ValueError(f"train.accumulate must divide loader.batch_size={self.loader.batch_size}, got {parts}")
+        transforms = (*self.method.online, *self.method.target)
+        if parts > 1 and any(isinstance(t, SinkhornConfig) and t.queue for t in transforms):
+            raise ValueError(f"train.accumulate must be 1 with sinkhorn.queue, got {parts}: a step fills the ring once")
+        if len(self.loader.views) > 2 and any(isinstance(t, FilterConfig) and t.basis == "other" for t in transforms):
+            raise ValueError(f"filter.basis=other takes two views, got {len(self.loader.views)} in loader.views")
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """The Config of `[FILE.yaml] [a.b=c ...]`; the quick start without FILE. ValueError names what is refused."""
+    files = [a for a in arguments if "=" not in a]
+    if len(files) > 1:
+        raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
+    layers = trees.read_files(_find(files[0]) if files else QUICK_START)
+    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a))
+
+
+def resolve(*layers: Tree) -> Config:
+    """The Config of nested dicts, each laid over the one before it, all of them over their preset."""
+    preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), Config.preset)
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ValueError(f"preset must be a method's name, got {preset!r}: {_nearest(str(preset), PRESETS)}")
+    tree = to_dict(_validate({"preset": preset, **PRESETS[preset]}))
+    for layer in layers:
+        tree = trees.merge(tree, layer)
+    config = _validate(tree)
+    _check_values(tree, dataclasses.asdict(config))
+    return config
+
+
+def _find(name: str) -> Path:
+    """The file of that name, else the shipped one."""
+    path = next((path for path in (Path(name), RECIPES / name) if path.is_file()), None)
+    if path is None:
+        known = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml"))
+        raise ValueError(f"no configuration file {name!r}, {_nearest(name, known)}; settings are written a.b=c")
+    return path
+
+
+def _validate(tree: Tree) -> Config:
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _check_values(given: Any, taken: Any, path: str = "") -> None:
+    """Refuse what pydantic lets pass: a number in place of true or false and the reverse, infinity."""
+    if isinstance(given, dict | list) and isinstance(taken, dict | list | tuple):
+        for key, value in given.items() if isinstance(given, dict) else enumerate(given):
+            _check_values(value, taken[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(given, bool) != isinstance(taken, bool):
+        expected = "true or false" if isinstance(taken, bool) else "a number"
+        raise ValueError(f"{path} must be {expected}, got {given!r}")
+    elif isinstance(taken, float) and not math.isfinite(taken):
+        raise ValueError(f"{path} must be a finite number, got {given!r}")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """What is offered for a word that is not among the known ones: the nearest, or all."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+
+
+def _nearest_key(path: list[str], key: str) -> str:
+    """The same for a key: the nearest beside it, else the key of that name elsewhere."""
+    beside = fields.keys_at(Config, path[:-1])
+    near = difflib.get_close_matches(path[-1], beside, n=1)
+    if near:
+        return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
+    elsewhere = [s.key for s in fields.walk(Config) if s.key.split(".")[-1] == path[-1]]
+    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+
+
+_EXPECTED = {  # where pydantic's words are about Python
+    "tuple_type": "a list",
+    "dataclass_type": "keys and values",
+    "string_type": "text",
+    "model_attributes_type": "a transform",
+    "union_tag_not_found": "a transform with its name",
+}
+
+
+def _explain(error: Any) -> str:
+    """One line for one of pydantic's errors: key, what it takes, what it got, the nearest valid key."""
+    path = [str(part) for part in error["loc"]]
+    # pydantic puts the name of the member of a union after its index in the list
+    key = ".".join(part for i, part in enumerate(path) if not (part in TRANSFORMS and i and path[i - 1].isdecimal()))
+    if error["type"] == "unexpected_keyword_argument":
+        return f"unknown configuration key {key!r}: {_nearest_key(path, key)}"
+    if error["type"] == "union_tag_invalid":
+        name = error["ctx"]["tag"]
+        return f"{key} must be a transform, got {name!r}: {_nearest(name, TRANSFORMS)}"
+    if error["type"] == "value_error":
+        reason = str(error["ctx"]["error"])
+        first, _, rest = reason.partition(" ")
+        field = first.split(".")[-1]
+        if field in fields.keys_at(Config, path):  # a config names its own field: the key says where it stands
+            return f"{key}.{field} {rest}" if key else reason
+        return reason if "." in first or not key else f"{key}: {reason}"
+    if error["type"] in _EXPECTED:
+        return f"{key} must be {_EXPECTED[error['type']]}, got {error['input']!r}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def to_dict(config: Config) -> Tree:
+    """The resolved configuration as plain data; `resolve` gives the same Config back."""
+    tree = _ADAPTER.dump_python(config, mode="json")
+    assert isinstance(tree, dict)
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run lives: the same command finds the same folder."""
+    digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
+    return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
+
+
+def describe() -> Iterator[str]:
+    """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
+    yield from map(fields.line, fields.walk(Config))
+    yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
+    for kind in fields.options(TransformConfig):
+        settings = [s for s in fields.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
+        yield from map(fields.line, settings) if settings else [f"  {kind.name}"]

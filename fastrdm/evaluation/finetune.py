@@ -1,0 +1,84 @@
+"""Fine-tuning: encoder and classifier trained together on a share of the labels."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fastrdm.evaluation.knn import top_hits
+from fastrdm.evaluation.linear_probe import FitConfig
+from fastrdm.loaders.spec import Loader
+from fastrdm.models.encoders import Encoder
+from fastrdm.optim.optimizers import Role, build_optimizer, parameter_groups, set_learning_rates
+from fastrdm.schema import STRICT, require
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FinetuneConfig(FitConfig):
+    """Fine-tuning with crops and flips, BatchNorm in training mode."""
+
+    epochs: int = 20
+    labels: tuple[float, ...] = (0.01, 0.1, 1.0)  # shares of the training images, each a run of its own
+    lr: float = 0.01  # of the encoder, at 256 images a step
+    head_lr: float = 0.2  # of the classifier, at 256 images a step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        proper = len(self.labels) > 0 and all(0 < share <= 1 for share in self.labels)
+        require(proper, "labels", "shares in (0, 1]", self.labels)
+        require(min(self.lr, self.head_lr) >= 0, "lr and head_lr", "at least 0", (self.lr, self.head_lr))
+
+
+def finetune(
+    config: FinetuneConfig, encoder: Encoder, classes: int, loader: Loader, batch_size: int, tell: Callable[[str], None]
+) -> nn.Sequential:
+    """A copy of `encoder` with a classifier behind it, trained on `loader`, in evaluation mode.
+
+    ValueError if the loss is no finite number at the end of an epoch.
+    """
+    device = next(encoder.parameters()).device
+    head = nn.Linear(encoder.features, classes)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(config.seed)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
+        head.bias.zero_()
+    model = nn.Sequential(copy.deepcopy(encoder), head).to(device).train()
+    roles = [
+        Role(name, list(part.named_parameters()), lr=rate)
+        for name, part, rate in (("encoder", model[0], config.lr), ("head", model[1], config.head_lr))
+    ]
+    groups = parameter_groups(roles, config.optim(), scale=batch_size / 256)
+    optimizer = build_optimizer(groups, config.optim(), device)
+    step = 0
+    for epoch in range(config.epochs):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            factor = config.factor(step, len(loader))
+            set_learning_rates(optimizer, [group["base_lr"] * factor for group in groups])
+            loss = F.cross_entropy(model(batch.views[0]), batch.label)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+        if not loss.isfinite():
+            raise ValueError(f"fine-tuning diverged in epoch {epoch + 1}: lower finetune.lr={config.lr:g} or head_lr")
+        tell(f"fine-tuning, epoch {epoch + 1}/{config.epochs}, loss {loss.item():.3f}")
+    return model.eval()
+
+
+@torch.no_grad()
+def classified(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], tops: Sequence[int]
+) -> tuple[list[int], int]:
+    """Right answers for each of `tops`, and of how many labelled images, of (images, index, label) batches."""
+    right, of = [0] * len(tops), 0
+    for images, _, labels in batches:
+        known = labels >= 0
+        hits = top_hits(model(images)[known], labels[known], tops).tolist()
+        right = [a + b for a, b in zip(right, hits, strict=True)]
+        of += int(known.sum())
+    return right, of

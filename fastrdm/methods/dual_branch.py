@@ -1,0 +1,274 @@
+"""The dual branch: every non-contrastive method as two lists of transforms over one encoder or its moving average."""
+
+import copy
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import groupby
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fastrdm.kernels.batchnorm import set_views
+from fastrdm.kernels.ema import ema_update
+from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, align
+from fastrdm.methods.center_sharpen import CentreSharpen, CentreSharpenConfig
+from fastrdm.methods.predictor import Predictor, PredictorConfig
+from fastrdm.methods.prototypes import PrototypeLayer, Prototypes, PrototypesConfig
+from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig
+from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
+from fastrdm.methods.stop import Stop, StopConfig
+from fastrdm.methods.transform import Branch, Kind, Place, Side, Transform
+from fastrdm.models.encoders import Encoder
+from fastrdm.models.heads import Head, HeadConfig
+from fastrdm.optim.optimizers import Role
+from fastrdm.optim.schedules import cosine_ramp
+from fastrdm.schema import STRICT, Horizon
+
+TRANSFORMS: dict[str, type[Transform]] = {
+    "predictor": Predictor,
+    "filter": SpectralFilter,
+    "prototypes": Prototypes,
+    "stop": Stop,
+    "sinkhorn": Sinkhorn,
+    "centre_sharpen": CentreSharpen,
+}
+
+
+def _named(value: object) -> object:
+    """`stop` is short for `{name: stop}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+TransformConfig = Annotated[
+    Annotated[
+        PredictorConfig | FilterConfig | PrototypesConfig | StopConfig | SinkhornConfig | CentreSharpenConfig,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(_named),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EmaConfig:
+    """The target network is a moving average of the online one: parameters only, after each optimiser step."""
+
+    momentum: float = Field(default=0.99, ge=0, le=1)  # share of the old value, at the start
+    final: float = Field(default=1.0, ge=0, le=1)  # and at the end, along a cosine
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MethodConfig:
+    """A row of the table of methods: see docs/methods.md."""
+
+    projector: HeadConfig = HeadConfig()
+    online: tuple[TransformConfig, ...] = (PredictorConfig(),)  # transforms of the branch that learns, in order
+    target: tuple[TransformConfig, ...] = (StopConfig(),)  # and of the branch that it is compared with
+    ema: EmaConfig | None = None  # null: the target branch is the online network itself
+    alignment: AlignmentConfig = AlignmentConfig()
+    bn_views: Literal["per_view", "joint"] = "per_view"  # BatchNorm statistics: as separate passes, or over all views
+
+    def __post_init__(self) -> None:
+        _, online, target = ALIGNMENTS[self.alignment.name]
+        _check_kinds(self.online, "method.online", online, self.alignment.name)
+        _check_kinds(self.target, "method.target", target, self.alignment.name)
+        if any(t.name == "stop" for t in self.online):
+            raise ValueError("method.online: stop belongs to method.target, here it leaves nothing to train")
+        if any(t.name == "predictor" for t in self.target):
+            raise ValueError("method.target: predictor belongs to method.online, here nothing trains it")
+        _check_prototypes([t for t in (*self.online, *self.target) if isinstance(t, PrototypesConfig)])
+
+
+def _check_kinds(transforms: Sequence[TransformConfig], key: str, end: Kind, alignment: str) -> None:
+    """Raise ValueError where a list of transforms holds two whose kinds do not meet."""
+    kind: Kind = "features"
+    giver = "the projector"
+    for i, t in enumerate(transforms):
+        takes = TRANSFORMS[t.name].takes
+        if takes != kind:
+            raise ValueError(f"{key}.{i}: {t.name} takes {takes}, but {giver} gives {kind}")
+        kind, giver = TRANSFORMS[t.name].gives, t.name
+    if kind != end:
+        raise ValueError(f"{key}: alignment {alignment} takes {end} here, but {giver} gives {kind}")
+
+
+def _check_prototypes(configs: Sequence[PrototypesConfig]) -> None:
+    """Raise ValueError where the branches describe the one layer of prototypes differently."""
+    for key in ("count", "freeze"):
+        values = [str(getattr(c, key)) for c in configs]
+        if len(set(values)) > 1:
+            raise ValueError(f"prototypes.{key} must be the same on both branches, got {' and '.join(values)}")
+
+
+class Encoded(NamedTuple):
+    """A network's view of V views of B images."""
+
+    features: Tensor  # (V, B, F) of the encoder
+    hidden: Tensor  # (V, B, H) in the projector, before its last BatchNorm
+    projection: Tensor  # (V, B, D), at least float32
+
+
+class Output(NamedTuple):
+    """What the training step and the monitor read; all but the loss without gradient."""
+
+    loss: Tensor  # 0-d, at least float32
+    online: Tensor  # (V, B, K): what enters the loss, features or probabilities
+    target: Tensor  # (2, B, K)
+    scores: tuple[Tensor, Tensor] | None  # logits of both branches, where there are prototypes
+    features: Tensor  # (V, B, F) of the online encoder
+    hidden: Tensor  # (V, B, H) in the online projector, before its last BatchNorm
+
+
+class Network(nn.Module):
+    """Encoder, projector and prototypes: what an EMA target copies."""
+
+    def __init__(self, encoder: Encoder, projector: Head, prototypes: PrototypeLayer | None, per_view: bool) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.prototypes = encoder, projector, prototypes
+        self.per_view = per_view
+
+    def forward(self, views: Sequence[Tensor], precision: torch.dtype | None) -> Encoded:
+        """(B, 3, H_v, W_v) each to Encoded, under autocast to `precision`.
+
+        The encoder runs once for the views of one resolution, the projector once for all views (SwAV, DINO).
+        """
+        device, count = views[0].device.type, len(views)
+        with torch.autocast(device, precision) if precision else nullcontext():
+            alike = [list(same) for _, same in groupby(views, key=lambda view: view.shape)]
+            features = torch.cat([self._encode(same) for same in alike])
+            set_views(self.projector, count if self.per_view else 1)
+            hidden = self.projector.body(features)
+        with torch.autocast(device, enabled=False):
+            wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+            projection = self.projector.tail(wide)
+        return Encoded(*(x.unflatten(0, (count, -1)) for x in (features, hidden, projection)))
+
+    def _encode(self, views: list[Tensor]) -> Tensor:
+        """Views of one resolution to (V * B, F)."""
+        set_views(self.encoder, len(views) if self.per_view else 1)
+        features: Tensor = self.encoder(torch.cat(views))
+        return features
+
+
+def _without_drop_path(network: Network) -> Network:
+    """Targets are made by whole networks (DINO): timm's modules that drop residual branches at random drop none."""
+    for module in network.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0  # type: ignore[assignment]
+    return network
+
+
+_LATE = {  # durations of transforms, and what it means that the run ends before them
+    "freeze": "the prototypes never learn",
+    "queue_start": "the queue is never used",
+    "warmup": "the temperature rises over the whole run instead",
+}
+
+
+class DualBranch(nn.Module):
+    """`forward(views) -> Output` and, around the optimiser step, `set_step`, `after_backward`, `after_step`."""
+
+    momentum: Tensor
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        encoder: Encoder,
+        horizon: Horizon,
+        *,
+        batch_size: int,
+        sync_bn: bool = True,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        """`precision` is autocast's dtype, None for full precision."""
+        super().__init__()
+        self.config, self.horizon, self.precision = config, horizon, precision
+        projector = Head(config.projector, encoder.features, sync_bn)
+        scored = [t for t in (*config.online, *config.target) if isinstance(t, PrototypesConfig)]
+        prototypes = PrototypeLayer(config.projector.out, scored[0].count) if scored else None
+        self.online = Network(encoder, projector, prototypes, config.bn_views == "per_view")
+        self.target = _without_drop_path(copy.deepcopy(self.online).requires_grad_(False)) if config.ema else None
+        self.freeze = horizon.steps(scored[0].freeze) if scored else 0
+        self.frozen = self.freeze > 0  # the prototypes, at this step
+        self.register_buffer("momentum", torch.zeros(()), persistent=False)
+
+        def place(side: Side) -> Place:
+            count = scored[0].count if scored else None
+            return Place(side, config.projector.out, count, batch_size, sync_bn, horizon)
+
+        self.online_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("online")) for t in config.online)
+        self.target_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("target")) for t in config.target)
+
+    def forward(self, views: Sequence[Tensor]) -> Output:
+        """Views (B, 3, H_v, W_v), the two global ones first, to the loss and what led to it."""
+        z = self.online(views, self.precision)
+        with torch.no_grad() if self.target else nullcontext():
+            t = self.target(views[:2], self.precision) if self.target else Encoded(*(x[:2] for x in z))
+            target_branch = Branch(z.projection[:2].flip(0).detach(), (self.target or self.online).prototypes)
+            target = self._run(self.target_transforms, t.projection, target_branch)
+        online_branch = Branch(t.projection.flip(0).detach(), self.online.prototypes)
+        online = self._run(self.online_transforms, z.projection, online_branch)
+        loss = align(online, target, self.config.alignment)
+        scores = None
+        entered = online.detach()
+        if online_branch.scores is not None and target_branch.scores is not None:
+            scores = (online_branch.scores.detach(), target_branch.scores.detach())
+            entered = torch.softmax(entered / self.config.alignment.temperature, dim=-1)
+        return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
+
+    def _run(self, transforms: nn.ModuleList, x: Tensor, branch: Branch) -> Tensor:
+        set_views(transforms, len(x) if self.online.per_view else 1)
+        with torch.autocast(x.device.type, enabled=False):
+            for transform in transforms:
+                x = transform(x, branch)
+        return x
+
+    def set_step(self, step: int) -> None:
+        """Before the forward pass of `step`: write what depends on it into device tensors."""
+        if self.config.ema:
+            self.momentum.fill_(cosine_ramp(step, self.horizon.total, self.config.ema.momentum, self.config.ema.final))
+        for transform in (*self.online_transforms, *self.target_transforms):
+            transform.set_step(step)
+        self.frozen = step < self.freeze
+
+    def phase(self) -> Hashable:
+        """What decides, at the step that is set, which work is done, besides the numbers in tensors."""
+        return self.frozen, *(t.phase for t in (*self.online_transforms, *self.target_transforms))
+
+    def phases(self) -> Iterator[tuple[int, str]]:
+        """The steps at which the phase changes, and to what."""
+        if self.freeze:
+            yield self.freeze, "prototypes: begin to learn"
+        for transform in (*self.online_transforms, *self.target_transforms):
+            yield from transform.phases()
+
+    def after_backward(self) -> None:
+        """Before the optimiser step: frozen prototypes take no part in it."""
+        if self.frozen and self.online.prototypes is not None:
+            self.online.prototypes.weight.grad = None
+
+    def after_step(self) -> None:
+        """After the optimiser step: move the EMA target, parameters only; its buffers come from its own passes."""
+        if self.target is not None:
+            ema_update(list(self.target.parameters()), list(self.online.parameters()), self.momentum)
+
+    def beyond_the_run(self) -> Iterator[str]:
+        """A line for every duration of a transform that the run is too short for."""
+        for side in ("online", "target"):
+            for i, config in enumerate(getattr(self.config, side)):
+                for key, effect in _LATE.items():
+                    duration = getattr(config, key, None)
+                    late = duration is not None and self.horizon.steps(duration) >= self.horizon.total
+                    if late and getattr(config, "queue", True):
+                        yield f"method.{side}.{i}.{key}={duration} is not over within this run: {effect}"
+
+    def roles(self) -> Iterator[Role]:
+        """Trainable parameters by their role for the optimiser."""
+        yield Role("network", [(f"online.{n}", p) for n, p in self.online.named_parameters() if p.requires_grad])
+        for i, transform in enumerate(self.online_transforms):
+            parameters = [(f"online_transforms.{i}.{n}", p) for n, p in transform.named_parameters()]
+            if parameters:
+                schedule: Literal["constant", "cosine"] = "constant" if transform.constant_lr else "cosine"
+                yield Role(self.config.online[i].name, parameters, schedule=schedule)

@@ -1,0 +1,36 @@
+"""The predictor: a learned head on the online branch (SimSiam, BYOL)."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fastrdm.methods.transform import Branch, Place, Transform
+from fastrdm.models.heads import Head, HeadConfig
+from fastrdm.schema import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PredictorConfig:
+    """A learned head (SimSiam, BYOL): Linear-BN-ReLU-Linear, its output as wide as its input."""
+
+    name: Literal["predictor"] = "predictor"
+    hidden: int | None = Field(default=None, ge=1)  # features of its hidden layer; null: a quarter of the projection
+    bias: bool = False  # of the first layer, which a BatchNorm follows: SimSiam no, BYOL yes
+    constant_lr: bool = True  # SimSiam: its rate neither warms up nor decays; BYOL: it follows the schedule
+
+
+class Predictor(Transform):
+    """z -> h(z); BatchNorm statistics per view like everywhere."""
+
+    def __init__(self, config: PredictorConfig, place: Place) -> None:
+        super().__init__()
+        self.constant_lr = config.constant_lr
+        hidden = config.hidden or max(place.width // 4, 1)
+        head = HeadConfig(layers=2, hidden=hidden, out=place.width, bias=config.bias, last_norm="none")
+        self.head = Head(head, place.width, place.sync_bn)
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        out: Tensor = self.head(x.flatten(0, 1))
+        return out.view(*x.shape)

@@ -1,0 +1,45 @@
+"""Prototypes: scores of features against learned unit vectors (SwAV's prototypes, DINO's last layer)."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fastrdm.methods.transform import Branch, Kind, Place, Transform
+from fastrdm.schema import STRICT, Duration
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PrototypesConfig:
+    """Scores against K learned unit vectors: SwAV's prototypes, DINO's last layer."""
+
+    name: Literal["prototypes"] = "prototypes"
+    count: int = Field(default=3000, ge=2)  # K
+    freeze: Duration = "0ep"  # they get no gradient for so long: SwAV 2ep, DINO 1ep in the authors' scripts
+
+
+class Prototypes(Transform):
+    """x -> x/|x| . c_k/|c_k|. The layer belongs to the branch's network, so that an EMA target has its own copy."""
+
+    gives: Kind = "scores"
+
+    def __init__(self, config: PrototypesConfig, place: Place) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        assert branch.score is not None
+        branch.scored, branch.scores = x, branch.score(x)
+        return branch.scores
+
+
+class PrototypeLayer(nn.Module):
+    """Cosines of (..., D) features with K prototypes: weight norm with its gain fixed at 1."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(width, count, bias=False).weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))

@@ -1,0 +1,90 @@
+"""Transforms of the target branch: stop-gradient, Sinkhorn-Knopp (SwAV), centring and sharpening (DINO)."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fastrdm.kernels.collectives import process_count, process_rank
+from fastrdm.methods.transform import Branch, Kind, Place, Transform
+from fastrdm.runtime.distributed import gather_rows, max_over_processes, sum_over_processes
+from fastrdm.schema import STRICT, Duration, require
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SinkhornConfig:
+    """Assignments to prototypes by Sinkhorn-Knopp (SwAV, section 3.1)."""
+
+    name: Literal["sinkhorn"] = "sinkhorn"
+    epsilon: float = Field(default=0.05, gt=0)  # scores are divided by it
+    iterations: int = Field(default=3, ge=1)  # of scaling prototypes, then samples
+    queue: int = Field(default=0, ge=0)  # earlier features of each view, over all processes, that join the problem
+    queue_start: Duration = "50ep"  # from when on, once full; authors' scripts: 3840 features from epoch 50
+
+
+def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Assignments (V, B, K), rows summing to 1, of scores (V, B, K) whose rows lie on all processes; float32 or wider.
+
+    Each iteration scales prototypes to equal mass, then samples to mass 1: the samples' marginal is exact, that of the
+    prototypes approximate (SwAV, equations 3 to 5).
+    """
+    scores = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon
+    top = max_over_processes(scores.amax((1, 2), keepdim=True))  # of a view: it cancels, and exp cannot overflow
+    q = torch.exp(scores - top)
+    prototypes, samples = q.shape[2], q.shape[1] * process_count()
+    for _ in range(iterations):
+        q = q / (sum_over_processes(q.sum(1, keepdim=True)) * prototypes / samples)
+        q = q / q.sum(2, keepdim=True)
+    return q
+
+
+class Sinkhorn(Transform):
+    """Scores to assignments. The queue is one ring for all processes; each scores its own part of it."""
+
+    takes: Kind = "scores"
+    gives: Kind = "probabilities"
+    queue: Tensor
+    pointer: Tensor
+
+    def __init__(self, config: SinkhornConfig, place: Place) -> None:
+        super().__init__()
+        self.config = config
+        self.start = place.horizon.steps(config.queue_start)
+        self.fill = config.queue // place.batch_size  # steps until the ring is full
+        self.phase = False  # whether the queue takes part
+        if config.queue:
+            divides = config.queue % place.batch_size == 0 and config.queue % process_count() == 0
+            expected = f"a multiple of loader.batch_size={place.batch_size} and of the {process_count()} processes"
+            require(divides, "sinkhorn.queue", expected, config.queue)
+            self.register_buffer("queue", torch.zeros(2, config.queue, place.width))
+            self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def set_step(self, step: int) -> None:
+        self.phase = self.config.queue > 0 and step >= max(self.start, self.fill)
+
+    def phases(self) -> Iterator[tuple[int, str]]:
+        if self.config.queue:
+            yield max(self.start, self.fill), "sinkhorn: the queue joins in"
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        batch = x.shape[1]
+        if self.phase:
+            assert branch.score is not None
+            mine = self.queue.unflatten(1, (process_count(), -1))[:, process_rank()]
+            x = torch.cat([x, branch.score(mine.to(x.dtype))], dim=1)
+        assignments = sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)[:, :batch]
+        if self.config.queue and self.training:
+            assert branch.scored is not None
+            self._push(gather_rows(F.normalize(branch.scored, dim=-1), dim=1))
+        return assignments
+
+    def _push(self, features: Tensor) -> None:
+        """Overwrite the oldest rows of the ring with (V, B, D) features of all processes."""
+        rows = (self.pointer + torch.arange(features.shape[1], device=features.device)) % self.queue.shape[1]
+        self.queue.index_copy_(1, rows, features.to(self.queue.dtype))
+        self.pointer.copy_((self.pointer + features.shape[1]) % self.queue.shape[1])

@@ -1,0 +1,185 @@
+"""Weights in other projects' files: where each keeps the encoder, how they are read, which encoders they can hold."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastrdm.models.encoders import RESNETS, Encoder, EncoderConfig, build_encoder
+
+Branch = Literal["online", "target"]
+Weights = Mapping[str, Tensor]
+
+
+class Place(NamedTuple):
+    """Where a file keeps one branch's encoder; of several names the first that is there counts."""
+
+    holders: tuple[str, ...]  # key of the file that holds the weights, "" for the file itself
+    prefixes: tuple[str, ...]  # what stands before the encoder's own keys
+
+
+class Layout(NamedTuple):
+    """How one project writes its files."""
+
+    branches: dict[Branch, Place]
+    heads: tuple[str, ...]  # what else stands beside the encoder's keys, and is left out
+
+
+_PLAIN = Layout({"online": Place(("state_dict", ""), ("",))}, ("fc.",))
+LAYOUTS: dict[str, Layout] = {
+    "torchvision": _PLAIN,
+    "timm": _PLAIN,
+    "solo-learn": Layout(
+        {
+            "online": Place(("state_dict",), ("backbone.", "encoder.")),
+            "target": Place(("state_dict",), ("momentum_backbone.", "momentum_encoder.")),
+        },
+        ("fc.",),
+    ),
+    "simsiam": Layout({"online": Place(("state_dict",), ("module.encoder.", "encoder."))}, ("fc.",)),
+    "dino": Layout(
+        {
+            "online": Place(("student",), ("module.backbone.", "backbone.")),
+            "target": Place(("teacher", ""), ("module.backbone.", "backbone.", "")),  # the backbone alone is a teacher
+        },
+        (),
+    ),
+    "swav": Layout({"online": Place(("state_dict", ""), ("module.", ""))}, ("projection_head.", "prototypes.")),
+}
+EXPORTS = ("torchvision", "timm", "safetensors")
+COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing here reads it
+
+
+def load_foreign(encoder: Encoder, config: EncoderConfig, file: Path, layout: str, branch: Branch) -> None:
+    """Put the weights of `file` into `encoder`; ValueError names the first keys that do not fit, and what would."""
+    tree = read_tree(file)
+    own = encoder.backbone.state_dict()
+    try:
+        found = _select(tree, layout, branch)
+        wrong = _mismatch(own, found, _heads(encoder, layout))
+    except LookupError as reason:
+        found, wrong = {}, str(reason.args[0])
+    if wrong:
+        raise ValueError(f"{file} in layout {layout} does not fit {config.name}: {wrong}{_advice(tree, own, encoder)}")
+    kept = {key: found.get(key, tensor) for key, tensor in own.items()}
+    encoder.backbone.load_state_dict(kept)
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """What a .safetensors file or a torch file holds, on the CPU; ValueError if reading it needs code of others."""
+    try:
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO keeps its arguments beside the weights
+            tree = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name is None:
+            raise ValueError(f"{file} cannot be read: it is no file of weights") from None
+        raise ValueError(
+            f"{file} is not safe to load: it holds {name[1]}, more than tensors, and could run any code. "
+            "If you trust it, write its weights alone: "
+            "torch.save({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, NEW)"
+        ) from None
+    except Exception as error:  # what is no file of weights can make its reader raise anything
+        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file} must hold weights by name, got a {type(tree).__name__}")
+    return tree
+
+
+def _select(tree: Mapping[str, Any], layout: str, branch: Branch) -> dict[str, Tensor]:
+    """The encoder's tensors by their own keys; LookupError says what the layout looks for in vain."""
+    place = LAYOUTS[layout].branches.get(branch)
+    if place is None:
+        raise LookupError(f"it has no {branch} branch")
+    holder = next((h for h in place.holders if not h or isinstance(tree.get(h), Mapping)), None)
+    if holder is None:
+        raise LookupError(f"no {' or '.join(map(repr, place.holders))} among its keys ({_first(tree)})")
+    inner = tree[holder] if holder else tree
+    tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+    prefix = next((p for p in place.prefixes if any(key.startswith(p) for key in tensors)), None)
+    if prefix is None:
+        raise LookupError(
+            f"no key begins with {' or '.join(filter(None, place.prefixes))} (there is {_first(tensors)})"
+        )
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _heads(encoder: Encoder, layout: str) -> tuple[str, ...]:
+    """Beginnings of the keys that stand beside an encoder's; a network of timm names its classifier itself."""
+    named = getattr(encoder.backbone, "pretrained_cfg", {}).get("classifier") or ()
+    return LAYOUTS[layout].heads + tuple(f"{n}." for n in ([named] if isinstance(named, str) else named))
+
+
+def _mismatch(own: Weights, found: Weights, heads: tuple[str, ...]) -> str:
+    """The first keys that are missing, unexpected or of another shape; "" if all fit."""
+    missing = [key for key in own if key not in found and not key.endswith(COUNTER)]
+    extra = [key for key in found if key not in own and not key.startswith(heads)]
+    shapes = [
+        f"{key} {tuple(found[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in found and found[key].shape != own[key].shape
+    ]
+    wrong = {"missing": missing, "unexpected": extra, "of another shape": shapes}
+    return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in wrong.items() if keys)
+
+
+def _advice(tree: Mapping[str, Any], own: Weights, encoder: Encoder) -> str:
+    """Which layout and branch would fit the encoder, else which of our encoders the file holds."""
+    for layout, branch, found in _readings(tree):
+        if not _mismatch(own, found, _heads(encoder, layout)):
+            return f". It fits with --layout {layout} --branch {branch}"
+    for config in _resnets():
+        with torch.device("meta"):
+            other = build_encoder(config)
+        for layout, branch, found in _readings(tree):
+            if not _mismatch(other.state_dict(), found, LAYOUTS[layout].heads):
+                stem = "" if config.stem == "imagenet" else f" --stem {config.stem}"
+                return f". It holds {config.name}: --encoder {config.name}{stem} --layout {layout} --branch {branch}"
+    return ""
+
+
+def _readings(tree: Mapping[str, Any]) -> Iterator[tuple[str, Branch, dict[str, Tensor]]]:
+    for name, layout in LAYOUTS.items():
+        for branch in layout.branches:
+            try:
+                yield name, branch, _select(tree, name, branch)
+            except LookupError:
+                continue
+
+
+def _resnets() -> Iterator[EncoderConfig]:
+    for name in RESNETS:
+        plain = EncoderConfig(name=name)
+        yield from (plain, replace(plain, stem="cifar"))
+
+
+def _first(keys: Mapping[str, Any]) -> str:
+    names = [str(key) for key in keys]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_export(config: EncoderConfig, layout: str) -> None:
+    """ValueError if `layout` has no network for this encoder; its weights are then `encoder.backbone.state_dict()`."""
+    if layout == "safetensors" or (layout == "timm" and config.name.startswith("timm/")):
+        return
+    instead = "--layout safetensors holds it under the encoder's own keys"
+    if config.name.startswith("timm/"):
+        raise ValueError(f"--layout {layout} cannot hold {config.name}: --layout timm does")
+    if config.name == "resnet_small":
+        raise ValueError(f"--layout {layout} cannot hold resnet_small, which only fastrdm has: {instead}")
+    if config.stem != "imagenet":
+        raise ValueError(
+            f"--layout {layout} cannot hold encoder.stem={config.stem}: its {config.name} begins with a 7x7 "
+            f"convolution of stride 2 and max pooling, this one with a 3x3 convolution of stride 1; {instead}"
+        )
+    if config.width not in (None, RESNETS[config.name].width):
+        raise ValueError(f"--layout {layout} cannot hold encoder.width={config.width}, only 64: {instead}")

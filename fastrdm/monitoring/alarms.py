@@ -1,0 +1,146 @@
+"""Alarms over the figures of a run: what collapses, when it began, and whether the run goes on."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fastrdm.methods.dual_branch import MethodConfig
+from fastrdm.methods.prototypes import PrototypesConfig
+from fastrdm.schema import STRICT, Duration, Horizon
+
+Action = Literal["warn", "stop", "checkpoint_and_stop"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AlarmsConfig:
+    """When to speak up and what to do then. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
+
+    Both are judged at the target (its scores where there are prototypes), before the projector's last BatchNorm and
+    at the encoder's features; an alarm of a tap is raised once, and again after its condition has ended.
+    """
+
+    action: Action = "warn"  # on every alarm but a loss that is no finite number, which always stops
+    complete_std: float = Field(default=0.1, ge=0)  # complete collapse: deviation below this, 1 is healthy,
+    complete_rank: float = Field(default=1.2, ge=0)  # and `erank_l/unit/moment/batch` below this,
+    complete_patience: Duration = "5%"  # for so long
+    dimensional_rank: float = Field(default=2.0, ge=0)  # dimensional collapse: rank below this
+    dimensional_patience: Duration = "5%"  # for so long
+    falling_share: float = Field(default=0.33, ge=0, le=1)  # falling rank: below this share of its highest value
+    falling_after: Duration = "30%"  # since here: the rank of an untrained network falls in every run
+    falling_patience: Duration = "5%"  # for so long
+    floor_share: float = Field(default=0.01, ge=0, le=1)  # loss at its floor: below this share of unrelated views' loss
+    floor_patience: Duration = "5%"  # for so long
+
+
+class Alarm(NamedTuple):
+    """A line of alarms.jsonl, without step and epoch."""
+
+    alarm: str
+    tap: str
+    value: float | None
+    threshold: float | None
+    action: str
+    text: str
+
+
+class LossRange(NamedTuple):
+    """What the loss can be."""
+
+    floor: float  # the lowest value there is
+    unrelated: float  # of unrelated views: orthogonal features, or a uniform distribution over the prototypes
+
+
+def loss_range(config: MethodConfig, views: int) -> LossRange:
+    """Of an alignment over all its pairs of views."""
+    counts = [t.count for t in config.online if isinstance(t, PrototypesConfig)]
+    one = {"negative_cosine": (-1.0, 0.0), "byol": (0.0, 2.0), "cross_entropy": (0.0, math.log(max(counts, default=1)))}
+    pairs = 2 * (views - 1) if config.alignment.directions == "sum" else 1
+    return LossRange(*(pairs * value for value in one[config.alignment.name]))
+
+
+class Finding(NamedTuple):
+    """A condition that holds at a step."""
+
+    alarm: str
+    tap: str
+    value: float
+    threshold: float
+    patience: Duration
+    text: str
+
+
+class Alarms:
+    """Findings that last become alarms; the figures of one log step after the other go in, on every process."""
+
+    def __init__(self, config: AlarmsConfig, losses: LossRange, horizon: Horizon) -> None:
+        self.config, self.losses, self.horizon = config, losses, horizon
+        self.since: dict[str, int] = {}  # step at which a finding began
+        self.raised: list[str] = []
+        self.peaks: dict[str, float] = {}
+
+    def judge(self, step: int, figures: Mapping[str, float]) -> list[Alarm]:
+        """The alarms that this step raises; figures that are missing raise none."""
+        found = {f"{f.alarm}/{f.tap}": f for f in self._findings(step, figures)}
+        self.since = {key: self.since.get(key, step) for key in found}
+        self.raised = [key for key in self.raised if key in found]
+        due = [key for key, f in found.items() if key not in self.raised and self._lasts(key, f, step)]
+        self.raised += due
+        return [self._alarm(found[key], self.since[key], step) for key in due]
+
+    def _lasts(self, key: str, finding: Finding, step: int) -> bool:
+        return step - self.since[key] >= self.horizon.steps(finding.patience)
+
+    def _alarm(self, finding: Finding, since: int, step: int) -> Alarm:
+        name = finding.alarm.replace("_", " ")
+        text = f"alarm: {name} at {finding.tap} in steps {since} to {step}: {finding.text}"
+        return Alarm(finding.alarm, finding.tap, finding.value, finding.threshold, self.config.action, text)
+
+    def _findings(self, step: int, figures: Mapping[str, float]) -> Iterator[Finding]:
+        for tap in ("target_scores" if "target_scores/std/batch" in figures else "target", "hidden", "features"):
+            rank = figures.get(f"{tap}/erank_l/unit/cov/batch")
+            if rank is not None:
+                yield from self._of_tap(tap, rank, step, figures)
+        share = self._above_floor(figures["loss"]) if "loss" in figures else math.inf
+        if share < (threshold := self.config.floor_share):
+            text = f"{100 * share:.2g} % above the lowest loss there is, below {100 * threshold:g} %"
+            yield Finding("loss_at_floor", "loss", figures["loss"], threshold, self.config.floor_patience, text)
+
+    def _of_tap(self, tap: str, rank: float, step: int, figures: Mapping[str, float]) -> Iterator[Finding]:
+        c = self.config
+        deviation, moment = figures[f"{tap}/std/batch"], figures[f"{tap}/erank_l/unit/moment/batch"]
+        if deviation < c.complete_std and moment < c.complete_rank:
+            text = f"deviation {deviation:.3f} below {c.complete_std:g}, rank {moment:.2f} below {c.complete_rank:g}"
+            yield Finding("complete_collapse", tap, deviation, c.complete_std, c.complete_patience, text)
+        elif rank < c.dimensional_rank:
+            text = f"effective rank {rank:.2f} below {c.dimensional_rank:g}"
+            yield Finding("dimensional_collapse", tap, rank, c.dimensional_rank, c.dimensional_patience, text)
+        if step >= self.horizon.steps(c.falling_after):
+            peak = self.peaks[tap] = max(self.peaks.get(tap, 0.0), rank)
+            if rank < c.falling_share * peak:
+                text = f"effective rank {rank:.2f} below {c.falling_share:g} of its highest, {peak:.2f}"
+                yield Finding("falling_rank", tap, rank, c.falling_share * peak, c.falling_patience, text)
+
+    def _above_floor(self, loss: float) -> float:
+        floor, unrelated = self.losses
+        return (loss - floor) / (unrelated - floor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"since": dict(self.since), "raised": list(self.raised), "peaks": dict(self.peaks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.since, self.raised, self.peaks = dict(state["since"]), list(state["raised"]), dict(state["peaks"])
+
+
+def non_finite(text: str) -> Alarm:
+    """The alarm of a loss that is no finite number; it always stops the run."""
+    return Alarm("non_finite_loss", "loss", None, None, "stop", f"alarm: {text}")
+
+
+def replay(alarms: Alarms, lines: Iterable[Mapping[str, float]]) -> Iterator[tuple[int, Alarm]]:
+    """Steps and alarms that the lines of a metrics.jsonl would have raised."""
+    for line in lines:
+        if "loss" in line:
+            yield from ((int(line["step"]), alarm) for alarm in alarms.judge(int(line["step"]), line))

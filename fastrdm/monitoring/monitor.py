@@ -1,0 +1,199 @@
+"""The rank of both branches while a run goes on: figures of each batch, and spectra of windows of many batches."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fastrdm.kernels.batchnorm import ViewBatchNorm
+from fastrdm.kernels.linalg.effective_rank import effective_rank
+from fastrdm.methods.dual_branch import DualBranch, Output
+from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
+from fastrdm.monitoring.moments import unit_rows
+from fastrdm.monitoring.rank_statistics import CENTRED, Convention
+from fastrdm.monitoring.rank_statistics import CONVENTION as CONVENTION
+from fastrdm.monitoring.window import Reading, Shape, Window, bytes_of, read
+from fastrdm.runtime.distributed import Processes, gather_rows
+from fastrdm.runtime.timers import Stopwatch
+from fastrdm.schema import STRICT, Duration, require, steps_of
+
+PER_DIMENSION = 10  # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
+ON_CPU = 1024  # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MonitorConfig:
+    """What is measured of both branches besides the loss: see docs/monitoring.md. None of it touches the weights."""
+
+    every: Duration = "5%"  # between the starts of two windows; 0st: none, figures of batches only
+    rows: int | None = Field(default=None, ge=1)  # of a window; null: 10 for each dimension of the widest tap in it
+    max_width: int = Field(default=2048, ge=2, le=4096)  # dimensions; wider taps: a sample of so many rows
+    groups: int = Field(
+        default=8, ge=0, le=32
+    )  # of batches or images, for intervals; 0, or more than a batch has images: none
+    conventions: tuple[Convention, ...] = (CONVENTION, CENTRED)  # of effective rank, logged of every tap's window
+    alarms: AlarmsConfig = AlarmsConfig()
+
+    def __post_init__(self) -> None:
+        require(not 0 < self.groups < 4, "groups", "0 (no interval) or 4 to 32", self.groups)
+        missing = [c for c in (CONVENTION, CENTRED) if c not in self.conventions]
+        require(not missing, "conventions", f"a list with {CONVENTION} and {CENTRED}", list(self.conventions))
+
+
+def tap_widths(method: DualBranch) -> dict[str, int]:
+    """Dimensions of every place that is watched."""
+    network = method.online
+    first, features = network.projector[network.projector.split], network.encoder.features
+    hidden = first.num_features if isinstance(first, ViewBatchNorm) else first.in_features
+    assert isinstance(hidden, int) and isinstance(features, int)
+    out = network.projector.out if network.prototypes is None else len(network.prototypes.weight)
+    scores = {} if network.prototypes is None else {"online_scores": out, "target_scores": out}
+    return {"online": out, "target": out, "hidden": hidden, **scores, "features": features}
+
+
+def taps(output: Output) -> dict[str, Tensor]:
+    """Rows (2, B, D) of the two global views at every place that is watched, without gradient."""
+    found = {"online": output.online[:2], "target": output.target, "hidden": output.hidden[:2]}
+    if output.scores is not None:
+        found |= {"online_scores": output.scores[0][:2], "target_scores": output.scores[1][:2]}
+    return found | {"features": output.features[:2]}
+
+
+def batch_figures(output: Output) -> dict[str, Tensor]:
+    """Rank in both headline conventions and deviation of every tap over this step's rows, mean over views; 0-d each.
+
+    Figures of one batch: ranks are at most its number of rows, and low where rows are few. Call on every process.
+    """
+    figures = {}
+    for name, x in taps(output).items():
+        x = gather_rows(x, dim=1).double()
+        figures[f"{name}/{CONVENTION}/batch"] = effective_rank(x, normalize=True).mean()
+        figures[f"{name}/{CENTRED}/batch"] = effective_rank(x, normalize=True, center=True).mean()
+        figures[f"{name}/std/batch"] = (unit_rows(x).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
+    return figures
+
+
+class RankMonitor:
+    """Fills windows with rows and reads their spectra; `push` and `poll` never wait for the device.
+
+    On CUDA a window is read in a thread of its own. On CPU it is read at once: there, a run's figures are reproducible.
+    Only the main process keeps rows and reads; the others hand theirs over.
+    """
+
+    def __init__(
+        self, config: MonitorConfig, method: DualBranch, views: int, images: int, processes: Processes
+    ) -> None:
+        """Of a method that is shown `views` views of each of `images` images at a time, over all processes."""
+        self.processes, self.horizon, self.images = processes, method.horizon, images
+        widths = tap_widths(method)
+        some = steps_of(config.every, 2**32, 2**32) > 0
+        self.every = max(self.horizon.steps(config.every), 1) if some else 0
+        self.alarms = Alarms(config.alarms, loss_range(method.config, views), self.horizon)
+        least = max((width for width in widths.values() if width <= config.max_width), default=config.max_width)
+        rows = config.rows or PER_DIMENSION * least
+        require(
+            rows >= least,
+            "monitor.rows",
+            f"at least {least}, the dimensions of the widest tap (a spectrum has no more values above 0 than rows)",
+            rows,
+        )
+        groups = config.groups if images >= config.groups > 0 else 1
+        self.shape = Shape(rows, widths, config.max_width, groups, tuple(config.conventions))
+        self.window: Window | None = None
+        self.clock = Stopwatch(processes.device, "monitor")
+        self._ready: Reading | None = None
+        self._pending: Future[Reading] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    def introduction(self) -> list[str]:
+        """What is measured, and its memory on the main process."""
+        if not self.every:
+            return ["monitor: figures of batches only"]
+        size = f"{bytes_of(self.shape) / 2**20:,.1f} MiB"
+        lines = [f"monitor: a window of {self.shape.rows:,} rows every {self.every:,} steps, {size}"]
+        wide = [tap for tap in self.shape.widths if self.shape.wide(tap)]
+        if wide:
+            cap = self.shape.max_width
+            lines.append(f"note: {', '.join(wide)} above monitor.max_width={cap}: ranks of a sample, at most {cap}")
+        if self.shape.rows > (total := 2 * self.images * self.horizon.total):
+            lines.append(
+                f"note: the run has {total:,} rows, no window fills; ranks of batches are at most {self.images}"
+            )
+        return lines
+
+    def batch(self, output: Output) -> dict[str, float]:
+        """`batch_figures` as numbers; waits for the device."""
+        with self.clock:
+            return {name: value.item() for name, value in batch_figures(output).items()}
+
+    def push(self, output: Output, step: int) -> None:
+        """Take this step's rows, where a window is open or opens at this step (from 1). Call on every process."""
+        if not self.every:
+            return
+        with self.clock:
+            if self.window is None and (step - 1) % self.every == 0:
+                self.window = Window(self.shape, self.processes.device)
+            if self.window is None:
+                return
+            rows = {name: gather_rows(x, dim=1) for name, x in taps(output).items()}
+            self.window.add(rows, keep=self.processes.main)
+            if self.window.full:
+                window, self.window = self.window, None
+                if self.processes.main:
+                    self._read(window, step)
+
+    def poll(self) -> Reading | None:
+        """The newest reading that is finished and was not handed out yet; the main process's alone."""
+        if self._pending is not None and self._pending.done():
+            self._ready, self._pending = self._pending.result(), None
+        ready, self._ready = self._ready, None
+        return ready
+
+    def finish(self) -> None:
+        """Wait for the reading under way."""
+        if self._pending is not None:
+            self._ready, self._pending = self._pending.result(), None
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _read(self, window: Window, step: int) -> None:
+        if self.processes.device.type == "cpu":
+            self._ready = read(window, step)
+        elif self._pending is None or self._pending.done():  # else skipped: the thread cannot keep up
+            if self._pending is not None:
+                self._ready = self._pending.result()
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "monitor", torch.set_num_threads, (1,))
+            event = torch.cuda.Event()
+            event.record()
+            self._pending = self._thread.submit(_read_on_cuda, window, step, event)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The open window, the reading not handed out yet, the alarms' memory; waits for a reading under way."""
+        self.finish()
+        return {
+            "alarms": self.alarms.state_dict(),
+            "window": self.window.state_dict() if self.window else None,
+            "ready": self._ready._asdict() if self._ready else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, on any number of processes; a window of other settings is dropped."""
+        self.alarms.load_state_dict(state["alarms"])
+        self.window = None
+        if state["window"] is not None and self.every:
+            window = Window(self.shape, self.processes.device)
+            self.window = window if window.load_state_dict(state["window"], keep=self.processes.main) else None
+        self._ready = Reading(**state["ready"]) if state["ready"] and self.processes.main else None
+
+
+def _read_on_cuda(window: Window, step: int, filled: torch.cuda.Event) -> Reading:
+    """In the monitor's thread: what waits here, waits for a stream of its own, and the loop goes on."""
+    filled.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream(window.device)):
+        return read(window, step, torch.device("cpu") if window.width <= ON_CPU else None)

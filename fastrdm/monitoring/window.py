@@ -1,0 +1,214 @@
+"""A window: the rows of many batches at every tap as sums, or as a sample where a tap is wide; and what it says."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.linalg.effective_rank import statistics
+from fastrdm.kernels.linalg.gram import gram
+from fastrdm.monitoring import rank_statistics as readings
+from fastrdm.monitoring.moments import Moments, add, of_views, pooled, unit_rows, zeros
+from fastrdm.monitoring.rank_statistics import CENTRED, CONVENTION, Eigen
+
+
+class Shape(NamedTuple):
+    """What a window holds."""
+
+    rows: int  # it is full with
+    widths: dict[str, int]  # dimensions of every tap
+    max_width: int  # of taps kept as moments; wider ones: a sample of so many rows
+    groups: int  # for intervals; 1: none
+    conventions: tuple[str, ...]
+
+    def wide(self, tap: str) -> bool:
+        return self.widths[tap] > self.max_width
+
+
+class Reading(NamedTuple):
+    """What a full window said."""
+
+    step: int  # of its last rows
+    figures: dict[str, float]
+    spectra: list[dict[str, Any]]  # lines of spectra.jsonl, without step and epoch
+
+
+class Window:
+    """Moments of every tap's rows, float64 on the rows' device; of wide taps the first `max_width` rows themselves."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.shape, self.device, self.seen = shape, device, 0
+        self.moments: dict[str, Moments] = {}
+        self.samples: dict[str, Tensor] = {}
+
+    @property
+    def full(self) -> bool:
+        return self.seen >= self.shape.rows
+
+    @property
+    def width(self) -> int:
+        """Of the widest matrix that is decomposed."""
+        return max(min(width, self.shape.max_width) for width in self.shape.widths.values())
+
+    def add(self, rows: dict[str, Tensor], keep: bool = True) -> None:
+        """Count rows (2, B, D) of every tap, and `keep` them unless another process does; the host does not wait.
+
+        Groups are of whole batches, whose rows BatchNorm ties together; of images where a window has too few batches.
+        """
+        count = rows["online"].shape[:2].numel()
+        turn = self.seen // count if self.shape.rows >= self.shape.groups * count else None
+        self.seen += count
+        if not keep:
+            return
+        for tap, x in rows.items():
+            if self.shape.wide(tap):
+                kept = self.samples.get(tap, x[0, :0].double())
+                self.samples[tap] = torch.cat([kept, x.flatten(0, 1).double()])[: self.shape.max_width]
+        for name, (x, y, groups) in self._kinds(rows):
+            if name not in self.moments:
+                self.moments[name] = zeros(x.shape[-1], groups, self.device)
+            add(self.moments[name], x, y, turn)
+
+    def _kinds(self, rows: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor | None, int]]]:
+        """Every kind of rows whose moments are kept: its name, rows, what they are multiplied with, groups."""
+        raw = any("/raw/" in convention for convention in self.shape.conventions)
+        narrow = {tap: x for tap, x in rows.items() if not self.shape.wide(tap)}
+        for tap, x in narrow.items():
+            unit = unit_rows(x)
+            if tap == "target":
+                yield "target/view1", (unit[:1], None, self.shape.groups)
+                yield "target/view2", (unit[1:], None, self.shape.groups)
+            else:
+                yield f"{tap}/unit", (unit, None, self.shape.groups if tap == "online" else 1)
+            if tap == "features":
+                a, b = (x.double() / 2).chunk(2)
+                yield "features/sum", (a + b, None, 1)
+                yield "features/difference", (a - b, None, 1)
+            elif raw:
+                yield f"{tap}/raw", (x, None, 1)
+        if "online" in narrow:
+            yield "cross", (unit_rows(narrow["online"]), unit_rows(narrow["target"]), 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For `load_state_dict`; tensors, numbers and lists alone."""
+        return {
+            "shape": repr(self.shape),
+            "seen": self.seen,
+            "moments": {name: list(moments) for name, moments in self.moments.items()},
+            "samples": dict(self.samples),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], keep: bool) -> bool:
+        """Go on from `state_dict`, without its rows unless `keep`; False if it has another shape."""
+        if state["shape"] != repr(self.shape):
+            return False
+        self.seen = state["seen"]
+        if keep:
+            self.moments = {name: Moments(*sums).to(self.device) for name, sums in state["moments"].items()}
+            self.samples = {name: x.to(self.device) for name, x in state["samples"].items()}
+        return True
+
+
+def bytes_of(shape: Shape) -> int:
+    """Memory of a full window."""
+    total = 0
+    for tap, width in shape.widths.items():
+        if shape.wide(tap):
+            total += 8 * shape.max_width * width
+            continue
+        matrices = {"online": shape.groups + 1, "target": 2 * shape.groups, "features": 3}.get(tap, 1)
+        raw = tap != "features" and any("/raw/" in convention for convention in shape.conventions)
+        total += 8 * (matrices + raw) * width * (width + 1)
+    return total
+
+
+def read(window: Window, step: int, device: torch.device | None = None) -> Reading:
+    """Decompose a full window, on `device` where given; waits. Rows that are not finite give no figures."""
+    moments = {name: m.to(device) if device else m for name, m in window.moments.items()}
+    sums = [*(m.second.sum() for m in moments.values()), *(x.sum() for x in window.samples.values())]
+    if not all(x.isfinite().item() for x in sums):
+        return Reading(step, {}, [])
+    if "target/view1" in moments:
+        moments["target/unit"] = pooled(moments["target/view1"], moments["target/view2"])
+    if "features/sum" in moments:
+        moments["features/raw"] = of_views(moments["features/sum"], moments["features/difference"])
+
+    @cache
+    def spectrum(name: str, center: bool) -> Eigen:
+        return readings.eigen(moments[name], center)
+
+    figures: dict[str, float] = {}
+    spectra = []
+    for tap in window.shape.widths:
+        if window.shape.wide(tap):
+            own, headline = _of_sample(tap, window.samples[tap], window.shape.conventions)
+            rows = len(window.samples[tap])
+        else:
+            own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
+            rows = window.seen
+        figures |= own
+        spectra.append({"rows": rows, "tap": tap, "convention": "unit/moment", **readings.shown(headline)})
+    return Reading(step, figures | _of_pairs(moments, spectrum), spectra)
+
+
+Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about the mean or not
+
+
+def _of_moments(
+    tap: str, unit: Moments, spectrum: Spectrum, conventions: tuple[str, ...]
+) -> tuple[dict[str, float], Eigen]:
+    """All figures of one tap, and the spectrum of the headline convention."""
+    figures = {}
+    for convention in conventions:
+        kind, scale, about = convention.split("/")
+        figures[f"{tap}/{convention}/window"] = readings.rank(spectrum(f"{tap}/{scale}", about == "cov"), kind)
+    headline = spectrum(f"{tap}/unit", False)
+    deviation = unit.matrix(center=True).diagonal().clamp_min(0).sqrt().mean() * unit.first.shape[-1] ** 0.5
+    return figures | _shape_of(tap, headline, "window") | {f"{tap}/std/window": deviation.item()}, headline
+
+
+def _of_sample(tap: str, rows: Tensor, conventions: tuple[str, ...]) -> tuple[dict[str, float], Eigen]:
+    """The same of a tap whose rows (N, D) were kept: ranks are at most N."""
+
+    def spectrum(convention: str) -> Eigen:
+        _, scale, about = convention.split("/")
+        values = torch.linalg.eigvalsh(gram(rows, center=about == "cov", normalize=scale == "unit")).flip(-1)
+        noise = 8 * torch.finfo(values.dtype).eps * values.sum()
+        return Eigen(torch.where(values > noise, values, 0.0), values)
+
+    figures = {f"{tap}/{c}/sample": readings.rank(spectrum(c), c.split("/")[0]) for c in conventions}
+    headline = spectrum(CONVENTION)
+    deviation = (unit_rows(rows).std(0, correction=0) * rows.shape[-1] ** 0.5).mean()
+    return figures | _shape_of(tap, headline, "sample") | {f"{tap}/std/sample": deviation.item()}, headline
+
+
+def _shape_of(tap: str, spectrum: Eigen, source: str) -> dict[str, float]:
+    stats = statistics(spectrum.values, torch.ones((), dtype=torch.bool))
+    return {
+        f"{tap}/participation_ratio/{source}": stats.participation_ratio.item(),
+        f"{tap}/stable_rank/{source}": stats.stable_rank.item(),
+        f"{tap}/top_share/{source}": stats.topk[0].item(),
+        f"{tap}/slope/{source}": stats.slope.item(),
+    }
+
+
+def _of_pairs(moments: dict[str, Moments], spectrum: Spectrum) -> dict[str, float]:
+    """Figures of two populations: rank differences with their null, the filter between branches, RankMe, LiDAR."""
+    figures: dict[str, float] = {}
+    if "cross" in moments:
+        for name, a, b in (
+            ("difference", "target/unit", "online/unit"),
+            ("null", "target/view2", "target/view1"),
+        ):
+            for convention, center in ((CONVENTION, False), (CENTRED, True)):
+                key = f"{name}/{convention}/window"
+                pair = (moments[a], spectrum(a, center)), (moments[b], spectrum(b, center))
+                figures |= readings.difference(*pair, center, key)
+        share = readings.negative_share(spectrum("target/unit", False), moments["cross"])
+        figures["filter/negative_share/window"] = share
+    if "features/raw" in moments:
+        figures["rankme"] = readings.rank(spectrum("features/raw", False), "erank_s")
+        figures["lidar"] = readings.lidar(moments["features/sum"], moments["features/difference"])
+    return figures

@@ -1,0 +1,197 @@
+"""What a run's folder says, read as far as it goes: a half-written run is a run, and what is missing is named."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastrdm.config import tree as trees
+from fastrdm.config.tree import Tree
+
+METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
+INSTRUMENTS, THEORY = "instruments.jsonl", "theory.json"
+SUMMARY, CONFIG = "summary.json", "config.yaml"
+FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, INSTRUMENTS, THEORY)
+OPTIONAL = (SPECTRA, ALARMS, INSTRUMENTS, THEORY)
+Series = tuple[list[float], list[float]]  # epochs and values
+
+
+class Measurement(NamedTuple):
+    """What the theory's instruments said of a run with frozen weights."""
+
+    epoch: float
+    figures: Tree
+    curves: dict[str, Series]  # over the number of the direction, from 1
+
+    def figure(self, key: str) -> float:
+        return number(self.figures.get(key))
+
+
+class Run(NamedTuple):
+    """One run as its files tell it."""
+
+    name: str
+    folder: Path
+    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
+    spectra: list[Tree]
+    alarms: list[Tree]
+    theory: list[Measurement]
+    config: Tree
+    summary: Tree | None  # none: the run did not finish
+    versions: Tree  # of the newest checkpoint
+    problems: list[str]  # what is missing or could not be read
+
+    def series(self, key: str) -> Series:
+        """Epochs and values of one figure; a value that is no number is a gap."""
+        found = [line for line in self.metrics if key in line]
+        return [line["epoch"] for line in found], [number(line[key]) for line in found]
+
+    def last(self, key: str) -> float:
+        """The newest finite value, NaN without one."""
+        return next((v for v in reversed(self.series(key)[1]) if math.isfinite(v)), math.nan)
+
+    def figures(self) -> list[str]:
+        """Names of all figures, in the order in which they appear."""
+        return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
+
+    def setting(self, key: str) -> Any:
+        """The value of a setting such as `train.length`, None where it is not known."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def number(value: object) -> float:
+    """The value as a float; NaN for what is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in FILES)
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs in these folders; ValueError names a path that is none."""
+    folders = [Path(path) for path in paths]
+    for folder in folders:
+        if not is_run(folder):
+            raise ValueError(f"RUN must be the folder of a run, got {str(folder)!r}, {_what_else(folder)}")
+    return [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def _what_else(folder: Path) -> str:
+    if not folder.is_dir():
+        return "which is no folder" if folder.exists() else "which does not exist"
+    inside = sorted(str(f) for f in folder.iterdir() if f.is_dir() and is_run(f))
+    if inside:
+        return f"which holds runs: did you mean {' '.join(inside[:4])}{' ...' if len(inside) > 4 else ''}?"
+    return f"which holds none of {', '.join(FILES)}"
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' last parts, as many as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    longest = max(map(len, parts))
+    for count in range(1, longest + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def _read(folder: Path, name: str) -> Run:
+    problems: list[str] = []
+    metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
+    spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
+    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
+    theory = _theory(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
+    config = _tree(folder / CONFIG, problems) or {}
+    summary = _tree(folder / SUMMARY, problems)
+    metas = sorted(folder.glob("checkpoints/step-*/meta.json"))
+    versions = (_tree(metas[-1], problems) or {}).get("versions") if metas else None
+    if not isinstance(versions, dict):
+        problems.append("no checkpoint that names versions and device")
+        versions = {}
+    return Run(name, folder, metrics, spectra, alarms, theory, config, summary, versions, problems)
+
+
+def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
+    """Those made while the run went on; without any, the one that `fastrdm theory` made of its end."""
+    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "figures", "curves"))
+    if not lines and (folder / THEORY).is_file():
+        tree = _tree(folder / THEORY, problems) or {}
+        if all(_usable(tree, key) for key in ("figures", "curves")):
+            lines = [{"epoch": end, **tree}]
+    return [Measurement(line["epoch"], line["figures"], _curves(line["curves"])) for line in lines]
+
+
+def _curves(found: Tree) -> dict[str, Series]:
+    """From lists of [number, value], or of values alone."""
+    curves = {}
+    for name, values in found.items():
+        pairs = [v if isinstance(v, list) else (i, v) for i, v in enumerate(values, 1)]
+        curves[name] = [number(i) for i, _ in pairs], [number(v) for _, v in pairs]
+    return curves
+
+
+def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]:
+    """The objects of a file of JSON lines that have all `needed` keys; what else stands there is counted."""
+    content = _content(file, problems)
+    if content is None:
+        return []
+    texts = [line for line in content.split("\n") if line.strip()]
+    lines = [line for line in map(_object, texts) if line and all(_usable(line, key) for key in needed)]
+    unread = len(texts) - len(lines)
+    if unread:
+        cut = ", the last one cut off" if not content.endswith("\n") and _object(texts[-1]) is None else ""
+        problems.append(f"{file.name}: {unread} of {len(texts)} lines could not be read{cut}")
+    if not lines and file.name == METRICS:
+        problems.append(f"{file.name}: no figures yet")
+    return lines
+
+
+def _usable(line: Tree, key: str) -> bool:
+    if key in ("step", "epoch"):
+        return math.isfinite(number(line.get(key)))
+    if key in ("ranks", "eigenvalues"):
+        return isinstance(line.get(key), list)
+    if key in ("figures", "curves"):
+        return isinstance(line.get(key), dict)
+    return isinstance(line.get(key), str)
+
+
+def _content(file: Path, problems: list[str]) -> str | None:
+    """The text of a file, None where it is missing: some may be."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        if file.name not in OPTIONAL:
+            problems.append(f"no {file.name}{': the run has not finished' if file.name == SUMMARY else ''}")
+    except OSError as error:
+        problems.append(f"{file.name}: {error.strerror}")
+    return None
+
+
+def _object(line: str) -> Tree | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _tree(file: Path, problems: list[str]) -> Tree | None:
+    """The keys and values of a JSON or YAML file."""
+    content = _content(file, problems)
+    if content is None:
+        return None
+    try:
+        tree = json.loads(content) if file.suffix == ".json" else trees.parse(content, file.name)
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        problems.append(f"{file.name}: could not be read")
+        return None
+    return tree

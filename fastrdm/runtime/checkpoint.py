@@ -1,0 +1,147 @@
+"""Checkpoints: a folder for a step, complete or not there at all, safe to load, checked before use."""
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastrdm.files import flush
+from fastrdm.schema import STRICT, Duration
+
+FORMAT = "fastrdm-1"
+WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every: Duration = "1ep"  # between two checkpoints
+    keep: int = Field(default=2, ge=1)  # the newest so many
+    best: bool = True  # and the one with the best k-NN accuracy
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used or written; the message is its path and the reason."""
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds."""
+
+    path: Path
+    weights: dict[str, Tensor]  # the model's state dict, standard keys
+    state: dict[str, Any]  # optimiser, scaler, random states, loader position, ...
+    meta: dict[str, Any]  # step, configuration, versions
+
+
+def folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lives."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], meta: dict[str, Any]) -> Path:
+    """Write under a temporary name, flush, rename; CheckpointError (a full disk) leaves the older ones whole."""
+    final = folder(run, step)
+    partial = final.with_name(f".partial-{final.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        torch.save(state, partial / STATE)
+        files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(partial.iterdir())}
+        told = json.loads(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}))
+        (partial / META).write_text(json.dumps({**told, "sha256": _digest(told)}, indent=1))
+        for path in (*partial.iterdir(), partial):
+            flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        flush(final.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: torch and safetensors on a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{final} could not be written: {error}") from error
+    return final
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, its files compared with their hashes; CheckpointError says what is wrong."""
+    try:
+        meta = json.loads((path / META).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no complete checkpoint: {META}: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not of format {FORMAT}")
+    if meta.pop("sha256", None) != _digest(meta):
+        raise CheckpointError(f"{path} is damaged: {META} is not what was written")
+    for name, expected in meta["files"].items():
+        file = path / name
+        if not file.exists():
+            raise CheckpointError(f"{path} is damaged: {name} is missing")
+        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+    try:
+        weights, state = load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return Checkpoint(path, weights, state, meta)
+
+
+def existing(run: Path) -> list[Path]:
+    """Finished checkpoints of a run, the newest first."""
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+
+
+def newest(run: Path) -> Iterator[Checkpoint | CheckpointError]:
+    """The run's checkpoints from the newest on, with the reason in place of one that cannot be read."""
+    for path in existing(run):
+        try:
+            yield read(path)
+        except CheckpointError as error:
+            yield error
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the checkpoint's weights into `model`; CheckpointError names the first keys or shapes that do not fit."""
+    own = model.state_dict()
+    missing, extra = own.keys() - checkpoint.weights.keys(), checkpoint.weights.keys() - own.keys()
+    shapes = [k for k in own.keys() & checkpoint.weights.keys() if own[k].shape != checkpoint.weights[k].shape]
+    wrong = {"missing": sorted(missing), "unknown": sorted(extra), "of another shape": sorted(shapes)}
+    if any(wrong.values()):
+        told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in wrong.items() if keys)
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {told}")
+    model.load_state_dict(checkpoint.weights)
+
+
+def prune(run: Path, keep: int, best: Path | None) -> None:
+    """Remove all but the newest `keep` checkpoints and `best`."""
+    for path in existing(run)[keep:]:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def clear_partial(run: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in (run / "checkpoints").glob(".partial-*"):
+        shutil.rmtree(path)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""What a run says: one live line, metrics.jsonl, and TensorBoard or W&B where asked for."""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fastrdm.runtime.profiler import ProfileConfig
+from fastrdm.schema import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LogConfig:
+    """Where figures go."""
+
+    every: int = Field(default=50, ge=1)  # steps between two lines; the host waits for the device only then
+    tensorboard: bool = False  # write the same figures for TensorBoard
+    wandb: str | None = None  # project on Weights & Biases that gets them
+    report: bool = True  # write report.html into the run's folder when it ends
+    profile: ProfileConfig | None = None  # null: no profiler
+    peak_tflops: float | None = Field(default=None, gt=0)  # of a device at train.precision; null: a known GPU's
+
+
+class RunLog:
+    """Writes figures of the main process; the others hold a RunLog that does nothing."""
+
+    def __init__(self, config: LogConfig, run: Path, step: int, settings: dict[str, Any], main: bool) -> None:
+        """`step`: where the run goes on; what a killed run wrote after it is dropped, all of it when starting again."""
+        self.main = main
+        self._sinks: list[Any] = []
+        if not main:
+            return
+        if config.tensorboard:
+            self._sinks.append(_TensorBoard(run, step))
+        if config.wandb:
+            self._sinks.append(_WandB(config.wandb, run, settings))
+        self.path = run / "metrics.jsonl"
+        for path in {self.path, *run.glob("*.jsonl")}:
+            kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(path)
+
+    def write(self, step: int, epoch: float, figures: dict[str, float]) -> None:
+        """Append one line of figures."""
+        if not self.main:
+            return
+        self.append("metrics", step, epoch, {"time": round(time.time(), 3), **figures})
+        for sink in self._sinks:
+            sink.write(step, figures)
+
+    def append(self, name: str, step: int, epoch: float, record: dict[str, Any]) -> None:
+        """Append a line to NAME.jsonl."""
+        if self.main:
+            with self.path.with_name(f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **record}) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self.main:
+            clear = "\r\x1b[K" if sys.stdout.isatty() else ""
+            print(f"{clear}{text}", flush=True)
+
+    def progress(self, text: str) -> None:
+        """Print the live line: over the last one on a terminal, below it elsewhere."""
+        if not self.main:
+            return
+        if sys.stdout.isatty():
+            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines so far: a kill can leave half of one at the end."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().split("\n")[:-1] if line]
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError("log.tensorboard needs tensorboard: pip install 'fastrdm[tensorboard]'") from None
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WandB:
+    def __init__(self, project: str, run: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("log.wandb needs wandb: pip install 'fastrdm[wandb]'") from None
+        self.run = wandb.init(project=project, id=run.name, dir=str(run), config=settings, resume="allow")
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        self.run.log(figures, step=step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,117 @@
+"""Rank measures of feature matrices, from the eigenvalues of their smaller Gram matrix."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.linalg.gram import gram_of_one
+
+Convention = Literal["eigenvalues", "singular_values"]
+
+
+class SpectrumStats(NamedTuple):
+    """Spectral statistics of K Gram matrices, each (K,) in the Gram matrix's dtype unless said; NaN where not ok."""
+
+    eigenvalues: Tensor  # (K, n), descending; 0 where rounding alone could have made them
+    erank_l: Tensor  # effective rank of the eigenvalues (the paper's)
+    erank_s: Tensor  # of the singular values, their square roots (RankMe's)
+    participation_ratio: Tensor  # (sum l)^2 / sum l^2
+    stable_rank: Tensor  # sum l / max l
+    topk: Tensor  # (K, k) largest eigenvalues, as shares of their sum
+    slope: Tensor  # least-squares slope of -ln l over ln index inside `slope_range` (alpha-ReQ's exponent)
+    ok: Tensor  # (K,) bool: every entry of the Gram matrix is finite
+
+
+def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (..., n), descending, of Gram matrices (..., n, n), and whether each was finite; NaN where not.
+
+    Values within 8 eps of 0, relative to the largest, are 0. On CUDA the library's solver makes the host wait. Only the
+    upper triangles are read (on an AMD EPYC MKL takes them some 5 % sooner than the lower ones).
+    """
+    ok = matrix.abs().amax((-2, -1)).isfinite()  # four times as fast as isfinite of every entry
+    values = torch.linalg.eigvalsh(torch.where(ok[..., None, None], matrix, 0.0), UPLO="U").flip(-1)
+    noise = 8 * torch.finfo(values.dtype).eps * values[..., :1]
+    return torch.where(ok[..., None], torch.where(values > noise, values, 0.0), torch.nan), ok
+
+
+def _shares(values: Tensor) -> Tensor:
+    total = values.sum(-1, keepdim=True)
+    return values / torch.where(total == 0, 1.0, total)
+
+
+def entropy_rank(values: Tensor) -> Tensor:
+    """exp(- sum q ln q), q = values / sum, over the last axis (Roy and Vetterli 2007); 0 where all values are 0."""
+    shares = _shares(values)
+    rank = torch.exp(-torch.special.xlogy(shares, shares).sum(-1))
+    return torch.where((values == 0).all(-1), 0.0, rank)
+
+
+def _slope(values: Tensor, first: int, share: float) -> Tensor:
+    """Of -ln(value) over ln(index), indices first to share * n from 1; 0 with under two positive values there."""
+    index = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
+    inside = (values > 0) & (index >= first) & (index <= share * values.shape[-1])
+    weight = inside.to(values.dtype)
+    x, y = index.log(), torch.where(inside, values, 1.0).log()
+    count = weight.sum(-1, keepdim=True).clamp_min(1)
+    dx = weight * (x - (weight * x).sum(-1, keepdim=True) / count)
+    spread = (dx * dx).sum(-1)
+    return -(dx * y).sum(-1) / torch.where(spread == 0, 1.0, spread) + 0 * values[..., 0]
+
+
+@torch.no_grad()
+def spectrum_stats(matrix: Tensor, *, topk: int = 8, slope_range: tuple[int, float] = (4, 0.5)) -> SpectrumStats:
+    """Statistics of Gram matrices (n, n) or (K, n, n), as made by `gram`, on their device; zero matrices give zeros.
+
+    `slope_range` is the first index, from 1, and the last as a share of n; rows and columns of zero padding count in n.
+    """
+    if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"spectrum_stats takes Gram matrices (n, n) or (K, n, n), got {tuple(matrix.shape)}")
+    return statistics(*spectrum(matrix), topk=topk, slope_range=slope_range)
+
+
+def statistics(
+    values: Tensor, ok: Tensor, *, topk: int = 8, slope_range: tuple[int, float] = (4, 0.5)
+) -> SpectrumStats:
+    """The same of eigenvalues (..., n), descending, none below 0, and whether their matrix was finite."""
+    shares = _shares(values)
+    largest = shares[..., 0]
+    return SpectrumStats(
+        eigenvalues=values,
+        erank_l=entropy_rank(values),
+        erank_s=entropy_rank(values.sqrt()),
+        participation_ratio=_reciprocal((shares * shares).sum(-1)),
+        stable_rank=_reciprocal(largest),
+        topk=shares[..., :topk],
+        slope=_slope(values, *slope_range),
+        ok=ok,
+    )
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 0.0, 1 / torch.where(x == 0, 1.0, x))
+
+
+@torch.no_grad()
+def effective_rank(
+    x: Tensor,
+    *,
+    convention: Convention = "eigenvalues",
+    center: bool = False,
+    normalize: bool = False,
+    precision: Literal["fp64", "fp32"] = "fp64",
+) -> Tensor:
+    """exp of the spectral entropy (Roy and Vetterli 2007) of features (B, D) -> (), or (K, B, D) -> (K,), no gradient.
+
+    `eigenvalues` of x^T x (the paper's) or `singular_values` of x (RankMe's), scaled to sum 1, natural logarithm. Rows
+    are first scaled to length 1 (`normalize`), then column means subtracted (`center`). Zero gives 0, NaN or inf NaN.
+    Computed and returned in float64, or at twice the speed in float32, good to 1e-5 while s_max / s_min < 1e3.
+    """
+    if convention not in ("eigenvalues", "singular_values"):
+        raise ValueError(f"convention must be eigenvalues or singular_values, got {convention!r}")
+    if x.ndim not in (2, 3) or not x.is_floating_point():
+        raise ValueError(f"effective_rank takes floats of shape (B, D) or (K, B, D), got {tuple(x.shape)} {x.dtype}")
+    if precision not in ("fp64", "fp32"):
+        raise ValueError(f"precision must be fp64 or fp32, got {precision!r}")
+    values, _ = spectrum(gram_of_one(x, center, normalize, precision, upper=True))
+    return entropy_rank(values.sqrt() if convention == "singular_values" else values)

@@ -1,0 +1,93 @@
+"""The filters as torch operators: opaque to torch.compile, with shapes known ahead and the gradient g W."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.spectral.eigh_solver import filter64
+from fastrdm.kernels.spectral.filter_factors import Factors, Function, no_factors, work_dtype
+from fastrdm.kernels.spectral.matmul_solvers import filter_even, filter_ladder
+
+
+@torch.library.custom_op("fastrdm::spectral_filter", mutates_args=())
+def filter_op(
+    x: Tensor,
+    source: Tensor | None,
+    is_gram: bool,
+    offset: int | None,
+    kind: str,
+    power: float | None,
+    cutoff: float,
+    unit: float,
+    needs_grad: bool,
+    solver: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x W (V, B, D) and, where `needs_grad`, the factors of W; no source: x itself."""
+    function = Function(kind, power, cutoff, unit)
+    whole = x if source is None else source
+    start = 0 if source is None else offset
+    with torch.autocast(x.device.type, enabled=False):
+        if solver == "eigh64":
+            out, factors = filter64(x, whole, is_gram, source is None, function, needs_grad)
+        elif solver == "even":
+            out, factors = filter_even(x, whole, is_gram, function, needs_grad, precision)
+        else:
+            out, factors = filter_ladder(x, whole, start, function, needs_grad, precision)
+    # a product of transposed matrices may come out transposed; the shapes promised below are row by row
+    return out.contiguous(), factors.basis.contiguous(), factors.core.contiguous(), factors.gain.contiguous()
+
+
+@filter_op.register_fake
+def _(
+    x: Tensor,
+    source: Tensor | None,
+    is_gram: bool,
+    offset: int | None,
+    kind: str,
+    power: float | None,
+    cutoff: float,
+    unit: float,
+    needs_grad: bool,
+    solver: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    work = work_dtype(x)
+    if not needs_grad:
+        return out, *no_factors(x, work)
+    views, _, width = x.shape
+    rows = width if is_gram else (x if source is None else source).shape[1]
+    wide = rows <= width and not is_gram
+    n = min(rows, width)
+    diagonal = wide and (solver == "eigh64" or (solver == "even" and power == 2))
+    basis = x.new_empty((views, n if wide else 0, width), dtype=work)
+    core = x.new_empty((views, 1 if diagonal else n, n), dtype=work)
+    return out, basis, core, x.new_empty((views, 1, 1), dtype=torch.float64)
+
+
+@torch.library.custom_op("fastrdm::apply_factors", mutates_args=())
+def _apply_op(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> Tensor:
+    """x W (V, B, D) of W's factors."""
+    with torch.autocast(x.device.type, enabled=False):
+        return Factors(basis, core, gain).apply(x, precision).contiguous()
+
+
+@_apply_op.register_fake
+def _(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # else a backward pass starts with zeros as large as the factors
+    ctx.save_for_backward(*output[1:])
+    ctx.precision = inputs[-1]
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    """W is constant and symmetric: g W. (A filter applied from the left would keep parts of g outside its span.)"""
+    return _apply_op(grad, *ctx.saved_tensors, ctx.precision), *[None] * 10
+
+
+filter_op.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,176 @@
+"""Engine that decodes on the device that trains, a batch at a time, by torchcodec: nvJPEG on a GPU, else libjpeg-turbo.
+
+Threads read the files; one more decodes and makes the views, on a stream beside the training step's. Order and
+parameters are ours, so that a restart in mid-epoch is exact.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.augment.layout import ragged
+from fastrdm.loaders.augment.parameters import sample_parameters
+from fastrdm.loaders.augment.reference import augment, chosen
+from fastrdm.loaders.engines.threads import start_threads
+from fastrdm.loaders.order import EpochLoader, Indices, Process
+from fastrdm.loaders.sources.decode import decode, orientation, plain_size
+from fastrdm.loaders.sources.reader import Reader
+from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
+from fastrdm.schema import require
+
+CHUNK = 16  # images a task
+MADE = 2  # batches of views in the making, or made and not handed out
+JPEG_END = b"\xff\xd9"
+
+
+class Encoded(NamedTuple):
+    """An image as it was read."""
+
+    number: int  # in the source, or that of the one that stands in for it
+    data: bytes | Tensor  # a JPEG, or (H, W, 3) uint8 where it was decoded on the host
+    height: int
+    width: int
+
+
+class TorchcodecLoader(EpochLoader):
+    """`workers` threads read `prefetch` batches ahead; two batches at most are decoded."""
+
+    def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
+        process.check("torchcodec")
+        shards = source.shards if config.order == "windowed" else None
+        super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
+        if not source.encoded:
+            raise ValueError(f"loader.engine=torchcodec takes JPEG files, packed or not, got {source.name}")
+        self.fetch, self.views, self.device, self.dtype = source.fetch, config.views, process.device, process.dtype
+        self.decode = _decoder(process.device)
+        self.implementation = chosen(config.augment, process.device)
+        self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
+        self.reader = Reader(source, self.faults, config.max_corrupt)
+        self.prefetch = config.prefetch
+        self.refused: set[int] = set()  # JPEGs that torchcodec does not decode: the host does
+        self.stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
+        self.pool = start_threads(config.workers, "fastrdm-loader")
+        self.maker = start_threads(1, "fastrdm-loader-maker")
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the epoch still to come; what a thread raises is raised here."""
+        views = tuple(spec.at(self.epoch) for spec in self.views)
+        remaining, reading, making = self._remaining(), deque[list[Future[list[Encoded]]]](), deque[Future[Batch]]()
+        try:
+            while True:
+                reading += map(self._read, islice(remaining, self.prefetch + 1 - len(reading)))
+                while reading and len(making) < MADE:
+                    making.append(self.maker.submit(self._make, reading.popleft(), views, self.epoch))
+                if not making:
+                    return
+                batch = self._handed(making.popleft().result())
+                self.position += self.batch_size
+                yield batch
+        finally:
+            for made in making:
+                made.cancel()
+            for task in chain.from_iterable(reading):
+                task.cancel()
+
+    def close(self) -> None:
+        """End the threads, after what they are at."""
+        self.pool.shutdown(cancel_futures=True)
+        self.maker.shutdown(cancel_futures=True)
+
+    def _read(self, indices: Indices) -> list[Future[list[Encoded]]]:
+        """Start reading a batch."""
+        parts = (indices[start : start + CHUNK].tolist() for start in range(0, len(indices), CHUNK))
+        return [self.pool.submit(lambda part: [self._encoded(index) for index in part], part) for part in parts]
+
+    def _encoded(self, index: int) -> Encoded:
+        return self.reader.first(index, self._image)[1]
+
+    def _image(self, index: int) -> Encoded:
+        """An image for the device, or what is no upright, whole and plain JPEG decoded here; raises CorruptImage."""
+        data, name = self.fetch(index)
+        size = plain_size(data)
+        # torchcodec turns images as their EXIF says, which the definition of a view ignores
+        turned = b"Exif" in data and orientation(data) != 1
+        if size and data.endswith(JPEG_END) and not turned and index not in self.refused:
+            return Encoded(index, data, *size)
+        pixels = decode(data, name)
+        return Encoded(index, torch.from_numpy(pixels), *pixels.shape[:2])
+
+    def _make(self, tasks: list[Future[list[Encoded]]], views: tuple[ViewSpec, ...], epoch: int) -> Batch:
+        """The finished batch, on our own stream where there is one, which has ended then."""
+        encoded = [image for task in tasks for image in task.result()]
+        if self.stream is None:
+            return self._made(encoded, views, epoch)
+        with torch.cuda.stream(self.stream):
+            batch = self._made(encoded, views, epoch)
+        self.stream.synchronize()  # this thread waits, not the one that trains
+        return batch
+
+    def _made(self, encoded: list[Encoded], views: tuple[ViewSpec, ...], epoch: int) -> Batch:
+        decoded = self._decoded(encoded)
+        encoded, images = [image for image, _ in decoded], ragged([pixels for _, pixels in decoded])
+        index = torch.tensor([image.number for image in encoded])
+        height, width = torch.tensor([(image.height, image.width) for image in encoded]).unbind(1)
+        made = []
+        for view, spec in enumerate(views):
+            drawn = sample_parameters(spec, self.seed, epoch, index, view, height, width).to(self.device)
+            made.append(augment(images, drawn, spec, self.dtype, self.implementation))
+        return Batch(tuple(made), index.to(self.device), self.labels[index].to(self.device))
+
+    def _decoded(self, encoded: list[Encoded]) -> list[tuple[Encoded, Tensor]]:
+        """Each image with its pixels (H, W, 3) on the device; what cannot be decoded is replaced."""
+        found = self._try([image.data for image in encoded if isinstance(image.data, bytes)])
+        if found is None:  # a call gives all of its images or none
+            return [self._one(image) for image in encoded]
+        jpegs = iter(found)
+        return [(k, next(jpegs) if isinstance(k.data, bytes) else k.data.to(self.device)) for k in encoded]
+
+    def _one(self, image: Encoded) -> tuple[Encoded, Tensor]:
+        while isinstance(image.data, bytes):
+            if found := self._try([image.data]):
+                return image, found[0]
+            self.refused.add(image.number)
+            image = self._encoded(image.number)
+        return image, image.data.to(self.device)
+
+    def _try(self, jpegs: list[bytes]) -> list[Tensor] | None:
+        """The images (H, W, 3) on the device, or None if one of them is not decoded."""
+        try:
+            return [image.permute(1, 2, 0) for image in self.decode(jpegs, device=self.device)] if jpegs else []
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return None
+
+    def _handed(self, batch: Batch) -> Batch:
+        """The batch, whose memory the training stream holds from now on."""
+        if self.stream is not None:
+            train = torch.cuda.current_stream(self.device)
+            for tensor in (*batch.views, batch.index, batch.label):
+                tensor.record_stream(train)
+        return batch
+
+
+def _decoder(device: torch.device) -> Callable[..., list[Tensor]]:
+    """torchcodec's decode_jpeg, tried once on the device: later failures are then those of images."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, RuntimeError) as error:
+        needs = "loader.engine=torchcodec needs torchcodec 0.16: pip install 'fastrdm[torchcodec]', or take native"
+        raise ValueError(f"{needs} ({str(error).splitlines()[0]})") from error
+    decode_jpegs: Any = decode_jpeg
+    trial = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    try:
+        (image,) = decode_jpegs([trial], device=device)
+    except RuntimeError as error:
+        raise ValueError(f"loader.engine=torchcodec does not decode on {device}: {error}") from error
+    require(image.shape == (3, 16, 16), "torchcodec", "a release whose decode_jpeg gives (3, H, W)", image.shape)
+    return decode_jpegs  # type: ignore[no-any-return]

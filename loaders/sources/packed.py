@@ -1,0 +1,177 @@
+"""Packed folders: all images of a set in a few large files, and the source that reads them.
+
+meta.json         mode, classes, counts; bytes and sha256 of every other file; what was repaired and refused
+index.npy         one row of INDEX an image
+shards/NNNNN.npy  mode raw: (n, size, size, 3) uint8;   shards/NNNNN.bin  mode jpeg: encoded images back to back
+"""
+
+import hashlib
+import json
+import os
+import time
+import weakref
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrdm.files import sha256
+from fastrdm.loaders.sources.decode import Allocate, CorruptImage, Pixels
+from fastrdm.loaders.sources.source import ReadTime, Source
+
+FORMAT = 1
+INDEX = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("flags", "<u4"),  # 1: encoded anew, 2: turned upright
+        ("offset", "<u8"),  # of the image's first byte in the file of its shard
+        ("bytes", "<u4"),
+        ("crc32", "<u4"),  # of these bytes
+        ("height", "<u4"),  # pixels
+        ("width", "<u4"),
+        ("label", "<i8"),  # -1 where unknown
+    ]
+)
+
+
+def seal(meta: dict[str, Any]) -> str:
+    """Checksum over everything in meta.json but itself."""
+    rest = {key: value for key, value in meta.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_meta(root: Path) -> dict[str, Any]:
+    """meta.json, checked, every file that it lists present and as long as it says; ValueError names what is amiss."""
+    path = root / "meta.json"
+    try:
+        meta: dict[str, Any] = json.loads(path.read_bytes())
+        sound = meta["seal"] == seal(meta)
+    except FileNotFoundError:
+        raise ValueError(f"loader.root must be a packed folder, got {root}, which has no meta.json") from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not sound:
+        raise ValueError(f"{path} is damaged: it is not what was written. Pack the set again")
+    if meta["format"] != FORMAT:
+        raise ValueError(f"{path} is of format {meta['format']}, this version reads {FORMAT}: pack the set again")
+    for name, told in meta["files"].items():
+        size = (root / name).stat().st_size if (root / name).is_file() else None
+        if size is None:
+            raise ValueError(f"{root / name} is missing from the packed folder")
+        if size != told["bytes"]:
+            raise ValueError(f"{root / name} has {size} bytes, {told['bytes']} were written: copy it again")
+    return meta
+
+
+def read_index(root: Path, meta: dict[str, Any]) -> NDArray[np.void]:
+    """index.npy, (N,) of INDEX, checked against its sha256."""
+    path = root / "index.npy"
+    if sha256(path) != meta["files"]["index.npy"]["sha256"]:
+        raise ValueError(f"{path} is damaged: it is not what was written. Copy it again")
+    index: NDArray[np.void] = np.load(path, allow_pickle=False)
+    assert index.dtype == INDEX and len(index) == meta["count"]
+    return index
+
+
+def verify(root: Path) -> int:
+    """Read every byte of a packed folder and compare it with its sha256; bytes read. ValueError names damaged files."""
+    meta = read_meta(root)
+    damaged = [name for name, told in meta["files"].items() if sha256(root / name) != told["sha256"]]
+    if damaged:
+        raise ValueError(f"{root}: damaged files, to be copied or packed again: {', '.join(damaged)}")
+    return sum(told["bytes"] for told in meta["files"].values())
+
+
+class PackedSource(Source):
+    """Images of a packed folder; each one's checksum is compared when a process reads it for the first time.
+
+    Raw shards are mapped into memory, which copies faster than reading. Encoded images are read: a failing disk then
+    costs an image, not the process.
+    """
+
+    name = "packed"
+
+    shards: NDArray[np.int64]
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.meta = root, read_meta(root)
+        index = read_index(root, self.meta)
+        self.classes: list[str] = self.meta["classes"]
+        self.labels = index["label"].astype(np.int64)
+        self.shards = index["shard"].astype(np.int64)
+        self.offset, self.bytes, self.crc32, self.height, self.width = (
+            np.ascontiguousarray(index[name]) for name in ("offset", "bytes", "crc32", "height", "width")
+        )
+        self.raw = self.meta["mode"] == "raw"
+        if self.raw:
+            self.side = self.meta["size"]
+            self.note = (
+                f"packed as raw centre squares of {self.side} px: random crops cannot reach what was cut off, and "
+                "published accuracies were not made this way"
+            )
+        self.stored_bytes = sum(told["bytes"] for told in self.meta["files"].values())
+        self.paths = sorted(root / name for name in self.meta["files"] if name.startswith("shards/"))
+        self._checked = np.zeros(len(index), bool)
+        self._files: list[int] = []
+        weakref.finalize(self, _close, self._files)
+        try:
+            self._files += [os.open(path, os.O_RDONLY) for path in self.paths]
+        except OSError as error:
+            raise ValueError(f"{root}: cannot open its {len(self.paths)} shards at once: {error.strerror}") from None
+        # as plain arrays: slicing a numpy.memmap costs microseconds
+        self._maps = [np.asarray(np.memmap(path, np.uint8, "r")) for path in self.paths] if self.raw else []
+
+    @property
+    def encoded(self) -> bool:
+        return not self.raw
+
+    def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
+        """The same in memory that `place` gives; the seconds that it takes are added to `spent`."""
+        if not self.raw:
+            return super().read_into(index, allocate, spent)
+        began = time.perf_counter()
+        pixels = allocate(self.height.item(index), self.width.item(index))
+        self._copy(index, pixels.reshape(-1))
+        spent.read += time.perf_counter() - began
+        return pixels
+
+    def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
+        """Images of mode raw into `out` (n, side, side, 3); raises CorruptImage."""
+        for index, pixels in zip(indices.tolist(), out.reshape(len(out), -1), strict=True):
+            self._copy(index, pixels)
+
+    def read_ahead(self, shards: set[int]) -> None:
+        """Ask the system to read these shards from one end to the other, in the background."""
+        if hasattr(os, "posix_fadvise"):
+            for shard in shards:
+                os.posix_fadvise(self._files[shard], 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _copy(self, index: int, out: NDArray[np.uint8]) -> None:
+        start = self.offset.item(index)
+        out[:] = self._maps[self.shards.item(index)][start : start + out.size]
+        self._check(index, out)
+
+    def fetch(self, index: int) -> tuple[bytes, str]:
+        """The encoded image of a pack in mode jpeg, and what to call it; raises CorruptImage."""
+        try:
+            data = os.pread(self._files[self.shards[index]], self.bytes.item(index), self.offset.item(index))
+        except OSError as error:
+            raise CorruptImage(f"{self._called(index)}: {error.strerror}") from error
+        self._check(index, data)
+        return data, self._called(index)
+
+    def _check(self, index: int, data: Any) -> None:
+        if not self._checked[index]:
+            if zlib.crc32(data) != self.crc32[index]:
+                raise CorruptImage(f"{self._called(index)}: not the bytes that were packed")
+            self._checked[index] = True
+
+    def _called(self, index: int) -> str:
+        return f"{self.paths[self.shards[index]]}, image {index}"
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)

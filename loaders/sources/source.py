@@ -1,0 +1,170 @@
+"""What a source of images is, images in memory, and some images of another source."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrdm.loaders.sources.archives import Arrays
+from fastrdm.loaders.sources.decode import Allocate, Pixels, decode, new_pixels
+from fastrdm.schema import Triple
+
+STATISTICS: dict[str, tuple[Triple, Triple]] = {  # mean and std of the training images in [0, 1]
+    "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),
+    "fashion_mnist": ((0.286, 0.286, 0.286), (0.353, 0.353, 0.353)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+@dataclass
+class ReadTime:
+    """Seconds that one thread spent on getting images."""
+
+    read: float = 0.0
+    decode: float = 0.0
+
+
+class BetonImages(NamedTuple):
+    """Images of one .beton file, as ffcv's engine finds them."""
+
+    path: Path
+    numbers: NDArray[np.int64]  # (N,) of each image in the file
+    height: NDArray[np.int64]  # (N,) pixels
+    width: NDArray[np.int64]  # (N,) pixels
+
+    def at(self, index: NDArray[np.int64]) -> "BetonImages":
+        """The images `index` (n,) of these."""
+        return BetonImages(self.path, self.numbers[index], self.height[index], self.width[index])
+
+
+class Source:
+    """A set of images. A subclass of your own is named as `loader.source=package.module:Class`.
+
+    Set `name`, `classes` and `labels`, and define `fetch` (images as they are stored) or `read` (their pixels). All
+    else is an ability: a source that has it gets what it makes possible, a source without it works all the same.
+    """
+
+    name: str
+    """What the set is called at the start of a run."""
+
+    classes: list[str]
+    """Names of the classes; [] where nothing is labelled."""
+
+    labels: NDArray[np.int64]
+    """(N,) int64, the number of each image's class, -1 where it is unknown."""
+
+    images: Pixels | None = None
+    """(N, H, W, 3) uint8 where the whole set is in memory: the resident engine needs it."""
+
+    mean: Triple | None = None
+    """Mean of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
+
+    std: Triple | None = None
+    """Their standard deviation likewise."""
+
+    note: str | None = None
+    """What a user should know of this set, told at the start."""
+
+    shards: NDArray[np.int64] | None = None
+    """(N,) int64, the file that each image lies in: loader.order=windowed mixes a few of them at a time."""
+
+    stored_bytes: int | None = None
+    """Size of the set on storage: a run then tells how long one reading of it takes."""
+
+    side: int | None = None
+    """Pixels a side where all images are stored as squares of one size, which `gather` copies."""
+
+    beton: BetonImages | None = None
+    """Where the images lie in a .beton file: loader.engine=ffcv reads no other."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether `fetch` hands out images as they are stored, for engines that decode by themselves."""
+        return type(self).fetch is not Source.fetch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, index: int) -> tuple[bytes, str]:
+        """The image as it is stored, and what to call it in messages; raises CorruptImage, from any thread."""
+        raise TypeError(f"{type(self).__name__} holds no encoded images")
+
+    def read(self, index: int) -> Pixels:
+        """(H, W, 3) uint8; raises CorruptImage, from any thread."""
+        return self.read_into(index, new_pixels, ReadTime())
+
+    def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
+        """As `read`, into the memory that `allocate` gives; the seconds that it takes are added to `spent`."""
+        began = time.perf_counter()
+        if not self.encoded:
+            read = self.read(index)
+            pixels = allocate(*read.shape[:2])
+            pixels[...] = read
+            spent.decode += time.perf_counter() - began
+            return pixels
+        data, name = self.fetch(index)
+        fetched = time.perf_counter()
+        pixels = decode(data, name, allocate)
+        spent.read += fetched - began
+        spent.decode += time.perf_counter() - fetched
+        return pixels
+
+    def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
+        """The images `indices` (n,) of a source with a `side` into `out` (n, side, side, 3); raises CorruptImage."""
+        raise TypeError(f"{type(self).__name__} has no side")
+
+    def read_ahead(self, shards: set[int]) -> None:
+        """A hint that these `shards` are read soon, from one end to the other."""
+
+
+class ArraySource(Source):
+    """Images (N, H, W, 3) uint8 in memory."""
+
+    images: Pixels
+
+    def __init__(self, name: str, arrays: Arrays) -> None:
+        self.name = name
+        self.images, self.labels, self.classes = arrays
+        self.mean, self.std = STATISTICS[name]
+
+    def read(self, index: int) -> Pixels:
+        return self.images[index]  # type: ignore[no-any-return]
+
+
+class Subset(Source):
+    """Some images of another source, numbered anew, with all its abilities."""
+
+    def __init__(self, source: Source, index: NDArray[np.int64]) -> None:
+        self.source, self.index = source, index
+        self.name, self.classes, self.labels = source.name, source.classes, source.labels[index]
+        self.mean, self.std, self.note = source.mean, source.std, source.note
+        self.side, self.stored_bytes = source.side, source.stored_bytes
+        self.images = None if source.images is None else source.images[index]
+        self.shards = None if source.shards is None else source.shards[index]
+        self.beton = source.beton and source.beton.at(index)
+
+    beton: BetonImages | None = None
+    """Where the images lie in a .beton file: loader.engine=ffcv reads no other."""
+
+    @property
+    def encoded(self) -> bool:
+        return self.source.encoded
+
+    def fetch(self, index: int) -> tuple[bytes, str]:
+        return self.source.fetch(int(self.index[index]))
+
+    def read(self, index: int) -> Pixels:
+        return self.source.read(int(self.index[index]))
+
+    def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
+        return self.source.read_into(int(self.index[index]), allocate, spent)
+
+    def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
+        self.source.gather(self.index[indices], out)
+
+    def read_ahead(self, shards: set[int]) -> None:
+        self.source.read_ahead(shards)

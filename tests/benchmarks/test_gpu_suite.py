@@ -1,0 +1,164 @@
+"""The benchmarks of steps and of training with its loader run and tell sound ratios; the suite around them goes on."""
+
+import argparse
+import csv
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fastrdm.config import run_config as config
+from fastrdm.methods.presets import PRESETS
+
+pytest.importorskip("torchvision")
+pytest.importorskip("kornia")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("gpu_suite", BENCHMARKS / "gpu_suite.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    return {row["contestant"]: row for row in csv.DictReader(path.open())}
+
+
+@pytest.mark.slow
+def test_the_dry_run_measures_and_records(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu_suite.py"), str(tmp_path), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    step = table(tmp_path / "step.txt")
+    assert step.keys() == {"step", "ceiling", "reference", "svd", "base"}
+    for name, row in step.items():
+        for other in step.keys() - {"step"}:
+            ratio = float(step[other]["ms"]) / float(row["ms"])
+            assert float(row[f"to_{other}"]) == pytest.approx(ratio, rel=0.01), (name, other)
+    crops = table(tmp_path / "step_crops.txt")["step"]
+    assert (crops["views"], crops["crops"], crops["to_svd"]) == ("4", "2x4", "")
+    whole = table(tmp_path / "end_to_end.txt")
+    assert whole.keys() == {"real", "synthetic", "reference"}
+    assert float(whole["synthetic"]["to_synthetic"]) == 1
+    assert (tmp_path / "run" / "summary.json").exists(), "the training ended"
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["left out"] == {"left_out": "needs --imagenet"}
+    assert {name for name, end in record["parts"].items() if end} == {
+        "tests",
+        "step",
+        "step_crops",
+        "end_to_end",
+        "train",
+    }
+
+
+def test_parts_that_succeeded_are_not_run_again(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, long = ["-c", "print(7)"], ["-c", "raise SystemExit(3)"], ["-c", "import time; time.sleep(60)"]
+    made = [
+        suite.Part("good", good),
+        suite.Part("bad", bad),
+        suite.Part("long", long),
+        suite.Part("data", good, "cifar"),
+    ]
+    monkeypatch.setattr(suite, "dry_parts", lambda out: made)
+    monkeypatch.setattr(suite, "LIMIT", 3)
+    ran: list[str] = []
+    run_part = suite.run_part
+
+    def noted(part: Any, *rest: Any) -> Any:
+        ran.append(part.name)
+        return run_part(part, *rest)
+
+    monkeypatch.setattr(suite, "run_part", noted)
+    monkeypatch.setattr(suite, "commit", lambda: "first")
+    assert suite.main([str(tmp_path), "--dry-run"]) == 1
+    ends = json.loads((tmp_path / "record.json").read_text())["parts"]
+    assert {name: end and end["status"] for name, end in ends.items()} == {
+        "good": "ok",
+        "bad": "failed",
+        "long": "over time",
+        "data": None,
+    }
+    assert (tmp_path / "good.txt").read_text() == "7\n"
+    assert "| data | needs --cifar |" in (tmp_path / "record.md").read_text()
+    assert suite.main([str(tmp_path), "--dry-run"]) == 1
+    assert ran == ["good", "bad", "long", "bad", "long"]
+    monkeypatch.setattr(suite, "commit", lambda: "second")
+    suite.main([str(tmp_path), "--dry-run", "--only", "good", "--minutes", "0.1"])
+    assert ran[5:] == [], "half a minute is the least that a part is started with"
+    assert "stopped before good" in capsys.readouterr().out
+    suite.main([str(tmp_path), "--dry-run", "--only", "good"])
+    assert ran[5:] == ["good"], "another commit is measured anew"
+
+
+def test_the_whole_suite_names_scripts_and_presets_that_exist(suite: ModuleType) -> None:
+    parts = list(suite.parts("C", "I", Path("R")))
+    assert len({part.name for part in parts}) == len(parts)
+    assert set(suite.METHODS + suite.VARIANTS) <= PRESETS.keys()
+    for part in parts:
+        assert part.needs is None or part.needs in suite.NEEDS
+        assert part.command[0] == "-m" or Path(part.command[0]).exists(), part.name
+        if "fastrdm" in part.command[0]:
+            config.load(part.command[1:])
+
+
+class Parsed(Exception):
+    """A benchmark's arguments."""
+
+
+def test_the_suites_benchmarks_take_their_arguments(suite: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
+    for name, parse in parsers.items():
+
+        def stop(self: argparse.ArgumentParser, *given: Any, parse: Any = parse) -> None:
+            raise Parsed(parse(self, *given))
+
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop)
+    seen = []
+    for part in suite.parts("C", "I", Path("R")):
+        script = next((i for i, word in enumerate(part.command) if Path(word).parent == BENCHMARKS), None)
+        if script is None:
+            continue
+        name = Path(part.command[script]).stem
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", part.command[script:])
+        with pytest.raises(Parsed) as parsed:
+            module.main()
+        seen.append(name)
+        settings_are_sound(name, module, parsed.value.args[0], monkeypatch)
+    assert {"bench_step", "bench_first_step", "bench_end_to_end", "bench_loader", "bench_augment"} <= set(seen)
+
+
+def settings_are_sound(name: str, module: ModuleType, args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a benchmark would train makes a configuration."""
+    if name == "bench_end_to_end":
+        assert config.load(args.settings).train.capture
+    if name == "bench_step":
+        monkeypatch.setattr(module, "Trainer", lambda settings: settings)
+        for preset in args.presets:
+            made = module.trainer_of(preset, args, args.compile == "yes", args.capture == "yes")
+            assert (made.preset, len(made.loader.views)) == (preset, 2 + args.crops)
+            assert made.train.capture == (args.capture == "yes")
+            assert "base" not in args.contestants or module.base_of(preset) in PRESETS
+
+
+def test_without_a_gpu_it_says_so(suite: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if suite.torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        suite.main([str(tmp_path / "out")])
+    assert "--dry-run works without" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

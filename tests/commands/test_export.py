@@ -1,0 +1,135 @@
+"""Exported files load where they are meant to be loaded, strictly, and give the encoder's own outputs there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from fastrdm.commands import export
+from fastrdm.commands.pretrained import Pretrained, from_file, from_run
+from fastrdm.config import run_config as config
+from fastrdm.loaders.spec import ViewSpec
+from fastrdm.models.encoders import EncoderConfig, build_encoder
+from fastrdm.trainer import Trainer
+
+SMALL = [
+    "preset=byol",
+    "train.length=2st",
+    "optim.warmup=1st",
+    "method.projector.hidden=16",
+    "method.projector.out=12",
+    "loader.batch_size=16",
+    "loader.subset=40",
+    "loader.views.*.size=8",
+    "evaluate.baselines=false",
+    "evaluate.probe=false",
+]
+
+
+def pretrained(name: str) -> Pretrained:
+    """An encoder with running statistics that no initialisation gives."""
+    torch.manual_seed(0)
+    settings = EncoderConfig(name=name)
+    encoder = build_encoder(settings)
+    with torch.no_grad():
+        for _ in range(3):
+            encoder(torch.randn(4, 3, 64, 64))
+    origin = {"encoder": name, "preset": "simsiam", "step": 1, "branch": "online", "sha256": "0"}
+    return Pretrained(encoder.eval(), settings, ViewSpec(), None, Path(), origin)
+
+
+def images(size: int = 64) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("resnet18", "torchvision"),
+        ("resnet50", "torchvision"),
+        ("resnet18", "timm"),
+        ("timm/resnet18", "timm"),
+        ("timm/mobilenetv3_small_050", "timm"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@torch.no_grad()
+def test_files_load_strictly_and_agree(tmp_path: Path, name: str, layout: str, ending: str) -> None:
+    pytest.importorskip(layout)
+    ours, file = pretrained(name), tmp_path / f"weights{ending}"
+    export.write(ours, file)
+    theirs: Any
+    if layout == "timm":
+        import timm
+
+        theirs = timm.create_model(name.removeprefix("timm/"), num_classes=1000)
+        classifier = theirs.pretrained_cfg["classifier"]
+    else:
+        from torchvision.models import get_model
+
+        theirs, classifier = get_model(name, weights=None), "fc"
+    weights = load_file(file) if ending == ".safetensors" else torch.load(file, weights_only=True)
+    told = theirs.load_state_dict(weights, strict=False)
+    assert told.unexpected_keys == []
+    assert told.missing_keys == [f"{classifier}.weight", f"{classifier}.bias"]
+    setattr(theirs, classifier, nn.Identity())
+    expected = ours.encoder(images())
+    torch.testing.assert_close(theirs.eval()(images()), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+    assert "outputs differ by" in export.checked(ours, layout, file)
+
+
+def test_a_file_that_gives_other_outputs_is_removed(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    ours, file = pretrained("resnet18"), tmp_path / "weights.pth"
+    export.write(ours, file)
+    changed = torch.load(file, weights_only=True)
+    changed["layer3.0.bn1.weight"] *= 1.01
+    torch.save(changed, file)
+    with pytest.raises(ValueError, match="--layout torchvision gives other outputs, off by"):
+        export.checked(ours, "torchvision", file)
+    assert not file.exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "byol"
+    assert Trainer(config.load([*SMALL, f"run={folder}", "encoder.width=4"])).train()
+    return folder
+
+
+def test_safetensors_hold_any_encoder_and_its_description(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for branch in ("online", "target"):
+        file = tmp_path / f"{branch}.safetensors"
+        arguments = [str(run), "--layout", "safetensors", "--out", str(file), "--branch", branch]
+        assert export.main(arguments) == 0
+        trained = from_run(run, branch)  # type: ignore[arg-type]
+        found = load_file(file)
+        assert found.keys() == trained.encoder.state_dict().keys()
+        assert all(torch.equal(x, found[key]) for key, x in trained.encoder.state_dict().items())
+        with safe_open(file, framework="pt") as opened:
+            about = opened.metadata()
+        assert (about["encoder"], about["stem"], about["branch"]) == ("resnet_small", "cifar", branch)
+    online, target = (load_file(tmp_path / f"{branch}.safetensors") for branch in ("online", "target"))
+    assert not torch.equal(online["conv1.weight"], target["conv1.weight"])
+    assert "checked in fastrdm: outputs differ by 0e+00" in capsys.readouterr().out
+
+
+def test_what_is_exported_is_read_again(tmp_path: Path) -> None:
+    ours, file = pretrained("resnet18"), tmp_path / "weights.safetensors"
+    export.write(ours, file)
+    again = from_file(file, "torchvision", ours.config, "online")
+    assert torch.equal(again.encoder(images()), ours.encoder(images()))
+
+
+def test_what_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--layout torchvision cannot hold resnet_small, which only fastrdm has"):
+        export.main([str(run), "--layout", "torchvision", "--out", str(tmp_path / "x.pth")])
+    with pytest.raises(ValueError, match=r"--out must be a name that ends in \.safetensors"):
+        export.main([str(run), "--layout", "safetensors", "--out", str(tmp_path / "x.pth")])
+    assert list(tmp_path.iterdir()) == []

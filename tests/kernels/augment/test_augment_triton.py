@@ -1,0 +1,235 @@
+"""The compiled and the Triton augmentation against the reference; without a GPU Triton runs in its interpreter."""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.augment import augment_cpu as compiled
+from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ragged
+from fastrdm.loaders.augment import reference
+from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.loaders.spec import ViewSpec
+
+CUDA = torch.cuda.is_available()
+SIZES = [(1, 1), (1, 9), (7, 1), (9, 14), (40, 31), (23, 75)]  # height, width
+PLAIN = ViewSpec(
+    size=19, jitter=1.0, grey=1.0, blur=1.0, blur_kernel=9, solarise=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+)
+EXACT, EIGHT_BITS = 0.01 / 255, 2 / 255  # bars for values in [0, 1]
+
+Augment = Callable[[Sequence[Tensor], Tensor, ViewSpec], Tensor]
+
+
+def by_triton(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec) -> Tensor:
+    kernel = pytest.importorskip("fastrdm.kernels.augment.augment_triton")
+    device = "cuda" if CUDA else "cpu"
+    views: Tensor = kernel.augment_triton(ragged(images).to(device), parameters.to(device), spec).cpu()
+    return views
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def kernel(request: pytest.FixtureRequest) -> tuple[Augment, float]:
+    """An implementation and what it may differ from the reference."""
+    return {"cpu": (compiled.augment_cpu, EXACT), "triton": (by_triton, EIGHT_BITS)}[request.param]
+
+
+def pictures(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> list[Tensor]:
+    """One (H, W, 3) uint8 a size: noise, a ramp, black and white halves, grey noise, in turn."""
+    generator, images = torch.Generator().manual_seed(seed), []
+    for number, (height, width) in enumerate(sizes):
+        image = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        if number % 4 == 1:
+            ramp = torch.linspace(0, 255, height)[:, None] * torch.linspace(0, 1, width)
+            image = (ramp[..., None] * torch.tensor([1.0, 0.5, 0.2])).byte()
+        elif number % 4 == 2:
+            image = torch.zeros_like(image)
+            image[: height // 2] = 255
+        elif number % 4 == 3:
+            image = image[..., :1].expand(-1, -1, 3)
+        images.append(image.contiguous())
+    return images
+
+
+def whole(images: Sequence[Tensor], **columns: Any) -> Tensor:
+    """Parameters of whole images that change nothing but the columns named."""
+    parameters = torch.zeros(len(images), COLUMNS)
+    parameters[:, Column.HEIGHT : Column.FLIP] = torch.tensor([image.shape[:2] for image in images])
+    parameters[:, Column.BRIGHTNESS : Column.HUE] = 1
+    parameters[:, Column.ORDER : Column.ORDER + 4] = torch.arange(4.0)
+    for name, values in columns.items():
+        parameters[:, Column[name.upper()]] = torch.as_tensor(values)
+    return parameters
+
+
+def wanted(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec) -> Tensor:
+    return reference.augment(images, parameters, spec, implementation="reference")
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape and a.isfinite().all()
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [1, 8, 33])
+def test_crop_of_odd_sizes(kernel: tuple[Augment, float], mode: Any, size: int) -> None:
+    augment, bar = kernel
+    spec = replace(PLAIN, size=size, interpolation=mode, blur=0.0, solarise=0.0)
+    images = pictures()
+    parameters = whole(images, flip=torch.arange(6) % 2)
+    parameters[3:, :4] = torch.tensor([(8, 13, 1, 1), (3, 2, 30, 29), (0, 70, 23, 5)])
+    assert worst(augment(images, parameters, spec), wanted(images, parameters, spec)) < bar
+
+
+def test_crop_of_the_whole_image_copies_it(kernel: tuple[Augment, float]) -> None:
+    images = pictures([(19, 19)] * 4)
+    got = kernel[0](images, whole(images), PLAIN)
+    assert torch.equal((255 * got).round().byte().permute(0, 2, 3, 1), torch.stack(images))
+    assert worst(255 * got, (255 * got).round()) < 1e-4
+
+
+OPERATIONS = {
+    "brightness": {"brightness": [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]},
+    "contrast": {"contrast": [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]},
+    "saturation": {"saturation": [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]},
+    "hue": {"hue": [-0.5, -0.3, -0.1, 0.05, 0.2, 0.5]},
+    "grey": {"grey": [0, 1, 0, 1, 1, 1]},
+    "blur": {"blur": [0.0, 0.1, 0.3, 1.0, 2.0, 8.0]},
+    "solarise": {"solarise": [0, 1, 0, 1, 1, 1]},
+    "flip": {"flip": [0, 1, 0, 1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_alone(kernel: tuple[Augment, float], operation: str) -> None:
+    augment, bar = kernel
+    images = pictures([(19, 19)] * 6)
+    parameters = whole(images, **OPERATIONS[operation])
+    expected = wanted(images, parameters, PLAIN)
+    assert worst(augment(images, parameters, PLAIN), expected) < bar
+    assert worst(expected, wanted(images, whole(images), PLAIN)) > 0.1, "the operation does something"
+
+
+@pytest.mark.parametrize("spec", [ViewSpec(), ViewSpec(size=37, interpolation="bilinear", scale=(0.05, 1.0))])
+def test_all_operations_together(kernel: tuple[Augment, float], spec: ViewSpec) -> None:
+    augment, bar = kernel
+    spec = replace(spec, jitter=0.9, hue=0.3, grey=0.3, blur=0.5, solarise=0.3)
+    images = pictures(SIZES * (4 if bar == EXACT else 1))  # the interpreter is slow
+    height, width = torch.tensor([image.shape[:2] for image in images]).unbind(1)
+    parameters = sample_parameters(spec, 0, 0, torch.arange(len(images)), 0, height, width)
+    got, expected, std = augment(images, parameters, spec), wanted(images, parameters, spec), torch.tensor(spec.std)
+    error = ((got - expected) * std[:, None, None]).abs()
+    assert error.max() < EIGHT_BITS and error.quantile(0.999) < bar
+
+
+@pytest.mark.parametrize("turns", [[3, 2, 1, 0], [1, 0, 3, 2], [0, 3, 1, 2]])
+def test_order_of_the_jitter(kernel: tuple[Augment, float], turns: list[int]) -> None:
+    augment, bar = kernel
+    images, spec = pictures(), replace(PLAIN, blur=0.0)
+    parameters = whole(images, brightness=1.3, contrast=0.6, saturation=1.4, hue=0.2)
+    other = wanted(images, parameters, spec)
+    parameters[:, Column.ORDER : Column.ORDER + 4] = torch.tensor(turns).float()
+    expected = wanted(images, parameters, spec)
+    assert worst(augment(images, parameters, spec), expected) < bar < worst(expected, other)
+
+
+def test_views_do_not_depend_on_their_neighbours(kernel: tuple[Augment, float]) -> None:
+    augment, _ = kernel
+    images = pictures(SIZES[2:5])
+    parameters = whole(images, contrast=0.5, hue=0.1, blur=1.0)
+    together = augment(images, parameters, PLAIN)
+    assert torch.equal(together, augment(images, parameters, PLAIN)), "two runs are bitwise equal"
+    for number, image in enumerate(images):
+        assert torch.equal(augment([image], parameters[[number]], PLAIN)[0], together[number])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(augment(images, parameters, PLAIN), together)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_kind_of_input() -> None:
+    images = pictures([(11, 13)] * 3)
+    parameters = whole(images, contrast=0.5)
+    views = reference.augment(images, parameters, PLAIN)
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    for same in (torch.stack(images), ragged(images), ragged(torch.stack(images))):
+        assert torch.equal(reference.augment(same, parameters, PLAIN), views)
+        for name in ("cpu", "reference"):
+            assert worst(reference.augment(same, parameters, PLAIN, implementation=name), views) < 1e-5
+    half = reference.augment(images, parameters, PLAIN, torch.bfloat16)
+    assert torch.equal(half, views.bfloat16()) and half.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_crops_alone() -> None:
+    images = pictures()
+    parameters = whole(images, flip=torch.arange(6) % 2, brightness=2.0)
+    out = {name: torch.empty(6, 3, 19, 19, dtype=torch.uint8) for name in ("cpu", "reference")}
+    for name, crops in out.items():
+        reference.crop(images, parameters, PLAIN, crops, name)
+    difference = (out["cpu"].int() - out["reference"].int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 1e-3  # 0.5 is rounded either way
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("LEFT", 1), ("TOP", -1), ("HEIGHT", 0), ("ORDER", 4), ("WIDTH", float("nan"))]
+)
+def test_no_pixel_outside_the_image_is_read(column: str, value: float) -> None:
+    images = pictures([(5, 6)] * 2)
+    parameters = whole(images)
+    parameters[1, Column[column]] = value
+    with pytest.raises(ValueError, match=r"image 1 of \(height, width\) \(5, 6\) has no such crop"):
+        compiled.augment_cpu(images, parameters, PLAIN)
+
+
+def test_refused_where_it_cannot_run() -> None:
+    for name, device in (("cpu", "cuda"), ("triton", "cpu")):
+        with pytest.raises(ValueError, match=f"loader.augment={name} does not run on {device}"):
+            reference.chosen(name, torch.device(device))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_on_cuda_is_triton_where_it_is_installed(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "HAS_TRITON", there)
+    best = reference._best_on_cuda.__wrapped__
+    monkeypatch.setattr(reference, "_best_on_cuda", best)
+    if there:
+        assert reference.chosen("auto", torch.device("cuda")) == "triton"
+    else:
+        with pytest.warns(UserWarning, match="Triton, which is not installed"):
+            assert reference.chosen("auto", torch.device("cuda")) == "reference"
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_no_compiler_is_said(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(compiled.NoCompiler, match=compiler):
+        compiled.library.__wrapped__()
+    monkeypatch.setattr(reference, "library", compiled.library.__wrapped__)
+    with pytest.warns(UserWarning, match=f"plain torch.*{compiler}"):
+        assert reference._best_on_cpu.__wrapped__() == "reference"
+    with pytest.raises(ValueError, match=compiler):
+        reference.chosen("cpu", torch.device("cpu"))
+
+
+def test_the_library_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.library.__wrapped__()
+    (built,) = (tmp_path / "fastrdm").iterdir()
+    monkeypatch.setattr(subprocess, "run", None)
+    compiled.library.__wrapped__()
+    assert [built] == list((tmp_path / "fastrdm").iterdir())
+
+
+def test_ragged_names_its_images() -> None:
+    images = pictures()
+    packed = ragged(images)
+    assert isinstance(packed, Ragged) and all(torch.equal(packed.image(i), image) for i, image in enumerate(images))

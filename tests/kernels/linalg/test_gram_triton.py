@@ -1,0 +1,81 @@
+"""Gram matrices by Triton, on a CPU through its interpreter (conftest.py)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from fastrdm.kernels.linalg.gram import gram
+from fastrdm.kernels.linalg.gram_triton import gram_triton
+from fastrdm.kernels.spectral.spectral_filter import spectral_filter
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 70), (1, 67, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("center, normalize", [(False, False), (True, True)])
+def test_gram(shape: tuple[int, int, int], dtype: torch.dtype, center: bool, normalize: bool) -> None:
+    x = (3 * rand(*shape) + 1).to(dtype)
+    exact = gram(x.double(), center=center, normalize=normalize)
+    for precision, bar in (("half", 1e-3), ("fp16x3", 1e-6)):
+        got = gram(x, center=center, normalize=normalize, precision=f"{precision}-triton")
+        definition = gram(x, center=center, normalize=normalize, precision=precision)
+        largest = exact.abs().max() + 1e-12
+        assert torch.equal(got, got.mT) and got.dtype == torch.float32
+        error, reference = ((y.double() - exact).abs().max() for y in (got, definition))
+        assert error <= 2 * reference + 1e-6 * largest and error <= bar * largest
+
+
+def test_sums_are_split_and_added_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rand(1, 5, 200).float()
+    whole = gram_triton(x, True, False, "fp16x3")
+    assert torch.equal(whole, gram_triton(x, True, False, "fp16x3"))
+    for tiles in (1, 3):
+        monkeypatch.setattr("fastrdm.kernels.linalg.gram_triton.TARGET_TILES", tiles)
+        torch.testing.assert_close(gram_triton(x, True, False, "fp16x3"), whole, rtol=1e-5, atol=1e-4)
+
+
+def test_rows_of_zeros_and_tiny_scales() -> None:
+    for center, normalize in ((False, True), (False, False), (True, False)):
+        x = rand(1, 6, 9).float() * (1e-9 if normalize else 1e-18)
+        x[0, 2] = 0
+        exact = gram(x.double(), center=center, normalize=normalize)
+        got = gram(x, center=center, normalize=normalize, precision="fp16x3-triton")
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=2e-6 * exact.abs().max().item())
+
+
+def test_refuses_what_it_has_no_kernel_for() -> None:
+    with pytest.raises(ValueError, match="takes half or fp16x3 of at most float32"):
+        gram_triton(torch.zeros(1, 2, 2, dtype=torch.float64, device=DEVICE), False, False, "half")
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 20), (2, 20, 7)])
+def test_the_ladder_runs_on_the_kernels(shape: tuple[int, int, int]) -> None:
+    x = rand(*shape).float()
+    for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", -0.7, "target")):
+        how = {"kind": kind, "power": power, "side": side}
+        want = spectral_filter(x, solver="eigh64", **how)  # type: ignore[arg-type]
+        got = spectral_filter(x, solver="ladder", precision="fp16x3-triton", **how)  # type: ignore[arg-type]
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-3 * want.abs().max().item())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("n, d", [(512, 2048), (2048, 512), (129, 1000)])
+def test_at_full_size(n: int, d: int) -> None:
+    x = rand(2, n, d).float()
+    exact = gram(x.double(), center=True, normalize=True)
+    got = gram(x, center=True, normalize=True, precision="fp16x3-triton")
+    # tensor cores drop what does not fit beside a sum: the 2,048 squares of the diagonal lose 3.5e-6 (seen on an H200)
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=5e-6 * exact.abs().max().item())
+    assert torch.equal(got, got.mT)
+    assert all(torch.equal(got, gram(x, center=True, normalize=True, precision="fp16x3-triton")) for _ in range(5)), (
+        "no order of blocks is seen"
+    )

@@ -1,0 +1,171 @@
+"""The filter as it is called: processes, gradients, refusals, torch.compile."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastrdm.kernels.spectral.custom_op import filter_op
+from fastrdm.kernels.spectral.filter_factors import Function
+from fastrdm.kernels.spectral.spectral_filter import _choose, spectral_filter
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def features(b: int, d: int, seed: int = 0) -> Tensor:
+    """(b, d) Gaussian rows whose covariance has eigenvalues 1/k."""
+    return rand(b, d, seed=seed) * torch.arange(1, d + 1) ** -0.5
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("views", [1, 2, 8])
+def test_views_are_independent(views: int, solver: str) -> None:
+    x = torch.stack([features(12, 20, seed=i) * 10.0**i for i in range(views)]).float()
+    together = spectral_filter(x, "log1p", solver=solver)
+    alone = torch.stack([spectral_filter(view, "log1p", solver=solver) for view in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize(
+    "kind, power",
+    [("log", None), ("log1p", None), ("log1p_sq", None), *[("power", p) for p in (0.0, 0.5, 1.0, 2.0)]],
+)
+def test_finite_differences_with_w_frozen(kind: str, power: float | None, solver: str) -> None:
+    x, step, probe = features(6, 9), rand(6, 9, seed=1), rand(6, 9, seed=2)
+    solver = "even" if power == 2 else solver
+
+    def frozen(at: Tensor) -> Tensor:
+        return (spectral_filter(at, kind, power, basis=x, solver=solver) * probe).sum()  # type: ignore[arg-type]
+
+    leaf = x.clone().requires_grad_()
+    (spectral_filter(leaf, kind, power, solver=solver) * probe).sum().backward()  # type: ignore[arg-type]
+    assert leaf.grad is not None
+    difference = (frozen(x + 1e-3 * step) - frozen(x - 1e-3 * step)) / 2e-3
+    torch.testing.assert_close((leaf.grad * step).sum(), difference, rtol=1e-7 if solver != "ladder" else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("rows", [10, 40])
+def test_each_process_filters_its_own_rows(rows: int, solver: str) -> None:
+    whole = features(rows, 20).float()
+    for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", 0.5, "target")):
+        leaf, probe = whole.clone().requires_grad_(side == "online"), rand(rows, 20, seed=5).float()
+        every = spectral_filter(leaf, kind, power, x_all=whole, side=side, solver=solver)  # type: ignore[arg-type]
+        mine = whole[4:9].clone().requires_grad_(side == "online")
+        part = spectral_filter(mine, kind, power, x_all=whole, offset=4, side=side, solver=solver)  # type: ignore[arg-type]
+        torch.testing.assert_close(part, every[4:9], rtol=1e-4, atol=1e-5)
+        if side == "online":
+            (grad,) = torch.autograd.grad((every * probe).sum(), leaf)
+            (mine_grad,) = torch.autograd.grad((part * probe[4:9]).sum(), mine)
+            torch.testing.assert_close(mine_grad, grad[4:9], rtol=1e-4, atol=1e-4)
+
+
+def test_gram_of_all_processes_serves_as_well_as_their_rows() -> None:
+    whole = features(50, 12)
+    for kind, power in (("log1p", None), ("power", -1.0), ("power", 2.0)):
+        want = spectral_filter(whole[:9], kind, power, x_all=whole, scale="rms")  # type: ignore[arg-type]
+        got = spectral_filter(whole[:9], kind, power, gram=whole.mT @ whole, rows=50, scale="rms")  # type: ignore[arg-type]
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "power, shape, capturing, solver",
+    [
+        (-0.5, (2, 512, 2048), False, "ladder"),
+        (-0.5, (2, 400, 512), False, "eigh64"),
+        (-0.5, (2, 768, 512), False, "eigh64"),
+        (-0.5, (2, 800, 512), False, "ladder"),
+        (-0.5, (2, 1024, 1024), False, "ladder"),
+        (-0.5, (2, 400, 512), True, "ladder"),
+        (2.0, (2, 400, 512), False, "even"),
+        (-1.5, (2, 512, 2048), False, "eigh64"),
+    ],
+)
+def test_auto_on_cuda(
+    power: float, shape: tuple[int, ...], capturing: bool, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: capturing)
+    x = SimpleNamespace(is_cuda=True, shape=torch.Size(shape))
+    assert _choose(x, None, False, True, Function("power", power, 1e-6, 1.0)) == solver  # type: ignore[arg-type]
+
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"kind": "power"}, "power must be a finite number for kind='power', got None"),
+    ({"kind": "power", "power": math.nan}, "power must be a finite number"),
+    ({"kind": "power", "power": -math.inf}, "power must be a finite number"),
+    ({"kind": "log", "power": 1.0}, "power belongs to kind='power' alone"),
+    ({"kind": "sqrt"}, "kind must be one of power, log, log1p, log1p_sq, got 'sqrt'"),
+    ({"kind": "log", "side": "both"}, "side must be one of"),
+    ({"kind": "log", "scale": "unit"}, "scale must be one of"),
+    ({"kind": "log", "solver": "svd"}, "solver must be one of"),
+    ({"kind": "log", "precision": "bf16"}, "precision must be one of"),
+    ({"kind": "log", "cutoff": 1.0}, r"cutoff must be in \[0, 1\)"),
+    ({"kind": "log", "solver": "even"}, "solver='even' needs an even power above 0, got None"),
+    (
+        {"kind": "power", "power": -0.5, "solver": "ladder"},
+        "cannot do power -0.5 with a gradient, a basis or an unknown",
+    ),
+    ({"kind": "power", "power": -1.5, "side": "target", "solver": "ladder"}, "cannot do power -1.5; use"),
+    (
+        {"kind": "log", "x_all": torch.zeros(3, 7)},
+        r"x_all must match x of shape \(4, 6\) in all but rows, got \(3, 7\)",
+    ),
+    ({"kind": "log", "gram": torch.zeros(4, 6)}, "gram must match x"),
+    ({"kind": "log", "gram": torch.eye(6), "scale": "rms"}, "scale='rms' needs rows"),
+    ({"kind": "log", "gram": torch.eye(6), "solver": "ladder"}, "solver='ladder' needs the features"),
+]
+
+
+@pytest.mark.parametrize("how, message", REFUSED)
+def test_refuses(how: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spectral_filter(torch.randn(4, 6, requires_grad=True), **how)  # type: ignore[arg-type]
+
+
+def test_refuses_images_and_integers() -> None:
+    for x in (torch.zeros(2, 3, 8, 8), torch.zeros(4, 6, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="takes floats of shape"):
+            spectral_filter(x, "log")
+
+
+@pytest.mark.parametrize("solver", ["eigh64", "ladder"])
+@pytest.mark.parametrize("needs_grad", [True, False])
+@pytest.mark.parametrize("shape, rows", [((2, 4, 6), None), ((1, 6, 4), None), ((2, 4, 6), 3), ((1, 4, 6), 9)])
+def test_operator_keeps_its_promises(
+    shape: tuple[int, int, int], rows: int | None, needs_grad: bool, solver: str
+) -> None:
+    x = rand(*shape).float().requires_grad_(needs_grad)
+    source = None if rows is None else rand(shape[0], rows, shape[2]).float()
+    for kind, power in (("log1p", None), ("power", 2.0), ("power", 4.0)):
+        name = "even" if power else solver
+        arguments = (x, source, False, None, kind, power, 1e-6, 1.0, needs_grad, name, "fp32")
+        checks = ["test_schema", "test_faketensor"]
+        checks += ["test_autograd_registration", "test_aot_dispatch_static"] if needs_grad else []
+        torch.library.opcheck(filter_op, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("solver", ["auto", "eigh64", "ladder"])
+@pytest.mark.parametrize("kind, power, side", [("log1p", None, "online"), ("power", -0.7, "target")])
+def test_compiles_to_one_graph(kind: str, power: float | None, side: str, solver: str) -> None:
+    def loss(x: Tensor) -> Tensor:
+        filtered = spectral_filter(2 * x, kind, power, side=side, solver=solver)  # type: ignore[arg-type]
+        return (filtered * x).sum()
+
+    torch.compiler.reset()
+    eager, compiled = (rand(4, 6).float().requires_grad_() for _ in range(2))
+    loss(eager).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled).backward()
+    assert eager.grad is not None and torch.equal(compiled.grad, eager.grad)  # type: ignore[arg-type]
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    x = features(12, 20).float()
+    for solver in ("eigh64", "ladder"):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = spectral_filter(x, "log1p", solver=solver)
+        assert inside.dtype == torch.float32 and torch.equal(inside, spectral_filter(x, "log1p", solver=solver))

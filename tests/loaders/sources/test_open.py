@@ -1,0 +1,171 @@
+"""Opening sets by name, and one clear line for each thing that can be wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastrdm.loaders.sources.archives import Split
+from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.spec import LoaderConfig
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def opened(source: str, split: Split = "train", **settings: Any) -> Source:
+    return open_source(LoaderConfig(source=source, **settings), split)
+
+
+def picture(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 4), (value, 2, 3)).save(path)
+
+
+def test_digits() -> None:
+    sklearn = pytest.importorskip("sklearn.datasets").load_digits()
+    train, test = opened("digits"), opened("digits", "test")
+    assert (len(train), len(test)) == (1437, 360) and train.name == "digits"
+    assert train.images is not None and train.images.shape == (1437, 8, 8, 3) and train.images.dtype == np.uint8
+    np.testing.assert_array_equal(train.images[0, :, :, 1], np.round(sklearn.images[0] * 255 / 16))
+    np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), sklearn.target)
+    np.testing.assert_array_equal(test.read(3), opened("digits", "test").read(3))
+    assert train.mean is not None and train.std is not None
+    unit = train.images / 255.0
+    np.testing.assert_allclose([unit.mean(), unit.std()], [train.mean[0], train.std[0]], atol=1e-3)
+
+
+def test_subset_is_balanced_and_of_the_training_split() -> None:
+    whole, subset = opened("digits"), opened("digits", subset=200)
+    assert len(subset) == 200 and np.bincount(subset.labels).tolist() == [20] * 10
+    firsts = np.sort(np.concatenate([np.flatnonzero(whole.labels == label)[:20] for label in range(10)]))
+    assert whole.images is not None and subset.images is not None
+    np.testing.assert_array_equal(subset.images, whole.images[firsts])
+    np.testing.assert_array_equal(subset.read(7), subset.images[7])
+    assert len(opened("digits", "test", subset=200)) == 360
+
+
+@pytest.mark.parametrize("size", [205, 5000])
+def test_subset_that_cannot_be_balanced(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"loader\.subset must be a multiple of the 10 classes .* got {size}"):
+        opened("digits", subset=size)
+
+
+def test_folder(tmp_path: Path) -> None:
+    for k, name in enumerate(["b/2.PNG", "b/10.jpg", "a/1.jpeg", "c/x.webp", "c/.hidden/y.png"]):
+        picture(tmp_path / "train" / name, k)
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "a" / "._1.jpeg").write_bytes(b"what macOS leaves beside a file")
+    picture(tmp_path / "val" / "a" / "v.png", 9)
+    train = opened("folder", root=str(tmp_path))
+    assert train.classes == ["a", "b", "c"] and train.labels.tolist() == [0, 1, 1, 2] and train.labels.dtype == np.int64
+    assert train.images is None and len(train) == 4
+    assert train.read(2).shape == (4, 6, 3) and train.read(2)[0, 0].tolist() == [0, 2, 3]  # b/2.PNG, behind b/10.jpg
+    test = opened("folder", "test", root=str(tmp_path))
+    assert len(test) == 1 and test.read(0)[0, 0, 0] == 9
+    subset = opened("folder", root=str(tmp_path), subset=3)
+    assert subset.images is None and subset.labels.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(subset.read(1), train.read(1))
+
+
+def test_folder_without_splits_is_for_training(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    assert opened("folder", root=str(tmp_path)).classes == ["a"]
+    with pytest.raises(ValueError, match=r"loader\.root must hold a folder val or test, got .*, which has none"):
+        opened("folder", "test", root=str(tmp_path))
+    picture(tmp_path / "test" / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"loader\.root must hold a folder train, got"):
+        opened("folder", root=str(tmp_path))
+
+
+def test_empty_class_folder_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    (tmp_path / "dogs").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*dogs holds no image \(\.bmp, \.gif, \.jpeg"):
+        opened("folder", root=str(tmp_path))
+
+
+def test_folder_without_classes(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"loader\.root must hold one folder of images a class, got none in"):
+        opened("folder", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["folder", "cifar10"])
+def test_missing_root(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"loader\.root must be the folder of {source}, got '.*nowhere', which is no"):
+        opened(source, root=str(tmp_path / "nowhere"), download=source == "folder")
+
+
+def test_missing_fashion_mnist_says_where_it_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"loader\.root must hold train-images.*apt install dataset-fashion-mnist"):
+        opened("fashion_mnist", root=str(tmp_path / "nowhere"))
+
+
+def test_root_must_be_told() -> None:
+    with pytest.raises(ValueError, match=r"loader\.root must be the folder of cifar10, got None"):
+        opened("cifar10")
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.jpg").write_bytes(b"")
+    source = opened("folder", root=str(tmp_path))
+    with pytest.raises(CorruptImage, match=r"a/2\.jpg: the file is empty"):
+        source.read(1)
+    (tmp_path / "a" / "1.png").unlink()
+    with pytest.raises(CorruptImage, match=r"a/1\.png: No such file"):
+        source.read(0)
+
+
+def test_wrong_name_offers_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"loader\.source is unknown: 'cifar_10'; did you mean 'cifar10'\?"):
+        opened("cifar_10")
+    with pytest.raises(ValueError, match=r"'zebra'; known: digits, fashion_mnist, .*, or pkg\.mod:Class"):
+        opened("zebra")
+
+
+OWN = """
+import numpy as np
+
+class Good:
+    name, classes, images, mean, std = "good", ["only"], None, None, None
+
+    def __init__(self, root, split):
+        self.labels = np.full(3, -1)
+        self.told = (root, split)
+
+    def __len__(self):
+        return 3
+
+    def read(self, index):
+        return np.full((4, 4, 3), index, np.uint8)
+
+class Short(Good):
+    def __len__(self):
+        return 4
+
+class Bare:
+    def __init__(self, root, split):
+        self.name = self.images = self.mean = self.std = None
+"""
+
+
+def test_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_set.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source: Any = opened("own_set:Good", "test", root="somewhere")
+    assert source.told == ("somewhere", "test") and source.read(2)[0, 0, 0] == 2
+    assert opened("own_set:Good", subset=2).labels.tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="'own_set:Bare' lacks classes, labels, __len__, read"):
+        opened("own_set:Bare")
+    with pytest.raises(ValueError, match="'own_set:Short' has 4 images and 3 labels"):
+        opened("own_set:Short")
+    with pytest.raises(ValueError, match=r"'own_set:Missing' cannot be opened: .*Missing"):
+        opened("own_set:Missing")
+    with pytest.raises(ValueError, match="'no_such_set:X' cannot be opened: No module"):
+        opened("no_such_set:X")

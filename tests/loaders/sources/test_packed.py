@@ -1,0 +1,190 @@
+"""The packed source: what it reads, what it refuses to open, and what it costs when a byte is wrong."""
+
+import gc
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastrdm.loaders.build import build_loader
+from fastrdm.loaders.packing.pack import main
+from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.folder import FolderSource
+from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.sources.packed import PackedSource, verify
+from fastrdm.loaders.sources.source import ReadTime
+from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
+
+VIEWS = (ViewSpec(size=12, blur=0.5), ViewSpec(size=8))
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `images` of two classes, packed as `jpeg`, as `raw` and, without labels, as `bare`."""
+    root = tmp_path_factory.mktemp("packs")
+    generator = np.random.default_rng(0)
+    for k in range(COUNT):
+        path = root / "images" / "ab"[k % 2] / f"{k:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((30 + k, 50 - k), Image.Resampling.BICUBIC).save(path, quality=90)
+    for name, more in {"jpeg": [], "raw": ["--mode", "raw", "--size", "24"], "bare": ["--labels", "none"]}.items():
+        main([str(root / "images"), str(root / name), "--workers", "1", *more])
+    return root
+
+
+@pytest.fixture
+def copy(packs: Path, tmp_path: Path) -> Callable[[str], Path]:
+    def copy(mode: str) -> Path:
+        return Path(shutil.copytree(packs / mode, tmp_path / mode))
+
+    return copy
+
+
+def test_jpeg_pack_is_the_folder(packs: Path) -> None:
+    packed, files = PackedSource(packs / "jpeg"), FolderSource(packs / "images")
+    assert len(packed) == COUNT and packed.classes == files.classes and packed.images is None and packed.note is None
+    np.testing.assert_array_equal(packed.labels, files.labels)
+    for k in range(COUNT):
+        np.testing.assert_array_equal(packed.read(k), files.read(k))
+
+
+def batches(source: str, root: Path, **settings: object) -> list[Batch]:
+    config = LoaderConfig(source=source, root=str(root), batch_size=8, views=VIEWS)
+    config = replace(config, **settings)  # type: ignore[arg-type]
+    loader = build_loader(config, open_source(config, "train"), seed=3)
+    found = list(loader)
+    loader.close()
+    assert not loader.faults
+    return found
+
+
+def test_training_on_a_pack_is_training_on_its_files(packs: Path) -> None:
+    for one, other in zip(batches("packed", packs / "jpeg"), batches("folder", packs / "images"), strict=True):
+        assert torch.equal(one.index, other.index) and torch.equal(one.label, other.label)
+        assert all(torch.equal(x, y) for x, y in zip(one.views, other.views, strict=True))
+
+
+def test_raw_pack(packs: Path) -> None:
+    packed = PackedSource(packs / "raw")
+    shard = np.load(packed.paths[0])
+    assert shard.shape == (COUNT, 24, 24, 3) and packed.side == 24 and "centre squares of 24 px" in str(packed.note)
+    out = np.zeros((3, 24, 24, 3), np.uint8)
+    packed.gather(np.array([5, 0, 23]), out)
+    np.testing.assert_array_equal(out, shard[[5, 0, 23]])
+    np.testing.assert_array_equal(packed.read(7), shard[7])
+    assert len(batches("packed", packs / "raw")) == 3
+
+
+def test_pixels_go_where_they_are_told_and_time_is_counted(packs: Path) -> None:
+    for mode in ("jpeg", "raw"):
+        packed, spent, room = PackedSource(packs / mode), ReadTime(), np.zeros(10_000, np.uint8)
+        pixels = packed.read_into(3, lambda h, w: room[: h * w * 3].reshape(h, w, 3), spent)  # noqa: B023
+        assert np.shares_memory(pixels, room) and room.any()
+        assert spent.read > 0 and (spent.decode > 0) == (mode == "jpeg")
+
+
+@pytest.mark.parametrize("mode", ["jpeg", "raw"])
+@pytest.mark.parametrize("file", ["index.npy", "shards/00000", "meta.json"])
+def test_a_missing_short_or_long_file_is_refused_at_open(copy: Callable[[str], Path], mode: str, file: str) -> None:
+    root = copy(mode)
+    (path,) = root.glob(f"{file}*")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole + b"\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{path} (has \d+ bytes, {len(whole)} were written|is damaged)"):
+            PackedSource(root)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"meta\.json" if file == "meta.json" else rf"{path} is missing"):
+        PackedSource(root)
+
+
+@pytest.mark.parametrize("mode", ["jpeg", "raw"])
+def test_an_altered_shard_is_named_by_verify_and_costs_one_image(copy: Callable[[str], Path], mode: str) -> None:
+    root = copy(mode)
+    (path,) = (root / "shards").iterdir()
+    assert verify(root) == sum(file.stat().st_size for file in root.rglob("*.*")) - (root / "meta.json").stat().st_size
+    data = bytearray(path.read_bytes())
+    source = PackedSource(root)
+    data[int(source.offset[4]) + 100] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"damaged files, .*: shards/{path.name}$"):
+        main([str(root), "--verify"])
+    source = PackedSource(root)
+    for k in range(COUNT):
+        if k == 4:
+            with pytest.raises(CorruptImage, match=rf"shards/{path.name}, image 4: not the bytes that were packed"):
+                source.read(k)
+        else:
+            source.read(k)
+
+
+@pytest.mark.parametrize("mode", ["jpeg", "raw"])
+def test_a_damaged_image_in_the_middle_of_an_epoch_is_replaced(copy: Callable[[str], Path], mode: str) -> None:
+    root = copy(mode)
+    (path,) = (root / "shards").iterdir()
+    data = bytearray(path.read_bytes())
+    data[int(PackedSource(root).offset[4]) + 100] ^= 4
+    path.write_bytes(data)
+    config = LoaderConfig(source="packed", root=str(root), batch_size=COUNT, views=VIEWS, max_corrupt=0.1)
+    loader = build_loader(config, open_source(config, "train"), seed=0)
+    (batch,) = loader
+    loader.close()
+    assert sorted(batch.index.tolist()) == sorted([5, *(k for k in range(COUNT) if k != 4)])
+    assert list(loader.faults) == [4] and "image 4: not the bytes" in loader.faults[4]
+
+
+def test_another_format_is_refused(copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastrdm.loaders.sources import packed
+
+    monkeypatch.setattr(packed, "FORMAT", 2)
+    with pytest.raises(ValueError, match=r"is of format 1, this version reads 2: pack the set again"):
+        PackedSource(copy("raw"))
+
+
+def test_splits_and_sets_without_labels(packs: Path, tmp_path: Path) -> None:
+    def opened(root: Path, split: str) -> int:
+        return len(open_source(LoaderConfig(source="packed", root=str(root)), split))  # type: ignore[arg-type]
+
+    assert opened(packs / "bare", "train") == opened(packs / "bare", "test") == COUNT
+    with pytest.raises(ValueError, match=r"must hold packed folders train and val, got .*jpeg, which is one"):
+        opened(packs / "jpeg", "test")
+    os.symlink(packs / "jpeg", tmp_path / "train")
+    os.symlink(packs / "raw", tmp_path / "val")
+    assert opened(tmp_path, "train") == opened(tmp_path, "test") == COUNT
+    with pytest.raises(ValueError, match=r"must be a packed folder, got .*, which has no meta\.json"):
+        opened(packs / "images", "train")
+
+
+@pytest.mark.parametrize("mode", ["jpeg", "raw"])
+def test_windowed_order_reads_shards_ahead(packs: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(PackedSource, "read_ahead", lambda self, shards: asked.extend(shards))
+    (windowed, full) = (batches("packed", packs / mode, order=order) for order in ("windowed", "full"))
+    assert asked == [0]
+    seen = [sorted(torch.cat([batch.index for batch in found]).tolist()) for found in (windowed, full)]
+    assert seen[0] == seen[1] == list(range(COUNT))
+    monkeypatch.undo()
+    PackedSource(packs / mode).read_ahead({0})
+    with pytest.raises(ValueError, match=r"loader\.order must be full unless the set is packed"):
+        batches("folder", packs / "images", order="windowed")
+
+
+def test_no_file_stays_open(packs: Path) -> None:
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = held()
+    source = PackedSource(packs / "raw")
+    assert held() > before
+    source.read(0)
+    del source
+    gc.collect()
+    assert held() == before

@@ -1,0 +1,355 @@
+"""The report: what the files say stands on the page, what they lack is named, and it loads nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastrdm import cli
+from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.report.page import main, page, verdict, write
+from fastrdm.report.run_files import read_runs
+from fastrdm.report.run_set import with_alarms
+
+CONFIG = "preset: simsiam\ntrain: {length: 5ep}\nmethod: {alignment: {name: negative_cosine}}\nmonitor: {}\n"
+VOID = {"meta", "br"}
+
+
+class Balanced(HTMLParser):
+    """Collects text; raises where a tag is closed that is not the one open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.said: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.said.append(data)
+
+
+def read(html: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def text(html: str) -> str:
+    return re.sub(r"\s+", " ", " ".join(read(html).said))
+
+
+def line(step: int, **figures: float) -> dict[str, float]:
+    return {"step": step, "epoch": step / 10, "time": float(step), **figures}
+
+
+def metrics(count: int = 5) -> list[dict[str, float]]:
+    lines = [line(0, knn_raw_pixels=0.5, knn_random_encoder=0.25)]
+    for i in range(1, count + 1):
+        branches = {f"{tap}/{CONVENTION}/batch": i * k for tap, k in (("online", 1.0), ("target", 3.0))}
+        lines.append(
+            line(10 * i, loss=-i / 10, learning_rate=0.1, images_per_second=1000.0 + i, data_wait=0.01, **branches)
+        )
+    return [*lines, line(10 * count, knn=0.625, probe=0.75)]
+
+
+def make(folder: Path, lines: list[Any] | None = None, **files: Any) -> Path:
+    """A run's folder; keyword arguments replace its other files, None leaves one out."""
+    folder.mkdir(parents=True)
+    dumped = [json.dumps(item) for item in (metrics() if lines is None else lines)]
+    (folder / "metrics.jsonl").write_text("".join(f"{item}\n" for item in dumped))
+    contents = {
+        "config.yaml": CONFIG,
+        "summary.json": '{"knn": 0.625}',
+        **{name.replace("_", ".", 1): content for name, content in files.items()},
+    }
+    for name, content in contents.items():
+        if content is not None:
+            (folder / name).write_text(content)
+    return folder
+
+
+def jsonl(*lines: Any) -> str:
+    return "".join(json.dumps(item) + "\n" for item in lines)
+
+
+def alarm(epoch: float, kind: str = "dimensional_collapse", tap: str = "features") -> dict[str, Any]:
+    told = {"value": 1.25, "threshold": 2.0, "action": "warn", "text": "rank <below> 2"}
+    return {"step": int(epoch * 10), "epoch": epoch, "alarm": kind, "tap": tap, **told}
+
+
+def spectrum(epoch: float, tap: str = "online") -> dict[str, Any]:
+    ranks = list(range(1, 65))
+    values = [2.0**-r for r in ranks]
+    return {
+        "step": int(epoch * 10),
+        "epoch": epoch,
+        "rows": 640,
+        "tap": tap,
+        "convention": "unit/moment",
+        "ranks": ranks,
+        "eigenvalues": values,
+    }
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    assert write([run]) == run / "report.html"
+    told = text((run / "report.html").read_text())
+    for figure in ("-0.5000", "62.5%", "25.0%", "75.0%", "5.0", "15.0", "+10.0", "1,005", "5 of 5", "simsiam"):
+        assert f" {figure} " in told, figure
+    assert "raw pixels 50.0 %" in told
+    assert "random encoder 25.0 %" in told
+    assert "healthy: no alarm" in told
+    assert "No spectra.jsonl" in told
+
+
+def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
+    files = {"alarms_jsonl": jsonl(alarm(2)), "spectra_jsonl": jsonl(spectrum(1), spectrum(2))}
+    html = page(read_runs([make(tmp_path / "a", **files), make(tmp_path / "b")]))
+    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}
+    assert not {"script", "link", "img", "iframe", "object"} & set(read(html).tags)
+    assert "url(" not in html and "@import" not in html and "src=" not in html
+
+
+def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path) -> None:
+    windows: dict[str, float] = {f"{tap}/{CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))}
+    for key, value in (("difference", 11.5), ("null", 0.5)):
+        windows |= {f"{key}/{CONVENTION}/window{end}": value + d for end, d in (("", 0), ("/low", -1), ("/high", 1))}
+    html = page(read_runs([make(tmp_path / "run", [line(10, **windows), line(20, **windows)])]))
+    told = text(html)
+    assert "20.0 31.5 +11.5" in told
+    assert html.count("fill-opacity") == 2  # the bands of the difference and of its null
+    assert "Null: view 2 minus view 1" in told
+    assert "healthy: no alarm" in told
+    assert "of single batches" not in told
+
+
+def test_alarms_are_told_marked_and_counted(tmp_path: Path) -> None:
+    alarms = jsonl(alarm(2), alarm(4), alarm(3, tap="hidden"), alarm(1, "falling_rank", "target"))
+    run = make(tmp_path / "run", alarms_jsonl=alarms)
+    (found,) = runs = read_runs([run])
+    alarmed = with_alarms(runs)
+    assert verdict(found, alarmed.alarms) == (
+        "falling rank at epoch 1 (target); dimensional collapse at epoch 2 (features), 3 (hidden)"
+    )
+    assert [(m.x, m.label) for m in alarmed.marks()] == [(1, "1"), (2, "2"), (3, "3")]
+    html = page(runs)
+    assert "rank &lt;below&gt; 2" in html
+    assert re.search(r"2 run dimensional collapse features 2 20 2 1.25 2 warn rank <below> 2", text(html))
+
+
+def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "preset: byol\ntrain: {length: 5ep}\nmethod: {alignment: {name: byol}}\n"  # and no monitor
+    runs = [make(tmp_path / "one"), make(tmp_path / "two", metrics(3), config_yaml=other, summary_json=None)]
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run) for run in runs]) == 0
+    told = text((tmp_path / "report.html").read_text())
+    assert "preset: simsiam -> byol" in told
+    assert "method.alignment.name: negative_cosine -> byol" in told
+    assert "train.length" not in told
+    assert "lie on different scales" in told
+    assert "not watched for alarms; unfinished, 3 of 5 epochs" in told
+    assert "two: no summary.json: the run has not finished" in told
+
+
+@pytest.mark.parametrize("name", ["run", "two runs"])
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, name: str) -> None:
+    runs = read_runs([make(tmp_path / "a" / name), make(tmp_path / "b" / name)])
+    assert [run.name for run in runs] == [f"a/{name}", f"b/{name}"]
+    same = read_runs([tmp_path / "a" / name] * 2)
+    assert [run.name for run in same] == [f"{name} (1)", f"{name} (2)"]
+
+
+def test_an_empty_run_is_shown(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", [], summary_json=None)
+    told = text(page(read_runs([run])))
+    assert "no figures yet" in told
+    assert "Not logged: loss." in told
+    assert "metrics.jsonl: no figures yet" in told
+    (run / "metrics.jsonl").unlink()
+    assert "no metrics.jsonl" in text(page(read_runs([run])))
+
+
+def test_a_half_written_run_shows_what_is_there(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", config_yaml="a: [", summary_json='{"kn')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"epoch": 3}\n{"step": 7, "epoch": "x"}\n{"step": 60, "epo')
+    told = text(page(read_runs([run])))
+    assert "-0.5000" in told
+    assert "metrics.jsonl: 4 of 11 lines could not be read, the last one cut off" in told
+    assert "config.yaml: could not be read" in told
+    assert "summary.json: could not be read" in told
+
+
+def test_what_is_not_a_number_is_a_gap(tmp_path: Path) -> None:
+    lines = [line(10, loss=1.0), line(20, loss=float("nan")), line(30, loss=float("inf"))]
+    lines.append({**line(40), "loss": "much"})
+    (run,) = read_runs([make(tmp_path / "run", lines)])
+    assert run.last("loss") == 1.0
+    assert "1.0000" in text(page([run]))
+
+
+def test_spectra_are_drawn_a_tap_each_from_light_to_dark(tmp_path: Path) -> None:
+    lines = [spectrum(e, tap) for e in range(1, 31) for tap in ("target", "online")]
+    half = {"step": 1, "epoch": 1, "tap": "online", "convention": "unit/moment", "ranks": [1, 2]}
+    run = make(tmp_path / "run", spectra_jsonl=jsonl(*lines, half))
+    html = page(read_runs([run]))
+    told = text(html)
+    assert told.index("Spectrum of the online branch, run") < told.index("Spectrum of the target branch, run")
+    assert "8 moments from light to dark" in told
+    assert " epoch 1 " in told and " epoch 30 " in told
+    assert "spectra.jsonl: 1 of 61 lines could not be read" in told
+
+
+def test_every_other_figure_gets_a_chart(tmp_path: Path) -> None:
+    html = page(read_runs([make(tmp_path / "run", [line(10, rankme=3.0), line(20, rankme=4.0)])]))
+    assert "<b>rankme.</b>" in html
+    assert "<b>loss.</b>" not in html
+
+
+def test_other_figures_of_one_run_share_a_chart_for_all_taps(tmp_path: Path) -> None:
+    slopes = {f"{tap}/slope/window": i for i, tap in enumerate(("online", "features"))}
+    html = page(read_runs([make(tmp_path / "run", [line(10, **slopes), line(20, **slopes)])]))
+    assert html.count("<b>slope/window.</b>") == 1
+    assert {"online", "features"} <= set(read(html).said)
+    many = {f"figure{i}": 1.0 for i in range(30)}
+    assert "details" not in read(html).tags
+    assert "30 figures" in text(page(read_runs([make(tmp_path / "many", [line(10, **many)])])))
+
+
+def test_names_and_values_are_escaped(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>&"
+    run = make(tmp_path / "r<i>un", [line(10, **{bad: 1.0})], config_yaml=f"preset: '{bad}'\n")
+    html = page(read_runs([run, make(tmp_path / "other")]))
+    assert "script" not in read(html).tags
+    assert "<i>" not in html
+
+
+def test_long_runs_stay_small(tmp_path: Path) -> None:
+    lines = [line(i, loss=float(i % 97), **{f"figure{k}": float(i % (k + 2)) for k in range(60)}) for i in range(3000)]
+    run = make(tmp_path / "run", lines)
+    assert len(page(read_runs([run] * 4)).encode()) < 2e6
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "parent"])
+def test_a_path_that_is_no_run_is_refused(tmp_path: Path, kind: str) -> None:
+    make(tmp_path / "runs" / "first")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    path = tmp_path / {"parent": "runs"}.get(kind, kind)
+    reasons = {
+        "missing": "does not exist",
+        "empty": "holds none of metrics.jsonl",
+        "file": "is no folder",
+        "parent": "did you mean .*first",
+    }
+    with pytest.raises(ValueError, match=rf"RUN must be the folder of a run, got '.*{path.name}', .*{reasons[kind]}"):
+        write([tmp_path / "runs" / "first", path])
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    with pytest.raises(ValueError, match="--out must be a file that can be written"):
+        write([run], tmp_path / "none" / "report.html")
+
+
+def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
+    assert cli.main([*short, f"run={tmp_path / 'a'}"]) == 0
+    assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
+    assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
+    assert cli.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
+    assert not (tmp_path / "b" / "report.html").exists()
+
+    def fail(paths: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(cli.page, "write", fail)
+    assert cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
+    assert "no report: RuntimeError: broken" in capsys.readouterr().out
+
+
+def measured(epoch: float, difference: float, few: bool = False) -> dict[str, Any]:
+    """A line of instruments.jsonl."""
+    figures: dict[str, float] = {"images": 640, "dimension": 64, "biased": float(few), "filter/verdict": 1}
+    figures |= {f"online/{CONVENTION}": 10.0, f"target/{CONVENTION}": 10.0 + difference}
+    figures |= {f"difference/{CONVENTION}{end}": difference + d for end, d in (("", 0), ("/low", -1), ("/high", 1))}
+    figures |= {f"null/online/{CONVENTION}": -0.25, f"null/target/{CONVENTION}": 0.125, "filter/directions": 7}
+    figures |= {"filter/body": 0.75, "filter/tail": -0.5, "filter/tilt": 4.0}
+    figures |= {f"alignment/{k}": v for k, v in (("value", 0.5), ("chance", 0.125), ("crossed", 0.4), ("ceiling", 0.6))}
+    curves = {name: [[1, 0.5], [4, 0.25], [64, 0.01]] for name in ("spectrum/online", "spectrum/target")}
+    curves["filter/root"] = [[1, 1.5], [4, 0.75]]
+    return {"step": int(epoch * 10), "epoch": epoch, "figures": figures, "curves": curves}
+
+
+def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
+    lines = jsonl(measured(0, 1.0), measured(2, 3.0, few=True))
+    told = text(html := page(read_runs([make(tmp_path / "run", instruments_jsonl=lines)])))
+    row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
+    assert row in told
+    titles = ["Rank of both branches throughout training, run.", "Rank difference throughout training, run."]
+    titles += ["Effective rank of both branches when last measured, of what enters the loss."]
+    titles += ["Spectral filter when last measured, of what enters the loss."]
+    titles += ["Spectral filter throughout training, of what enters the loss, run."]
+    titles += [
+        "Spectra when last measured, of what enters the loss, run.",
+        "Eigenspace alignment beside chance, of what enters",
+    ]
+    for title in titles:
+        assert title in told, title
+    assert "the scores" not in told.split("Spectra ")[0], "SimSiam has none"
+    assert html.count("fill-opacity") == 1, "the interval of the difference"
+    assert "<b>instruments/" not in html
+
+
+def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
+    """From instruments of a run, from `fastrdm theory`, and none."""
+    whole = measured(0, 100.0)
+    whole["curves"] = {name: [v for _, v in pairs] for name, pairs in whole["curves"].items()}
+    theory = json.dumps({key: whole[key] for key in ("figures", "curves")})
+    lines = jsonl(measured(0, 1.0), measured(4, 2.0))
+    runs = [make(tmp_path / "one", instruments_jsonl=lines), make(tmp_path / "two", theory_json=theory)]
+    one, two, three = read_runs([*runs, make(tmp_path / "three")])
+    assert two.theory[-1].epoch == 5 and two.theory[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
+    told = text(page([one, two, three]))
+    assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
+    assert "Not measured: three (train with instruments.every=10ep, or call fastrdm theory RUN)." in told
+    assert told.count("Spectra when last measured, of what enters the loss, ") == 4  # title and caption of two runs
+    assert "throughout training, two" not in told
+
+
+def test_instruments_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    broken = jsonl({"epoch": 1, "figures": {}}) + '{"epoch": 2, "fig'
+    told = text(page(read_runs([make(tmp_path / "run", instruments_jsonl=broken, theory_json="[1]")])))
+    assert "instruments.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
+    assert "theory.json: could not be read" in told
+    assert "Theory" not in told
+
+
+def test_what_a_run_took_of_its_device_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
+    used = {"gflops": 20.0, "flop_utilisation": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
+    said = text(page(read_runs([make(tmp_path / "new", [line(10, loss=1.0, monitor_share=0.01, **used)])])))
+    for title in ("Model FLOP utilisation", "Arithmetic of a device", "Time in the monitor", "Memory"):
+        assert f" {title} " in said, title
+    assert "From the start to the first step: 7.2 s (new)." in said
+    assert "seconds_to_first_step" not in said and "Time in spectral filters" not in said
+    assert "Arithmetic" not in text(page(read_runs([make(tmp_path / "old", [line(10, loss=1.0)])])))

@@ -1,0 +1,197 @@
+"""Several processes: what hangs or is slow is named, what dies starts again, and only rank 0 writes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastrdm import cli
+from fastrdm.kernels import collectives
+from fastrdm.runtime import checkpoint
+from fastrdm.runtime import watchdog as watch
+from fastrdm.runtime.distributed import Processes
+from fastrdm.runtime.watchdog import Pace, Position
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ROOT / "tests" / "programs"
+
+
+def errors_of_two_nodes(out: Path, case: str) -> str:
+    """What the processes of a broken run said; it must end with the unbroken run's weights and figures."""
+    command = [sys.executable, str(PROGRAMS / "nodes.py"), str(out), case]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for result in (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")):
+        assert result["codes"] == [0, 0], result["errors"][-3000:]
+        assert result["same"], "the weights differ"
+        assert result["logged"], "metrics.jsonl differs"
+        assert not result["written"], "a process other than rank 0 wrote into the run's folder"
+    assert (out / case / "run.done").exists(), "nothing broke"
+    return str(result["errors"])
+
+
+def test_two_nodes_start_again_when_a_process_is_killed(tmp_path: Path) -> None:
+    assert "not arrived" not in errors_of_two_nodes(tmp_path, "killed")
+
+
+@pytest.mark.slow
+def test_two_nodes_start_again_when_a_process_hangs_and_name_it(tmp_path: Path) -> None:
+    errors = errors_of_two_nodes(tmp_path, "hanging")
+    assert "no process has moved for 8 s: not arrived: rank 2; the others wait" in errors
+    assert f"rank 2 at step 7: {socket.gethostname()}, trainer.py:" in errors
+
+
+def test_ranks_outside_collectives_are_those_that_others_wait_for() -> None:
+    positions = [Position(9, 4, True, "a"), Position(9, 4, False, "host b, native.py:7 in __next__")] * 2
+    first, *rest = watch.hang(positions, 30)
+    assert first == "fastrdm: no process has moved for 30 s: not arrived: rank 1, 3; the others wait"
+    assert rest == [f"  rank {r} at step 4: host b, native.py:7 in __next__" for r in (1, 3)]
+
+
+def test_without_such_ranks_it_is_the_one_with_fewest_signs_of_life() -> None:
+    first, *rest = watch.hang([Position(9, 4, True, "a"), Position(8, 3, True, "b")], 30)
+    assert first.endswith("not arrived: rank 1; the others wait")
+    assert rest == ["  rank 1 at step 3: b"]
+
+
+def test_a_hang_of_all_is_told_as_such() -> None:
+    first, *rest = watch.hang([Position(9, 4, True, "a")] * 2, 30)
+    assert "no rank is behind the others" in first and len(rest) == 2
+
+
+def test_the_stack_tells_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def block() -> int:
+        entered.set()
+        leave.wait()
+        return 1
+
+    def place_within(work: Callable[[], object]) -> tuple[str, bool]:
+        entered.clear(), leave.clear()
+        thread = threading.Thread(target=work)
+        thread.start()
+        entered.wait()
+        found = watch._place(sys._current_frames()[thread.ident or 0])
+        leave.set()
+        thread.join()
+        return found
+
+    assert place_within(block)[1] is False
+    monkeypatch.setattr(collectives, "process_count", block)
+    assert place_within(lambda: collectives.reduce_over_processes(None, "sum"))[1] is True  # type: ignore[arg-type]
+
+
+def test_late_data_and_slow_devices_are_named() -> None:
+    even = [Pace(data=0.002, work=0.001)] * 3
+    assert watch.slow([*even, Pace(0.003, 0.0011)], step=0.1) == {}
+    found = watch.slow([*even, Pace(0.04, 0.001)], step=0.1)
+    assert found.keys() == {"data 3"}
+    assert found["data 3"].startswith("rank 3 gets its data late: it waits 40.0 ms of a step's 100.0 ms, the median")
+    found = watch.slow([Pace(0.002, 0.003), *even], step=0.1)
+    assert found.keys() == {"work 0"}
+    assert "rank 0 computes slowly: 3.0 times" in found["work 0"]
+
+
+def test_a_slow_rank_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    ranks = watch.SlowRanks(Processes(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(watch.distributed, "gather_rows", lambda x: torch.cat([x * 0, x * 0 + 0.05]) + 1e-3)
+    assert len(ranks.judge(0.0, 0.1)) == 2, "data and work of rank 1"
+    assert ranks.judge(0.0, 0.1) == []
+
+
+def test_one_process_is_not_watched() -> None:
+    import torch
+
+    alone = Processes(0, 1, torch.device("cpu"))
+    guard = watch.HangWatch(alone, 1e-3)
+    guard.beat(1)
+    guard.close()
+    assert not guard._thread.is_alive()
+    assert watch.SlowRanks(alone).judge(1.0, 1.0) == []
+    assert watch.mixed_devices(alone) == []
+
+
+def test_different_devices_are_told() -> None:
+    (line,) = watch.mixed(["H100", "A100", "H100"])
+    assert line.startswith("devices differ (H100: ranks 0, 2; A100: ranks 1)")
+    assert watch.mixed(["H100"] * 3) == []
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    start = Processes(0, 3, watch.torch.device("cpu"))
+    monkeypatch.setattr("fastrdm.trainer.distributed.start", lambda *_: start)
+    code = cli.train(["loader.batch_size=16", f"run={tmp_path / 'run'}"])
+    assert code == cli.EXIT_REFUSED
+    assert "loader.batch_size must be a multiple of 3 processes" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_torch_without_the_devices_backend_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.is_backend_available", lambda name: False)
+    assert cli.train(["train.device=cpu", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert "2 processes on cpu need torch built with gloo, which this one lacks" in capfd.readouterr().err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.train(["train.device=cuda", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert "train.device must be 'cpu' or 'auto' here, got 'cuda'" in capfd.readouterr().err
+
+
+SLURM = {
+    "srun": 'echo "$@" > asked; echo $$ > pid; trap "exit 75" TERM; while [ ! -e ended ]; do sleep 0.05; done; exit 3',
+    "scancel": "kill -TERM $(cat pid)",
+    "scontrol": 'if [ "$1" = show ]; then echo first; echo second; else echo "$@" > requeued; fi',
+}
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_the_slurm_script_requeues_when_time_is_over_and_only_then(tmp_path: Path, over: bool) -> None:
+    for name, body in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]"}
+    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    job = subprocess.Popen(["bash", str(ROOT / "docs" / "slurm.sh"), "x.yaml", "run=r"], cwd=tmp_path, env=environment)
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    if over:
+        job.send_signal(signal.SIGUSR1)
+    else:
+        (tmp_path / "ended").touch()
+    assert job.wait(timeout=30) == (0 if over else 3)
+    assert (tmp_path / "requeued").exists() == over
+    asked = (tmp_path / "asked").read_text()
+    assert "--rdzv-endpoint first:29400 fastrdm/train.py x.yaml run=r" in asked
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_run_again(tmp_path: Path) -> None:
+    """The command itself, on one node: a process that dies in step 8 of the first attempt."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(PROGRAMS)!r})\n"
+        "from pathlib import Path; import nodes\n"
+        "nodes.work(Path(sys.argv[1]), nodes.once(1, nodes.die) if sys.argv[2] == 'die' else lambda run: None, [])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    for name in ("live", "die"):
+        subprocess.run([*command, str(tmp_path / name), name], env=environment, check=True, timeout=300)
+    live, died = ((checkpoint.folder(tmp_path / n, 12) / checkpoint.WEIGHTS).read_bytes() for n in ("live", "die"))
+    assert (tmp_path / "die.done").exists() and live == died
