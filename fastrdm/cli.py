@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.loaders.sources.decode import CorruptImage
-from fastrdm.monitoring.monitor import CONVENTION
+from fastrdm.monitoring.monitor import HEADLINE_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
@@ -57,13 +57,13 @@ def main(arguments: Sequence[str]) -> int:
     """Train as `arguments` say; the exit status."""
     flags = {a for a in arguments if a.startswith("-")}
     if flags & {"--help", "-h"}:
-        print(USAGE + "\n".join(config.describe()))
+        print(USAGE + "\n".join(run_config.describe()))
         return 0
     if unknown := flags - {"--print-config"}:
         raise ValueError(f"unknown option {', '.join(sorted(unknown))}; settings are written a.b=c, see --help")
-    settings = config.load([a for a in arguments if a not in flags])
+    settings = run_config.load([a for a in arguments if a not in flags])
     if flags:
-        print(config.to_yaml(settings), end="")
+        print(run_config.to_yaml(settings), end="")
         return 0
     return _run(settings)
 
@@ -73,7 +73,7 @@ def train(arguments: Sequence[str]) -> int:
     return guarded(main, arguments)
 
 
-def _run(settings: config.Config) -> int:
+def _run(settings: run_config.Config) -> int:
     began = time.monotonic()
     trainer = Trainer(settings)
     if trainer.processes.main:
@@ -118,21 +118,21 @@ def introduction(trainer: Trainer) -> list[str]:
         f"run: {total:,} steps of {c.loader.batch_size} images on {world} x {trainer.processes.device.type}, "
         f"{c.train.precision}, {'compiled' if c.train.compile else 'eager'}; folder {trainer.state.folder}",
         *trainer.monitor.introduction(),
-        trainer.gauges.introduction(),
+        trainer.utilization.introduction(),
     ]
     if note := getattr(trainer.source, "note", None):
         lines.append(f"note: {note}")
     if c.train.accumulate > 1:
         lines.append(
             f"note: train.accumulate={c.train.accumulate} saves memory, but BatchNorm, spectral filters, Sinkhorn and "
-            f"the centre see {c.loader.batch_size // c.train.accumulate} images at a time, not {c.loader.batch_size}"
+            f"the center see {c.loader.batch_size // c.train.accumulate} images at a time, not {c.loader.batch_size}"
         )
     return lines
 
 
 def summary(trainer: Trainer, seconds: float) -> list[str]:
     """What came out, where it is, what to try next."""
-    f, folder = trainer.figures, trainer.state.folder
+    f, folder = trainer.metrics, trainer.state.folder
     shown = {
         "raw pixels": "knn_raw_pixels",
         "random encoder": "knn_random_encoder",
@@ -140,22 +140,22 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
         "trained target encoder": "knn_target",
     }
     knn = [f"{name} {100 * f[key]:.1f} %" for name, key in shown.items() if key in f]
-    online, target = (f[f"{branch}/{CONVENTION}/batch"] for branch in ("online", "target"))
+    online, target = (f[f"{branch}/{HEADLINE_CONVENTION}/batch"] for branch in ("online", "target"))
     lines = [
         f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
         f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn) or 'not measured, there are no labels'}",
-        f"effective rank of the last batch ({CONVENTION}): online {online:.1f}, target {target:.1f}, "
+        f"effective rank of the last batch ({HEADLINE_CONVENTION}): online {online:.1f}, target {target:.1f}, "
         f"difference {target - online:+.1f}",
     ]
     if "probe" in f:
         lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")
-    lines += trainer.gauges.summary(f)
+    lines += trainer.utilization.summary(f)
     unread = {name for faults in (trainer.loader.faults, *trainer.unread.values()) for name in faults.values()}
     lines += [f"unreadable image {name}" for name in sorted(unread)]
     last = checkpoint.existing(folder)[0]
     return [
         *lines,
-        f"files: {folder}: config.yaml, metrics.jsonl (all figures), summary.json, {last.relative_to(folder)}",
+        f"files: {folder}: config.yaml, metrics.jsonl (all metrics), summary.json, {last.relative_to(folder)}",
         "next: other methods with preset=byol, preset=symsimsiam (watch its rank) or preset=rdm_simsiam; real images",
         "  with cifar10/cpu.yaml loader.root=FOLDER loader.download=true; every setting with --help",
     ]

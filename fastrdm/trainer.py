@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
-from fastrdm.efficiency.utilization import Gauges
+from fastrdm.efficiency.utilization import UtilizationMeter
 from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
 from fastrdm.evaluation.knn import knn_accuracy
 from fastrdm.kernels.cuda_graph import recorder
@@ -22,16 +22,16 @@ from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import Output
 from fastrdm.monitoring import alarms
-from fastrdm.monitoring.monitor import CONVENTION, RankMonitor
+from fastrdm.monitoring.monitor import HEADLINE_CONVENTION, RankMonitor
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.log import RunLog
-from fastrdm.runtime.profiler import StepTrace
-from fastrdm.runtime.timers import Clock, LossWatch, NonFiniteLoss
-from fastrdm.runtime.watchdog import HangWatch, SlowRanks, mixed_devices
+from fastrdm.runtime.profiler import StepProfiler
+from fastrdm.runtime.timers import LossTracker, NonFiniteLoss, TrainingClock
+from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
-from fastrdm.training.learner import DTYPES, build_learner, build_method, noise
-from fastrdm.training.periodic_analysis import Throughout
+from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
+from fastrdm.training.periodic_analysis import PeriodicAnalysis
 from fastrdm.training.run_state import RunState
 from fastrdm.training.step import TrainStep, changes
 
@@ -42,23 +42,23 @@ class Trainer:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
-        distributed.agree(config.to_yaml(settings))
+        distributed.agree(run_config.to_yaml(settings))
         torch.manual_seed(settings.train.seed)
         self._build_data()
         self._build_model()
         torch.manual_seed(settings.train.seed + 1 + self.processes.rank)  # dropout differs between processes
         self.step = 0
-        self.figures: dict[str, float] = {}  # the newest value of everything measured
-        self.losses = LossWatch(self.processes.device)
+        self.metrics: dict[str, float] = {}  # the newest value of everything measured
+        self.losses = LossTracker(self.processes.device)
         views, images = len(settings.loader.views), settings.loader.batch_size // settings.train.accumulate
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
-        self.instruments = Throughout(settings, self.method, self.source, self.test, self.processes)
+        self.analysis = PeriodicAnalysis(settings, self.method, self.source, self.test, self.processes)
         self.state = RunState(settings, self.processes, self.stepper, self.loader, self.losses, self.monitor)
         classes = len(self.source.classes) if self.learner.probe else 0
-        self.gauges = Gauges(settings, self.method, self.horizon, classes, self.processes)
+        self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
         self.stop = distributed.StopSignal()
-        self.slow = SlowRanks(self.processes)
-        self.watch = HangWatch(self.processes, settings.train.hang_timeout)
+        self.slow = StragglerDetector(self.processes)
+        self.watch = Watchdog(self.processes, settings.train.hang_timeout)
         self.halt: alarms.Action = "warn"  # what an alarm asks for
 
     def _build_data(self) -> None:
@@ -108,16 +108,16 @@ class Trainer:
         if self.processes.world > 1 and checkpoint.existing(self.state.folder):
             sizes, share = [view.size for view in c.loader.views], c.loader.batch_size // self.processes.world
             for _ in range(2):
-                self.train_step(noise(share, sizes, self.processes.device, self.dtype))  # undone by what follows
-        self.step, self.figures, said = self.state.resume()
-        self.log = RunLog(c.log, self.state.folder, self.step, config.to_dict(c), self.processes.main)
-        notes = *self.method.beyond_the_run(), *self.prepared(), *self.instruments.introduction()
+                self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
+        self.step, self.metrics, said = self.state.resume()
+        self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
+        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.introduction()
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()
         if self.step == 0 and c.evaluate.baselines and self.labelled:
             self.measure_baselines()
-        if self.step == 0 and self.instruments.due(0):
+        if self.step == 0 and self.analysis.due(0):
             self.observe()
         try:
             self._loop(total)
@@ -131,7 +131,7 @@ class Trainer:
         self.monitor.close()
         self.log.close()
         if self.step == total:
-            self.state.finish(self.figures)
+            self.state.finish(self.metrics)
         self.watch.close()
         distributed.agree(self.step)  # nobody leaves while the main process saves: torchrun ends the rest when one does
         return self.step == total
@@ -145,15 +145,15 @@ class Trainer:
                 yield f"{made} anew from step {step:,}: {what}"
 
     def _loop(self, total: int) -> None:
-        c, clock, stopped = self.settings, Clock(self.processes.device), False
+        c, clock, stopped = self.settings, TrainingClock(self.processes.device), False
         evaluate, save = self.horizon.steps(c.evaluate.every), self.horizon.steps(c.checkpoint.every)
         while self.step < total and not stopped:
             self.loader.set_epoch(self.step // self.horizon.steps_per_epoch)
             for batch in clock.waiting(self.loader):
                 output = self.train_step(batch)
-                self.gauges.stepped(self.log.say)
+                self.utilization.after_step(self.log.say)
                 self.step += 1
-                self.watch.beat(self.step)
+                self.watch.heartbeat(self.step)
                 self.losses.add(output.loss, self.step)
                 self.monitor.push(output, self.step)
                 stopped, last = self.stop.poll(), self.step == total
@@ -163,7 +163,7 @@ class Trainer:
                 if (evaluate and self.step % evaluate == 0) or last:
                     with clock.paused():
                         self.evaluate()
-                if self.instruments.due(self.step):
+                if self.analysis.due(self.step):
                     with clock.paused():
                         self.observe()
                 if last or ((stopped or (save and self.step % save == 0)) and self.halt != "stop"):
@@ -179,39 +179,39 @@ class Trainer:
         with record_function("training step"):
             return self.stepper(batch, self.step)
 
-    def step_trace(self) -> StepTrace | None:
+    def step_trace(self) -> StepProfiler | None:
         """The profiler of the main process, where one is asked for."""
         profile = self.settings.log.profile
         if profile is None or not self.processes.main:
             return None
         first = self.horizon.steps(profile.start) + 1
         last = max(min(first + profile.steps - 1, self.horizon.total), first)
-        return StepTrace(first, last, self.step, self.state.folder, self.log.say)
+        return StepProfiler(first, last, self.step, self.state.folder, self.log.say)
 
-    def report(self, output: Output, clock: Clock) -> None:
+    def report(self, output: Output, clock: TrainingClock) -> None:
         """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
         steps, seconds, waited = clock.lap()
-        figures = {"loss": self.losses.mean(), **self.monitor.batch(output)}
-        figures["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
-        figures["images_per_second"] = steps * self.settings.loader.batch_size / seconds
-        figures["data_wait"] = waited / seconds
-        figures["unreadable_images"] = float(len(self.loader.faults))
+        metrics = {"loss": self.losses.mean(), **self.monitor.batch(output)}
+        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
+        metrics["images_per_second"] = steps * self.settings.loader.batch_size / seconds
+        metrics["data_wait"] = waited / seconds
+        metrics["unreadable_images"] = float(len(self.loader.faults))
         with clock.paused():
-            figures |= self.gauges.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
-        for told in filter(None, (self.loader.diagnosis(), *self.slow.judge(waited / steps, seconds / steps))):
+            metrics |= self.utilization.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
+        for told in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
             self.log.say(told)
         if self.step == self.horizon.total:
             self.monitor.finish()
         reading = self.monitor.poll()
-        figures |= reading.figures if reading else {}
-        figures["monitor_seconds"] = self.monitor.clock.lap()
-        figures["monitor_share"] = figures["monitor_seconds"] / seconds
-        self.figures |= figures
-        self.log.write(self.step, self.epoch, figures)
+        metrics |= reading.metrics if reading else {}
+        metrics["monitor_seconds"] = self.monitor.clock.lap()
+        metrics["monitor_share"] = metrics["monitor_seconds"] / seconds
+        self.metrics |= metrics
+        self.log.write(self.step, self.epoch, metrics)
         for line in reading.spectra if reading else []:
             self.log.append("spectra", self.step, self.epoch, line)
         self.log.progress(self.line())
-        self.alarm(self.monitor.alarms.judge(self.step, figures))
+        self.alarm(self.monitor.alarms.update(self.step, metrics))
 
     def alarm(self, raised: list[alarms.Alarm]) -> None:
         """Note and tell alarms; all processes halt where one of them raised an alarm that asks for it."""
@@ -228,8 +228,8 @@ class Trainer:
 
     def line(self) -> str:
         """The live progress line."""
-        f, epochs = self.figures, self.horizon.total / self.horizon.steps_per_epoch
-        online, target = (f[f"{branch}/{CONVENTION}/batch"] for branch in ("online", "target"))
+        f, epochs = self.metrics, self.horizon.total / self.horizon.steps_per_epoch
+        online, target = (f[f"{branch}/{HEADLINE_CONVENTION}/batch"] for branch in ("online", "target"))
         knn = f"{100 * f['knn']:.1f} %" if "knn" in f else "-"
         return (
             f"epoch {self.epoch:.1f}/{epochs:g}  {f['images_per_second']:,.0f} images/s  "
@@ -239,37 +239,37 @@ class Trainer:
 
     def measure_baselines(self) -> None:
         """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
-        self.figures["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
-        self.figures["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
-        self.log.write(0, 0.0, self.figures)
+        self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
+        self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
+        self.log.write(0, 0.0, self.metrics)
 
     def evaluate(self) -> None:
         """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
         if not self.labelled:
             return
         bank, query = self.feature_sets(self.method.online.encoder)
-        figures = {"knn": self.knn(bank, query)}
+        metrics = {"knn": self.knn(bank, query)}
         if self.learner.probe:
-            figures["probe"] = self.learner.probe.accuracy(query)
+            metrics["probe"] = self.learner.probe.accuracy(query)
         if self.method.target:
-            figures["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
-        self.figures |= figures
-        self.log.write(self.step, self.epoch, figures)
+            metrics["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
+        self.metrics |= metrics
+        self.log.write(self.step, self.epoch, metrics)
 
     def observe(self) -> None:
-        """The theory's figures of the method as it is; nothing of the run is touched."""
+        """The theory's metrics of the method as it is; nothing of the run is touched."""
         self.losses.check()
-        seen = self.instruments.measure(self.step, lambda: self.watch.beat(self.step))
-        self.figures |= seen.figures
-        self.log.write(self.step, self.epoch, seen.figures)
-        self.log.append("instruments", self.step, self.epoch, seen.record)
+        seen = self.analysis.measure(self.step, lambda: self.watch.heartbeat(self.step))
+        self.metrics |= seen.metrics
+        self.log.write(self.step, self.epoch, seen.metrics)
+        self.log.append("analysis", self.step, self.epoch, seen.record)
         self.log.say(seen.told)
 
     def save(self, must: bool) -> None:
         """Checkpoint; a full disk costs this one only, unless it is the run's last."""
         self.losses.check()
         try:
-            self.state.save(self.step, self.figures)
+            self.state.save(self.step, self.metrics)
         except CheckpointError as error:
             if must:
                 raise
@@ -280,18 +280,18 @@ class Trainer:
         device, precision = self.processes.device.type, self.method.precision
         self.learner.eval()
         with torch.autocast(device, precision) if precision else nullcontext():
-            bank = feature_set(encode, self.centre_views(self.bank, self.unread["bank"]))
-            query = feature_set(encode, self.centre_views(self.test, self.unread["test"]))
+            bank = feature_set(encode, self.center_views(self.bank, self.unread["bank"]))
+            query = feature_set(encode, self.center_views(self.test, self.unread["test"]))
         self.learner.train()
         return bank, query
 
-    def centre_views(self, source: Source, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def center_views(self, source: Source, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, index, label) over this process's share of a source, each readable image once, not augmented."""
         spec, size, p = self.settings.loader.views[0], self.settings.evaluate.batch_size, self.processes
         for batch in evaluation_batches(
             source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world, faults=faults
         ):
-            self.watch.beat(self.step)
+            self.watch.heartbeat(self.step)
             yield batch
 
     def knn(self, bank: FeatureSet, query: FeatureSet) -> float:

@@ -12,13 +12,13 @@ from fastrdm.kernels.collectives import gather_over_processes, process_count, re
 
 
 class _SynchronisedNorm(torch.autograd.Function):
-    """Rows (G*N, C, ...) normalised per group over all processes; sums in float32, or float64 for float64 rows."""
+    """Rows (G*N, C, ...) normalized per group over all processes; sums in float32, or float64 for float64 rows."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised rows in x's dtype and, without gradient, mean and unbiased variance (G, C)."""
+        """The normalized rows in x's dtype and, without gradient, mean and unbiased variance (G, C)."""
         wide = _wide(x)
         mean, variance, count = _merged_moments(_grouped(wide, groups))
         scale = torch.rsqrt(variance + eps)
@@ -75,7 +75,7 @@ def _sum_rows(rows: Tensor) -> Tensor:
 def _merged_moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (G, C), biased variance (G, C) and count (1,) over all processes, whose row counts may differ.
 
-    Centred moments are merged, not raw squares: those cancel when the mean is large beside the deviation.
+    Centerd moments are merged, not raw squares: those cancel when the mean is large beside the deviation.
     """
     variance, mean = torch.var_mean(rows, _row_dims(rows), correction=0)
     count = rows.new_full((1,), rows[0].numel() // rows.shape[2])
@@ -108,7 +108,7 @@ class ViewBatchNorm(_BatchNorm):
         return f"{super().extra_repr()}, sync={self.sync}"  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised x, in x's dtype and memory format; in training the running statistics move once per group."""
+        """Normalized x, in x's dtype and memory format; in training the running statistics move once per group."""
         if x.ndim not in (2, 4):
             raise ValueError(f"ViewBatchNorm takes (N, C) or (N, C, H, W), got {tuple(x.shape)}")
         if not self.training:

@@ -1,4 +1,4 @@
-"""Images without chance: the centre view, each sample once."""
+"""Images without chance: the center view, each sample once."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrdm.loaders.augment.reference import normalise, resample, resize_weights
+from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
 from fastrdm.loaders.order import Indices
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels
 from fastrdm.loaders.sources.source import Source
@@ -19,11 +19,11 @@ CPU = torch.device("cpu")
 AHEAD = 4  # images a thread decodes in advance
 
 
-def centre_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, 3, S, S) `dtype`, channels-last, normalised, of images (B, H, W, 3) uint8 of one size.
+def center_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, 3, S, S) `dtype`, channels-last, normalized, of images (B, H, W, 3) uint8 of one size.
 
     The short side is resized to 256 / 224 of the view, or to the view where the image is no larger than it; then the
-    centre square is cut. Both in one resampling, equal to torchvision's resize and centre crop.
+    center square is cut. Both in one resampling, equal to torchvision's resize and center crop.
     """
     sides = images.shape[1:3]
     short = spec.size if min(sides) <= spec.size else round(spec.size * 256 / 224)
@@ -34,7 +34,7 @@ def centre_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float
         scale, start, length = (torch.full((1, 1), n, device=images.device) for n in (side / resized, 0.0, float(side)))
         matrix = resize_weights(place.float(), scale, start, length, side, spec.interpolation)
         weights.append(matrix.expand(len(images), -1, -1))
-    return normalise(resample(images, *weights), spec.mean, spec.std, dtype)
+    return normalize(resample(images, *weights), spec.mean, spec.std, dtype)
 
 
 def evaluation_batches(
@@ -58,7 +58,7 @@ def evaluation_batches(
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
     def views(images: Pixels) -> Tensor:
-        return centre_view(torch.as_tensor(images, device=device), spec, dtype)
+        return center_view(torch.as_tensor(images, device=device), spec, dtype)
 
     if source.images is None:
         single = ((index, views(image[None])) for index, image in _decoded(source, mine, workers, faults))

@@ -18,8 +18,8 @@ Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "sy
 class ViewSpec:
     """The augmentation of one view; torchvision v2 (on float images) defines every operation.
 
-    Order: random resized crop, colour jitter (its four operations in a drawn order), greyscale, blur, solarise, flip,
-    normalise. Defaults are SimSiam's CIFAR view (paper.md 5.1).
+    Order: random resized crop, color jitter (its four operations in a drawn order), grayscale, blur, solarize, flip,
+    normalize. Defaults are SimSiam's CIFAR view (paper.md 5.1).
     """
 
     size: int = 32  # output height and width, pixels
@@ -30,15 +30,15 @@ class ViewSpec:
     flip: float = 0.5  # probability
     jitter: float = 0.8  # probability that the four strengths below are applied
     brightness: float = 0.4  # factor drawn from 1 - this to 1 + this, at least 0; so are the next two
-    contrast: float = 0.4  # blend with the mean grey level
-    saturation: float = 0.4  # blend with the grey image
-    hue: float = 0.1  # turns of the colour circle, at most 0.5
-    grey: float = 0.2  # probability
+    contrast: float = 0.4  # blend with the mean gray level
+    saturation: float = 0.4  # blend with the gray image
+    hue: float = 0.1  # turns of the color circle, at most 0.5
+    grayscale: float = 0.2  # probability
     blur: float = 0.0  # probability
     blur_kernel: int = 23  # pixels, odd; reduced to the largest odd number that reflection padding allows
     blur_sigma: Pair = (0.1, 2.0)  # pixels
-    solarise: float = 0.0  # probability
-    solarise_threshold: int = 128  # of 0 to 255; values at or above are inverted
+    solarize: float = 0.0  # probability
+    solarize_threshold: int = 128  # of 0 to 255; values at or above are inverted
     mean: Triple = (0.485, 0.456, 0.406)  # of red, green and blue in [0, 1]: subtracted
     std: Triple = (0.229, 0.224, 0.225)  # then divided by
 
@@ -50,7 +50,7 @@ class ViewSpec:
         require(grows, "progressive", wanted, self.progressive)
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "0 < low <= high <= 1", self.scale)
         require(0 < self.ratio[0] <= self.ratio[1], "ratio", "0 < low <= high", self.ratio)
-        for name in ("flip", "jitter", "grey", "blur", "solarise"):
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             require(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
@@ -58,7 +58,7 @@ class ViewSpec:
         odd = self.blur_kernel > 0 and self.blur_kernel % 2 == 1
         require(odd, "blur_kernel", "an odd number of pixels", self.blur_kernel)
         require(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "0 < low <= high", self.blur_sigma)
-        require(0 <= self.solarise_threshold <= 256, "solarise_threshold", "in [0, 256]", self.solarise_threshold)
+        require(0 <= self.solarize_threshold <= 256, "solarize_threshold", "in [0, 256]", self.solarize_threshold)
         require(min(self.std) > 0, "std", "above 0", self.std)
 
     def at(self, epoch: int) -> "ViewSpec":
@@ -107,7 +107,7 @@ class LoaderConfig:
 class Batch:
     """What a loader hands to the training step; global views first, then local crops."""
 
-    views: tuple[Tensor, ...]  # each (B, 3, H_v, W_v), channels-last, on the device, normalised, in the training dtype
+    views: tuple[Tensor, ...]  # each (B, 3, H_v, W_v), channels-last, on the device, normalized, in the training dtype
     index: Tensor  # (B,) int64, the sample's number in the source
     label: Tensor  # (B,) int64, -1 where unknown
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fastrdm.config import run_config as config
-from fastrdm.config import tree as trees
+from fastrdm.config import run_config, tree
 from fastrdm.methods.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-RECIPES = sorted(config.RECIPES.rglob("*.yaml"))
+RECIPES = sorted(run_config.RECIPES.rglob("*.yaml"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -52,13 +51,13 @@ def test_the_first_two_commands_are_those_that_ci_runs() -> None:
 def test_shown_commands_are_accepted(command: str) -> None:
     words = shlex.split(command, comments=True)
     arguments = words[words.index("fastrdm/train.py") + 1 :]
-    config.load([word for word in arguments if not word.startswith("--")])
+    run_config.load([word for word in arguments if not word.startswith("--")])
     assert {word for word in arguments if word.startswith("--")} <= {"--print-config", "--help"}
 
 
 @pytest.mark.parametrize("block", all_blocks("yaml"))
 def test_shown_yaml_loads(block: str) -> None:
-    config.resolve(trees.parse(block, "the block"))
+    run_config.resolve(tree.parse(block, "the block"))
 
 
 @pytest.mark.parametrize("block", all_blocks("python"))

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.config.run_config import RECIPES, Config
-from fastrdm.loaders.sources import open as sources
 from fastrdm.loaders.sources.archives import Arrays
 from fastrdm.loaders.sources.class_list import read_class_list
+from fastrdm.loaders.sources.source import STATISTICS
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reproduction.md").read_text()
 SMALL = "cifar10/cpu", "imagenet/sample_cpu"  # of no published row
-RECIPES = sorted(
+NAMES = sorted(
     name for path in RECIPES.rglob("*/*.yaml") if not (name := str(path.relative_to(RECIPES))).startswith(SMALL)
 )
 
@@ -37,7 +37,7 @@ COMMANDS = [c for row in re.findall(r"^\| `(\w+/\w+\.yaml.*?)`", PAGE, re.MULTIL
 
 @cache
 def load(command: str) -> Config:
-    return config.load(shlex.split(command))
+    return run_config.load(shlex.split(command))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,10 +53,10 @@ def test_every_recipe_has_a_row_and_every_preset_one_for_each_data_set() -> None
     aliases = {"rdm_simsiam", "rdm_byol"}  # of target0.5
     assert named["cifar10"] == named["imagenet100"] == PRESETS.keys() - aliases
     assert named["imagenet"] >= {p for p in PRESETS if p.startswith("rdm_")} - aliases
-    assert {c.split()[0] for c in COMMANDS} | {"cifar100/resnet18.yaml"} == set(RECIPES)
+    assert {c.split()[0] for c in COMMANDS} | {"cifar100/resnet18.yaml"} == set(NAMES)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", NAMES)
 def test_heads_tell_command_hardware_and_result(recipe: str) -> None:
     head = [line for line in (RECIPES / recipe).read_text().splitlines() if line.startswith("# ")]
     assert head[0].startswith("# torchrun ") and f"fastrdm/train.py {recipe} " in head[0]
@@ -76,7 +76,7 @@ class Published:
     excluded: bool
     jitter: tuple[float, ...]  # brightness, contrast, saturation, hue
     blur: tuple[float, float]
-    solarise: tuple[float, float]
+    solarize: tuple[float, float]
     zero_init: bool
     head: tuple[int, int]  # hidden, out
     predictor: int | None = None
@@ -122,7 +122,7 @@ def found(c: Config) -> Published:
         excluded=c.optim.exclude_bias_norm,
         jitter=jitter.pop(),
         blur=(views[0].blur, views[1].blur),
-        solarise=(views[0].solarise, views[1].solarise),
+        solarize=(views[0].solarize, views[1].solarize),
         zero_init=c.encoder.zero_init_residual,
         head=(method.projector.hidden, method.projector.out),
         predictor=quarter,
@@ -135,20 +135,18 @@ def found(c: Config) -> Published:
 @pytest.mark.parametrize("preset", CIFAR)
 def test_published_cifar(preset: str, data: str) -> None:
     length = [f"train.length={CIFAR[preset].epochs}ep"] if preset.startswith("rdm") else []
-    c = config.load([f"{data}/resnet18.yaml", f"preset={preset}", *length])
+    c = run_config.load([f"{data}/resnet18.yaml", f"preset={preset}", *length])
     assert found(c) == CIFAR[preset]
     common(c, size=32)
     assert (c.encoder.stem, c.loader.source, c.loader.classes) == ("cifar_padding2", data, None)
-    assert (
-        c.loader.views[0].mean == sources.STATISTICS[data][0] and c.loader.views[1].std == sources.STATISTICS[data][1]
-    )
+    assert c.loader.views[0].mean == STATISTICS[data][0] and c.loader.views[1].std == STATISTICS[data][1]
 
 
 @pytest.mark.parametrize("preset", IMAGENET100)
 def test_published_imagenet100(preset: str) -> None:
     name = "_".join(preset.split("_")[:2]) if preset.startswith("rdm_byol") else preset.split("_")[-2:][0]
     recipe = f"imagenet100/{name}.yaml"
-    c = config.load([recipe, f"preset={preset}"])
+    c = run_config.load([recipe, f"preset={preset}"])
     assert found(c) == IMAGENET100[preset]
     common(c, size=224)
     assert (c.encoder.stem, c.encoder.sync_bn, c.loader.classes) == ("imagenet", True, "imagenet100")
@@ -162,7 +160,7 @@ def common(c: Config, size: int) -> None:
     assert (o.warmup, o.warmup_lr, o.momentum, c.evaluate.probe_lr) == ("10ep", 3e-5, 0.9, 0.1)
     assert o.name == "sgd" or (o.eta, o.clip) == (0.02, True)
     for v in c.loader.views:
-        assert (v.size, v.scale, v.interpolation, v.flip, v.jitter, v.grey) == (
+        assert (v.size, v.scale, v.interpolation, v.flip, v.jitter, v.grayscale) == (
             size,
             (0.08, 1.0),
             "bicubic",
@@ -173,7 +171,7 @@ def common(c: Config, size: int) -> None:
     for t in (*c.method.online, *c.method.target):
         if t.name == "sinkhorn":
             assert (t.epsilon, t.iterations, t.queue, t.queue_start) == (0.05, 3, 3840, "50ep")
-        if t.name == "centre_sharpen":
+        if t.name == "center_sharpen":
             assert (t.warmup_temperature, t.temperature, t.warmup, t.momentum) == (0.04, 0.07, "50ep", 0.9)
         if t.name == "prototypes":
             assert t.freeze == ("2ep" if c.preset == "swav" else "1ep")
@@ -182,7 +180,7 @@ def common(c: Config, size: int) -> None:
 def test_published_imagenet() -> None:
     """SimSiam and RDM-SimSiam on ImageNet-1k (paper.md 5.2)."""
     for preset in ("simsiam", "rdm_simsiam_target0.3", "rdm_simsiam_power2"):
-        c = config.load(["imagenet/simsiam.yaml", f"preset={preset}"])
+        c = run_config.load(["imagenet/simsiam.yaml", f"preset={preset}"])
         o, v = c.optim, c.loader.views[0]
         assert (c.encoder.name, c.encoder.zero_init_residual, c.encoder.sync_bn) == ("resnet50", True, True)
         assert (c.train.length, c.train.precision, c.loader.batch_size) == ("100ep", "fp32", 512)
@@ -195,7 +193,7 @@ def test_published_imagenet() -> None:
             0,
         )
         assert not o.exclude_bias_norm and c.loader.views == (v, v)
-        assert (v.size, v.scale, v.interpolation, v.jitter, v.grey, v.flip) == (
+        assert (v.size, v.scale, v.interpolation, v.jitter, v.grayscale, v.flip) == (
             224,
             (0.2, 1.0),
             "bilinear",
@@ -204,7 +202,7 @@ def test_published_imagenet() -> None:
             0.5,
         )
         assert (v.brightness, v.contrast, v.saturation, v.hue) == WEAK
-        assert (v.blur, v.blur_sigma, v.solarise, v.std) == (0.5, (0.1, 2.0), 0.0, (0.229, 0.224, 0.225))
+        assert (v.blur, v.blur_sigma, v.solarize, v.std) == (0.5, (0.1, 2.0), 0.0, (0.229, 0.224, 0.225))
         assert (c.method.projector.layers, c.method.projector.last_norm) == (3, "plain")
 
 
@@ -216,7 +214,8 @@ def crops(c: Config) -> list[tuple[int, int, tuple[float, float]]]:
 
 def test_published_multi_crop() -> None:
     swav, large, plain, vit, dino = (
-        config.load([f"imagenet/{name}.yaml"]) for name in ("swav", "swav_4096", "swav_2x224", "dino_vit_small", "dino")
+        run_config.load([f"imagenet/{name}.yaml"])
+        for name in ("swav", "swav_4096", "swav_2x224", "dino_vit_small", "dino")
     )
     assert crops(swav) == crops(large) == [(2, 224, (0.14, 1.0)), (6, 96, (0.05, 0.14))]
     assert crops(plain) == [(2, 224, (0.08, 1.0))]
@@ -224,7 +223,7 @@ def test_published_multi_crop() -> None:
     assert crops(dino) == [(2, 224, (0.14, 1.0)), (8, 96, (0.05, 0.14))]
     assert {v.blur for v in swav.loader.views} == {0.5}
     assert [v.blur for v in vit.loader.views] == [1.0, 0.1, *[0.5] * 8] == [v.blur for v in dino.loader.views]
-    assert [v.solarise for v in vit.loader.views] == [0.0, 0.2, *[0.0] * 8]
+    assert [v.solarize for v in vit.loader.views] == [0.0, 0.2, *[0.0] * 8]
     assert swav.optim.lr == 0.6 and large.optim.lr * 4096 / 256 == 4.8 and large.optim.min_lr == 0.0048
     assert (large.optim.eta, large.optim.clip, large.optim.weight_decay) == (0.001, False, 1e-6)
     o = vit.optim
@@ -260,7 +259,7 @@ def tiny_cifar(name: str, root: Path, split: str, download: bool) -> Arrays:
 
 def two_steps(arguments: list[str], root: Path) -> None:
     """Two optimiser steps; not as in the recipe: images, encoder, batch, 16-bit arithmetic, 65,536 prototypes."""
-    c = config.load(arguments)
+    c = run_config.load(arguments)
     encoder = "timm/test_vit" if c.encoder.name.startswith("timm/") else "resnet_small"
     small = [
         f"encoder.name={encoder}",
@@ -272,7 +271,7 @@ def two_steps(arguments: list[str], root: Path) -> None:
     small += ["train.precision=fp32", "evaluate.bank=null"] + ["encoder.width=16"] * (encoder == "resnet_small")
     if any(t.name == "prototypes" and t.count == 65536 for t in c.method.online):
         small += [f"method.{side}.0.count=600" for side in ("online", "target")]
-    trainer = Trainer(config.load([*arguments, *small, f"train.accumulate={min(c.train.accumulate, 2)}"]))
+    trainer = Trainer(run_config.load([*arguments, *small, f"train.accumulate={min(c.train.accumulate, 2)}"]))
     assert trainer.learner.probe is not None and len(trainer.source.classes) in (10, 100)
     before = {name: p.detach().clone() for name, p in trainer.method.online.named_parameters()}
     for batch in itertools.islice(trainer.loader, 2):
@@ -288,7 +287,7 @@ def two_steps(arguments: list[str], root: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "read_cifar", tiny_cifar)
+    monkeypatch.setattr(open, "read_cifar", tiny_cifar)
     two_steps(["cifar10/resnet18.yaml", f"preset={preset}"], tmp_path)
 
 
@@ -296,6 +295,6 @@ def test_every_preset_trains(preset: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_recipe_trains(recipe: str, imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "vit" in recipe:
         pytest.importorskip("timm")
-    monkeypatch.setattr(sources, "read_cifar", tiny_cifar)
+    monkeypatch.setattr(open, "read_cifar", tiny_cifar)
     classes = [] if recipe.startswith("imagenet100/") or "cifar" in recipe else ["loader.classes=imagenet100"]
     two_steps([recipe, *classes], imagenet)

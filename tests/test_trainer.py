@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrdm import trainer
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
@@ -28,7 +28,7 @@ SMALL = [
 
 
 def make(tmp_path: Path, *arguments: str) -> Trainer:
-    return Trainer(config.load([*SMALL, f"run={tmp_path / 'run'}", *arguments]))
+    return Trainer(run_config.load([*SMALL, f"run={tmp_path / 'run'}", *arguments]))
 
 
 def weights(t: Trainer, part: str = "method.") -> dict[str, torch.Tensor]:
@@ -45,7 +45,7 @@ def test_every_precision_trains(tmp_path: Path, preset: str, precision: str) -> 
     t = make(tmp_path, f"preset={preset}", f"train.precision={precision}", "optim.warmup=0st", "train.length=16st")
     before = weights(t)  # 16 steps: the scaler of fp16 skips some before it finds its scale
     assert t.train()
-    assert torch.isfinite(torch.tensor(t.figures["loss"]))
+    assert torch.isfinite(torch.tensor(t.metrics["loss"]))
     moved = [name for name, x in weights(t).items() if not torch.equal(x, before[name])]
     assert any("encoder.conv1" in name for name in moved)
     kind = torch.float64 if precision == "fp64" else torch.float32
@@ -146,7 +146,7 @@ def test_unlabelled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypa
     t = make(tmp_path, "evaluate.baselines=true", "loader.subset=null")
     assert t.learner.probe is None
     assert t.train()
-    assert "knn" not in t.figures and "loss" in t.figures
+    assert "knn" not in t.metrics and "loss" in t.metrics
 
 
 def test_torchrun_with_two_processes_trains_and_prints_one_summary(tmp_path: Path) -> None:

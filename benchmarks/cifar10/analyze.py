@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import torch
-from benchmarks.cifar10.record import ALIASES, files, publish
-from benchmarks.cifar10.rows import HERE, MEASURED, append, done, measured_row
-from benchmarks.cifar10.reproduce import BUDGETS, keep_curves
 
+from benchmarks.cifar10.record import ALIASES, files, publish
+from benchmarks.cifar10.reproduce import BUDGETS, keep_curves
+from benchmarks.cifar10.rows import HERE, MEASURED, append, done, measured_row
 from fastrdm.analysis.spectral_analysis import told
-from fastrdm.commands.analyze import FILE, of_run
+from fastrdm.commands.analyze import FILE, analyze_run
 from fastrdm.methods.presets import PRESETS
 from fastrdm.report.run_files import read_runs
 
@@ -35,7 +35,7 @@ def finished(folder: Path) -> list[tuple[str, int, Path]]:
 def measure(preset: str, seed: int, run: Path) -> dict[str, object]:
     """The row of a run; its curves stay in its folder."""
     began = time.process_time()
-    found = of_run(run)
+    found = analyze_run(run)
     (run / FILE).write_text(json.dumps(found._asdict()))
     seconds = time.process_time() - began
     print(f"{preset} seed {seed}, {seconds:.1f} CPU s", *told(found.figures), sep="\n  ", flush=True)

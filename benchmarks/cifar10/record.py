@@ -8,13 +8,12 @@ from statistics import mean, median, stdev
 from typing import NamedTuple
 
 from benchmarks.cifar10.rows import BRANCHES, DIFFERENCE, FIGURES, HERE, NULLS, Curves, Row, done
-
 from fastrdm.analysis.spectral_analysis import PASSES
 from fastrdm.methods.presets import PRESETS
-from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.svg.axes import Axis
 from fastrdm.report.svg.dumbbell_chart import Pair, dumbbells
-from fastrdm.report.svg.line_chart import Level, Line, chart, colour_of
+from fastrdm.report.svg.line_chart import Level, Line, chart, color_of
 
 QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided 95 %, by number of seeds
 LITTLE = 5.0  # points of k-NN below which a preset is named in the record
@@ -158,7 +157,7 @@ Made by `{command}`. k-NN accuracy (k=20, cosine, temperature 0.07)
 on the 10,000 test images; raw pixels reach {raw:.1f} %. Spread: standard deviation over seeds, points. The interval of
 trained minus random is Student's, 95 %, over seeds, each against the same encoder before training. SimSiam's presets
 start with zero-initialised residual branches, as published, which makes their random encoder a weak one: compare with
-raw pixels and with BYOL's too. Rank difference (`{CONVENTION}`), null and filter are those of the instruments
+raw pixels and with BYOL's too. Rank difference (`{HEADLINE_CONVENTION}`), null and filter are those of the instruments
 at the end of a run, on new views with frozen weights: mean over seeds, and from the lowest limit to the highest of
 their 95 % intervals over images ([all of them]({found.instruments.name})). Alarms, with the number of seeds, are those
 of the monitor's defaults; unwatched: before there was a monitor. Median {seconds:.0f} CPU seconds a run.
@@ -202,13 +201,13 @@ def curve_lines(curves: Curves, presets: Sequence[str], names: dict[str, str], l
     shown = [preset for preset in presets if preset in curves]
     lines = []
     for i, preset in enumerate(shown):
-        colour, own = colour_of(i)
+        color, own = color_of(i)
         for j, (name, dash) in enumerate(names.items()):
             x, y = curves[preset].get(name, ([], []))
             kept = [(a, b) for a, b in zip(x, y, strict=True) if b >= least or name.startswith("throughout")]
             if kept:
                 across, up = zip(*kept, strict=True)
-                lines.append(Line("" if j else preset, across, up, colour, dash or own))
+                lines.append(Line("" if j else preset, across, up, color, dash or own))
     return lines
 
 
@@ -236,12 +235,12 @@ def _rdm(base: str) -> list[str]:
 
 
 def _pairs(rows: Sequence[Row], ring: str, disc: str) -> list[Pair]:
-    """A row a preset, a pair a seed; of another colour where the disc is not the larger one."""
+    """A row a preset, a pair a seed; of another color where the disc is not the larger one."""
     out = []
     for preset in present(rows):
         for i, row in enumerate(of(rows, preset)):
             a, b = float(row[ring]), float(row[disc])
-            out.append(Pair("" if i else preset, a, b, colour_of(0 if b > a else 1)[0]))
+            out.append(Pair("" if i else preset, a, b, color_of(0 if b > a else 1)[0]))
     return out
 
 
@@ -251,7 +250,7 @@ def _gains(rows: Sequence[Row]) -> str:
 
 
 def _ranks(measured: Sequence[Row]) -> str:
-    axis = Axis(f"effective rank ({CONVENTION}); ring: online, disc: target; a stroke a run", log=True)
+    axis = Axis(f"effective rank ({HEADLINE_CONVENTION}); ring: online, disc: target; a stroke a run", log=True)
     return dumbbells(_pairs(measured, *BRANCHES), axis, title=GALLERY["ranks"])
 
 
@@ -264,7 +263,7 @@ def instruments_record(found: Files, what: str) -> str:
 
 From the last checkpoints of {len(measured)} runs of `reproduce_cifar.py`, on new views of training images: by the runs
 themselves, or by `instruments_cifar.py`. What the columns are, and what follows from them: docs/theory.md.
-Ranks are `{CONVENTION}` of what enters the loss. Intervals: from the lowest limit to the highest over seeds,
+Ranks are `{HEADLINE_CONVENTION}` of what enters the loss. Intervals: from the lowest limit to the highest over seeds,
 each 95 % over images. Null: the largest figure, without sign, between the two views of one branch; presets with an EMA
 target augment their views differently, so theirs is not chance alone.
 """

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from benchmarks.cifar10.record import ALIASES, HERE, Files, files, publish
 from benchmarks.cifar10.rows import FIELDS, MEASURED, append, averaged, done, measured_row, trained_row
-
 from fastrdm.methods.presets import PRESETS
 from fastrdm.report.run_files import read_runs
 
@@ -44,21 +43,21 @@ class Budget(NamedTuple):
 BUDGETS = {
     "cpu": Budget(
         "5,000 training images, a small ResNet, on CPU",
-        ("instruments.every=20%", "train.device=cpu"),
+        ("analysis.every=20%", "train.device=cpu"),
         "cpu",
         minutes=10,  # 3 to 5 CPU minutes on a core of its own
         jobs=2,
     ),
     "gpu": Budget(
         "ResNet-18, 100 epochs",
-        ("train.length=100ep", "instruments.every=10ep", "instruments.replicates=20", "train.device=cuda"),
+        ("train.length=100ep", "analysis.every=10ep", "analysis.replicates=20", "train.device=cuda"),
         "cuda",
         minutes=60,  # not measured
         jobs=1,
     ),
     "gpu400": Budget(
         "ResNet-18, 400 epochs, as the published RDM scripts",
-        ("train.length=400ep", "instruments.every=40ep", "instruments.replicates=20", "train.device=cuda"),
+        ("train.length=400ep", "analysis.every=40ep", "analysis.replicates=20", "train.device=cuda"),
         "cuda",
         minutes=240,  # not measured
         jobs=1,
@@ -123,7 +122,7 @@ def finish(job: Job, budget: Budget, found: Files) -> None:
     row = trained_row(job.preset, job.seed, job.folder, seconds, budget.device)
     (run,) = read_runs([job.folder])
     if run.theory:
-        took = run.last("instruments/seconds")
+        took = run.last("analysis/seconds")
         append(found.measured, measured_row(job.preset, job.seed, run.theory[-1], took, budget.device), MEASURED)
     append(found.rows, row, FIELDS)
     took_told = f"{seconds / 60:.1f} CPU minutes, sized for {budget.minutes}"

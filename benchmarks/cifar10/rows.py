@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from fastrdm.methods.presets import PRESETS
-from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.run_files import Measurement, Run, Series, read_runs
 from fastrdm.training.run_state import versions
 
 HERE = Path(__file__).parent
-BATCH = f"{CONVENTION}/batch"
+BATCH = f"{HEADLINE_CONVENTION}/batch"
 FIELDS = ["preset", "seed", "random", "trained", "probe", "rank_online", "rank_target", "loss", "raw_pixels", "alarms"]
 FIELDS += ["cpu_seconds", "commit", "torch", "device"]
-DIFFERENCE = f"difference/{CONVENTION}"
-BRANCHES = [f"{branch}/{CONVENTION}" for branch in ("online", "target")]
+DIFFERENCE = f"difference/{HEADLINE_CONVENTION}"
+BRANCHES = [f"{branch}/{HEADLINE_CONVENTION}" for branch in ("online", "target")]
 NULLS = [f"null/{branch}" for branch in BRANCHES]
 HEADLINE = [*BRANCHES, *(f"{DIFFERENCE}{end}" for end in ("", "/low", "/high"))]
 FILTER = ["verdict", "body", "body/low", "body/high", "tail", "null", "null/low", "null/high", "tilt", "directions"]
@@ -33,7 +33,7 @@ FIGURES = ["images", "dimension", "biased", *HEADLINE, *NULLS, "difference/erank
 FIGURES += [f"alignment/{name}" for name in ("value", "chance", "crossed", "ceiling", "published")]
 SCORES = [f"scores/{name}" for name in [*HEADLINE, *FILTER[:4], FILTER[-1], "alignment/value", "alignment/chance"]]
 MEASURED = ["preset", "seed", *FIGURES, *SCORES, "cpu_seconds", "commit", "torch", "device"]
-THROUGHOUT = {name: f"{name}/{CONVENTION}/window" for name in ("online", "target", "difference")}
+THROUGHOUT = {name: f"{name}/{HEADLINE_CONVENTION}/window" for name in ("online", "target", "difference")}
 POINTS = 40  # of a curve, evenly spaced in the logarithm of the direction's number
 TINY = 1e-12  # of a value whose logarithm is taken
 Row = dict[str, str]

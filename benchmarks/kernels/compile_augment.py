@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 import triton
-from benchmarks.kernels.compile_spectral import resources
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastrdm.kernels.augment import augment_triton as augment
+from benchmarks.kernels.compile_spectral import resources
+from fastrdm.kernels.augment import augment_triton
 from fastrdm.kernels.augment.layout import COLUMNS
 
-TILE = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment.BLOCK, "STEP": augment.STEP}
+TILE = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
 
 
 def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
@@ -26,14 +26,14 @@ def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     crop |= {"part_ptr": "*fp32", "size": "i32", "tiles_across": "i32"}
     out: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = []
     for mode in ("bilinear", "bicubic"):
-        out.append((f"crop {mode}", augment._crop_kernel, crop, {"CUBIC": mode == "bicubic", **TILE}))
-    numbers = ("threshold", *(f"{colour}_{kind}" for kind in ("mean", "std") for colour in ("red", "green", "blue")))
+        out.append((f"crop {mode}", augment_triton._crop_kernel, crop, {"CUBIC": mode == "bicubic", **TILE}))
+    numbers = ("threshold", *(f"{color}_{kind}" for kind in ("mean", "std") for color in ("red", "green", "blue")))
     for kind in ("fp32", "bf16", "fp16"):
         finish = {"plane_ptr": "*fp16", "part_ptr": "*fp32", "drawn_ptr": "*fp32", "out_ptr": f"*{kind}"}
         finish |= {"size": "i32", "tiles_across": "i32"} | dict.fromkeys(numbers, "fp32")
         for reach in (0, 11):
-            flags = {"PARTS": 64, "GREYSCALE": True, "REACH": reach, "SOLARISED": True, **TILE}
-            out.append((f"finish {kind}{' blur' * (reach > 0)}", augment._finish_kernel, finish, flags))
+            flags = {"PARTS": 64, "GREYSCALE": True, "REACH": reach, "SOLARIZED": True, **TILE}
+            out.append((f"finish {kind}{' blur' * (reach > 0)}", augment_triton._finish_kernel, finish, flags))
     return out
 
 

@@ -17,12 +17,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastrdm.kernels.linalg import fp16x3_triton as halves
-from fastrdm.kernels.linalg import gram_triton as symmetric
+from fastrdm.kernels.linalg import fp16x3_triton, gram_triton
 
 FLOAT, HALF, TYPES = "*fp32", "*fp16", ("*fp32", "*bf16", "*fp16")
 Case = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]  # name, kernel, types, constants, options
-TILE = {"BLOCK": symmetric.BLOCK, "DEPTH": symmetric.DEPTH}
+TILE = {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
 
 
 def products() -> Iterator[Case]:
@@ -32,13 +31,13 @@ def products() -> Iterator[Case]:
     types |= dict.fromkeys(("high_ptr", "low_ptr"), HALF) | dict.fromkeys(("m", "n", "depth", "a_row"), "i32")
     types |= dict.fromkeys(("alpha", "beta", "gamma", "scale"), "fp32")
     for symmetric_, size in ((True, 512), (True, 2048), (False, 512), (False, 2048)):
-        tile = halves.tile_of(symmetric_, size, max(size, 1024))
+        tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024))
         how = {"UNITS": False, "SYMMETRIC": symmetric_, "ADD": symmetric_, "SPLIT": True, "EVEN": True}
         how |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth, "a_column": 1}
         across, down = ("b_row", "b_column") if symmetric_ else ("b_column", "b_row")
         constants, options = how | {across: 1}, {"num_warps": tile.warps, "num_stages": tile.stages}
         name = f"{'axpby' if symmetric_ else 'product'} {size}"
-        yield name, halves._product_kernel, types | {down: "i32"}, constants, options
+        yield name, fp16x3_triton._product_kernel, types | {down: "i32"}, constants, options
 
 
 def cases() -> list[Case]:
@@ -51,14 +50,14 @@ def cases() -> list[Case]:
             for three in (False, True):
                 flags = {"TALL": tall, "CENTER": True, "THREE": three, **TILE}
                 name = f"gram {kind[1:]} {'x^T x' if tall else 'x x^T'} {'fp16x3' if three else 'half'}"
-                out.append((name, symmetric._gram_kernel, gram, flags, {}))
+                out.append((name, gram_triton._gram_kernel, gram, flags, {}))
     sums = {"part_ptr": FLOAT, "unit_ptr": FLOAT, "out_ptr": FLOAT, "n": "i32", "splits": "i32"}
-    out.append(("gram sum", symmetric._sum_kernel, sums, {"BLOCK": symmetric.BLOCK}, {}))
+    out.append(("gram sum", gram_triton._sum_kernel, sums, {"BLOCK": gram_triton.BLOCK}, {}))
     rows = {"x_ptr": "*bf16", "scale_ptr": FLOAT, "width": "i32"}
-    out.append(("gram row scales", symmetric._row_scales_kernel, rows, {"BLOCK": 1024}, {}))
+    out.append(("gram row scales", gram_triton._row_scales_kernel, rows, {"BLOCK": 1024}, {}))
     means = {"x_ptr": "*bf16", "scale_ptr": FLOAT, "mean_ptr": FLOAT, "height": "i32", "width": "i32"}
-    tile = {"ROWS": 16, "BLOCK": symmetric.BLOCK}
-    out.append(("gram column means", symmetric._column_means_kernel, means, tile, {}))
+    tile = {"ROWS": 16, "BLOCK": gram_triton.BLOCK}
+    out.append(("gram column means", gram_triton._column_means_kernel, means, tile, {}))
     return out
 
 

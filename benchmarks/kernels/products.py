@@ -15,11 +15,11 @@ from unittest.mock import patch
 
 import torch
 import triton
-from benchmarks.kernels.spectral import environment
-from benchmarks.kernels.spectral_bars import device_times, graphed
 from torch import Tensor
 
-from fastrdm.kernels.linalg import fp16x3_triton as halves
+from benchmarks.kernels.spectral import environment
+from benchmarks.kernels.spectral_bars import device_times, graphed
+from fastrdm.kernels.linalg import fp16x3_triton
 from fastrdm.kernels.linalg.fp16x3_triton import Tile
 
 SIZES = [(128, 2), (256, 2), (512, 2), (2048, 1)]  # n, views
@@ -36,11 +36,11 @@ def chain(kernel: str, square: Tensor, x: Tensor) -> tuple[Tensor, None]:
     y = square if kernel == "axpby" else x
     for _ in range(CHAIN):
         if kernel == "axpby":
-            y = halves.axpby_triton(square, y, square, 0.5, 0.5, 0.1)
+            y = fp16x3_triton.axpby_triton(square, y, square, 0.5, 0.5, 0.1)
         elif kernel == "product":
-            y = halves.product_triton(square, y, True)
+            y = fp16x3_triton.product_triton(square, y, True)
         else:
-            y = halves.square_triton(x)
+            y = fp16x3_triton.square_triton(x)
     return y, None
 
 
@@ -52,7 +52,7 @@ def rows() -> Iterator[str]:
         x = torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator) / 64
         for kernel, tiles in KERNELS.items():
             for tile in tiles:
-                with patch.object(halves, "tile_of", lambda *shape, tile=tile: Tile(*tile)):
+                with patch.object(fp16x3_triton, "tile_of", lambda *shape, tile=tile: Tile(*tile)):
                     replay, _ = graphed(lambda: chain(kernel, square, x))  # noqa: B023 (called at once)
                 ms = statistics.median(device_times(replay, 10)) / CHAIN
                 cut = "x".join(map(str, tile))

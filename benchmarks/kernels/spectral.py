@@ -99,14 +99,14 @@ def filters(kind: str, power: float | None, side: str, cuda: bool) -> dict[str, 
         "svd": partial(by_svd, **task),
         "svd torch.compile": partial(torch.compile(by_svd), **task),
         "gram eigh fp32": partial(by_gram_eigh, **task),
-        "eigh64": partial(ours, **task, solver="eigh64"),
+        "eigh": partial(ours, **task, solver="eigh"),
     }
     if power == 2:
-        out["even"] = partial(ours, **task, solver="even")
+        out["gram_power"] = partial(ours, **task, solver="gram_power")
     else:
-        out["ladder"] = partial(ours, **task, solver="ladder")
+        out["newton_schulz"] = partial(ours, **task, solver="newton_schulz")
     if cuda and power != 2:
-        out["ladder triton"] = partial(ours, **task, solver="ladder", precision="fp16x3-triton")
+        out["ladder triton"] = partial(ours, **task, solver="newton_schulz", precision="fp16x3-triton")
     return out
 
 

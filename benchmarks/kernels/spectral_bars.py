@@ -17,9 +17,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from benchmarks.kernels.spectral import by_svd, environment, features, ours, row_error
 from torch import Tensor
 
+from benchmarks.kernels.spectral import by_svd, environment, features, ours, row_error
 from fastrdm.kernels.linalg.gram import gram
 
 Call = Callable[[], tuple[Tensor, Tensor | None]]
@@ -71,7 +71,7 @@ def device_times(call: Callable[[], object], repeats: int) -> list[float]:
 def row(
     name: str, shape: Shape, call: Call, bar: float, error: Callable[[Tensor, Tensor | None], float], slow: list[float]
 ) -> str:
-    """One CSV row; `slow`: milliseconds of the SVD route and of eigh64."""
+    """One CSV row; `slow`: milliseconds of the SVD route and of eigh."""
     replay, results = graphed(call)
     times = device_times(replay, 50)
     ms, p20, p80 = (torch.tensor(times).quantile(q).item() for q in (0.5, 0.2, 0.8))
@@ -97,10 +97,10 @@ def filter_rows(shape: Shape, task: Task, bar: float) -> None:
 
     slow = [
         statistics.median(device_times(partial(by_svd, x, g, kind, power, side), 3)),
-        statistics.median(device_times(partial(ours, x, g, kind, power, side, "eigh64"), 5)),
+        statistics.median(device_times(partial(ours, x, g, kind, power, side, "eigh"), 5)),
     ]
     name = f"{kind if power is None else f'power {power:g}'} {'forward+backward' if side == 'online' else 'forward'}"
-    solver = "even" if power == 2 else "ladder"
+    solver = "gram_power" if power == 2 else "newton_schulz"
     for precision in ("fp16x3", "fp16x3-triton"):
         call = partial(ours, x, g, kind, power, side, solver, precision)
         print(row(f"{name},{solver} {precision}", shape, call, bar, error, slow), flush=True)

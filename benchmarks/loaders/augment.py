@@ -3,10 +3,10 @@
     python -m benchmarks.loaders.augment --imagenet FOLDER --cifar FILE.npy > benchmarks/results/augment_cpu.csv
 
 FOLDER holds one folder of JPEGs a class, FILE.npy (N, 32, 32, 3) uint8. Views: BYOL's two at 224 px of ragged images
-(one always blurred, one solarised at times), SimSiam's for CIFAR at 32 px. On one thread; with CUDA on the device.
+(one always blurred, one solarized at times), SimSiam's for CIFAR at 32 px. On one thread; with CUDA on the device.
 
 ms, p20, p80: median, 20th and 80th percentile, a view; with --clock cpu processor time, for a machine that others use.
-times_ours: this over the first row's. mean_levels, max_levels: difference from the reference before normalisation, in
+times_ours: this over the first row's. mean_levels, max_levels: difference from the reference before normalization, in
 levels of 255; torchvision v2 (on uint8) and Pillow get our parameters, kornia draws its own from images of one size,
 so its row is the difference of the two means. floor: a copy of as many bytes as the crops and views have.
 """
@@ -22,12 +22,12 @@ from pathlib import Path
 import kornia.augmentation as kornia
 import numpy as np
 import torch
-from benchmarks.kernels.spectral import clock, environment
 from PIL import Image
-from benchmarks.loaders.pillow_view import pillow_view
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from benchmarks.kernels.spectral import clock, environment
+from benchmarks.loaders.pillow_view import pillow_view
 from fastrdm.kernels.augment.layout import ragged
 from fastrdm.loaders.augment.parameters import Column, sample_parameters
 from fastrdm.loaders.augment.reference import augment
@@ -36,7 +36,7 @@ from fastrdm.loaders.spec import ViewSpec
 
 BYOL = ViewSpec(size=224, scale=(0.08, 1.0), saturation=0.2, blur=1.0)
 TASKS = {
-    "imagenet 224 px": (BYOL, replace(BYOL, blur=0.1, solarise=0.2)),
+    "imagenet 224 px": (BYOL, replace(BYOL, blur=0.1, solarize=0.2)),
     "cifar10 32 px": (ViewSpec(), ViewSpec()),
 }
 LOOPS = ("torchvision v2", "Pillow")  # one image at a time, with our parameters
@@ -69,7 +69,7 @@ def by_ours(work: Work, name: str, device: torch.device) -> Callable[[], list[Te
 
 
 def torchvision_view(image: Tensor, row: list[float], spec: ViewSpec) -> Tensor:
-    """(3, S, S) of (3, H, W) uint8; uint8 up to the normalisation, which is torchvision's fast way."""
+    """(3, S, S) of (3, H, W) uint8; uint8 up to the normalization, which is torchvision's fast way."""
     top, left, height, width = (int(value) for value in row[:4])
     mode = tv.InterpolationMode(spec.interpolation)
     x = tv.resized_crop(image, top, left, height, width, [spec.size] * 2, interpolation=mode, antialias=True)
@@ -78,9 +78,9 @@ def torchvision_view(image: Tensor, row: list[float], spec: ViewSpec) -> Tensor:
         factor = row[Column.BRIGHTNESS + int(turn)]
         if factor != (turn != 3):
             x = jitter[int(turn)](x, factor)
-    x = tv.rgb_to_grayscale(x, 3) if row[Column.GREY] else x
+    x = tv.rgb_to_grayscale(x, 3) if row[Column.GRAYSCALE] else x
     x = tv.gaussian_blur(x, [spec.blur_kernel] * 2, [row[Column.BLUR]] * 2) if row[Column.BLUR] else x
-    x = tv.solarize(x, spec.solarise_threshold) if row[Column.SOLARISE] else x
+    x = tv.solarize(x, spec.solarize_threshold) if row[Column.SOLARIZE] else x
     x = tv.horizontal_flip(x) if row[Column.FLIP] else x
     return tv.normalize(tv.to_dtype(x, torch.float32, scale=True), spec.mean, spec.std)
 
@@ -109,11 +109,11 @@ def by_kornia(work: Work, device: torch.device) -> Callable[[], list[Tensor]]:
         crop = kornia.RandomResizedCrop((s.size, s.size), s.scale, s.ratio, resample=s.interpolation.upper())
         parts = [crop, kornia.RandomHorizontalFlip(s.flip)]
         parts.append(kornia.ColorJitter(*(getattr(s, name) for name in LEAST), s.hue, p=s.jitter))
-        parts.append(kornia.RandomGrayscale(p=s.grey))
+        parts.append(kornia.RandomGrayscale(p=s.grayscale))
         if s.blur > 0:
             parts.append(kornia.RandomGaussianBlur((s.blur_kernel,) * 2, s.blur_sigma, p=s.blur))
-        if s.solarise > 0:
-            parts.append(kornia.RandomSolarize((s.solarise_threshold / 255,) * 2, (0.0, 0.0), p=s.solarise))
+        if s.solarize > 0:
+            parts.append(kornia.RandomSolarize((s.solarize_threshold / 255,) * 2, (0.0, 0.0), p=s.solarize))
         chains.append(torch.nn.Sequential(*parts, kornia.Normalize(torch.tensor(s.mean), torch.tensor(s.std))))
     return lambda: [chain(x) for chain in chains]
 

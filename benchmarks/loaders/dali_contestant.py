@@ -1,20 +1,20 @@
-"""A DALI pipeline as its users write it: its own reader, crops and colours, sampled by itself, on 8-bit pixels."""
+"""A DALI pipeline as its users write it: its own reader, crops and colors, sampled by itself, on 8-bit pixels."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from benchmarks.loaders.contestants import Batches, Epoch, Setup, paths_of
 from nvidia.dali import fn, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 
+from benchmarks.loaders.contestants import Batches, Epoch, Setup, paths_of
 from fastrdm.loaders.spec import ViewSpec
 
 AHEAD = 2  # batches
 
 
 def by_dali(views: Sequence[ViewSpec], batch: int, images: int, setup: Setup) -> Epoch:
-    """Decoded once; each view cropped, coloured and normalised by DALI's fused operators."""
+    """Decoded once; each view cropped, colored and normalized by DALI's fused operators."""
     files = [str(path) for path in paths_of(setup.folder)]
     cuda = setup.device.type == "cuda"
 
@@ -73,12 +73,12 @@ def view(images: Any, spec: ViewSpec) -> Any:
             saturation=around(spec.saturation),
             hue=fn.random.uniform(range=(-360 * spec.hue, 360 * spec.hue)),
         )
-    if chance(spec.grey):
+    if chance(spec.grayscale):
         x = fn.saturation(x, saturation=0.0)
     if spec.blur > 0 and chance(spec.blur):
         x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=spec.blur_sigma), window_size=spec.blur_kernel)
-    if spec.solarise > 0 and chance(spec.solarise):
-        over = x >= spec.solarise_threshold
+    if spec.solarize > 0 and chance(spec.solarize):
+        over = x >= spec.solarize_threshold
         x = fn.cast(over * (255 - x) + (1 - over) * x, dtype=types.UINT8)
     return fn.crop_mirror_normalize(
         x,

@@ -23,9 +23,9 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from benchmarks.loaders.contestants import environment
 from PIL import Image
 
+from benchmarks.loaders.contestants import environment
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig

@@ -26,8 +26,8 @@ def pillow_view(image: Image.Image, row: list[float], spec: ViewSpec) -> Tensor:
         factor = row[Column.BRIGHTNESS + int(turn)]
         if factor != (turn != 3):
             x = turn_hue(x, factor) if turn == 3 else enhance[int(turn)](x).enhance(factor)
-    x = x.convert("L").convert("RGB") if row[Column.GREY] else x
+    x = x.convert("L").convert("RGB") if row[Column.GRAYSCALE] else x
     x = x.filter(ImageFilter.GaussianBlur(row[Column.BLUR])) if row[Column.BLUR] else x
-    x = ImageOps.solarize(x, spec.solarise_threshold) if row[Column.SOLARISE] else x
+    x = ImageOps.solarize(x, spec.solarize_threshold) if row[Column.SOLARIZE] else x
     x = x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if row[Column.FLIP] else x
     return tv.normalize(tv.to_dtype(tv.pil_to_tensor(x), torch.float32, scale=True), spec.mean, spec.std)

@@ -42,10 +42,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.loaders.contestants import Contestant, Epoch, Setup, decode_table, environment
-from benchmarks.loaders.views import EPOCH, LARGE, SMALL, cifar, installed, memory_table, views_table
 from torch import Tensor
 
+from benchmarks.loaders.contestants import Contestant, Epoch, Setup, decode_table, environment
+from benchmarks.loaders.views import EPOCH, LARGE, SMALL, cifar, installed, memory_table, views_table
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.packing import pack

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import simplejpeg
 import torch
-from benchmarks.loaders.augment import BARS, TASKS, torchvision_view
-from benchmarks.loaders.contestants import Batches, Contestant, Epoch, Setup, in_threads, paths_of, tensor
 from PIL import Image
-from benchmarks.loaders.pillow_view import pillow_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from benchmarks.loaders.augment import BARS, TASKS, torchvision_view
+from benchmarks.loaders.contestants import Batches, Contestant, Epoch, Setup, in_threads, paths_of, tensor
+from benchmarks.loaders.pillow_view import pillow_view
 from fastrdm.loaders.augment.parameters import Column, sample_parameters
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.order import epoch_order
@@ -156,17 +156,17 @@ def by_kornia(views: Sequence[ViewSpec], setup: Setup) -> Epoch:
         crop = kornia.RandomResizedCrop(size, resample=mode, align_corners=False, cropping_mode="slice")
         jitter = kornia.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue, p=spec.jitter)
         blur = kornia.RandomGaussianBlur((spec.blur_kernel,) * 2, spec.blur_sigma, p=spec.blur)
-        flip, grey = kornia.RandomHorizontalFlip(), kornia.RandomGrayscale(p=spec.grey)
+        flip, gray = kornia.RandomHorizontalFlip(), kornia.RandomGrayscale(p=spec.grayscale)
         normal = kornia.Normalize(torch.tensor(spec.mean), torch.tensor(spec.std))
-        names = ("crop", "jitter", "grey", "blur", "solarise", "flip", "normal")
-        parts = (crop, jitter, grey, blur, kornia.RandomSolarize(p=spec.solarise), flip, normal)
-        used = {"blur": spec.blur > 0, "solarise": spec.solarise > 0}
+        names = ("crop", "jitter", "grayscale", "blur", "solarize", "flip", "normal")
+        parts = (crop, jitter, gray, blur, kornia.RandomSolarize(p=spec.solarize), flip, normal)
+        used = {"blur": spec.blur > 0, "solarize": spec.solarize > 0}
         return {name: part for name, part in zip(names, parts, strict=True) if used.get(name, True)}
 
     def view(images: list[Tensor], drawn: Tensor, spec: ViewSpec, parts: dict[str, Any]) -> Tensor:
         crops = [parts["crop"](image, params=box(row, spec)) for image, row in zip(images, drawn, strict=True)]
         x = torch.cat(crops)
-        given = colours(drawn.to(x.device), spec)
+        given = colors(drawn.to(x.device), spec)
         for name, part in list(parts.items())[1:]:
             x = part(x, params=given[name]) if name in given else part(x)
         return x
@@ -199,18 +199,18 @@ def box(row: Tensor, spec: ViewSpec) -> dict[str, Tensor]:
     }
 
 
-def colours(drawn: Tensor, spec: ViewSpec) -> dict[str, dict[str, Tensor]]:
+def colors(drawn: Tensor, spec: ViewSpec) -> dict[str, dict[str, Tensor]]:
     """Kornia's parameters of what follows the crop."""
     column = drawn.unbind(1)
     ones = torch.ones(len(drawn), device=drawn.device)
     jitter = {f"{name.name.lower()}_factor": column[name] for name in (Column.BRIGHTNESS, Column.CONTRAST)}
     jitter |= {f"{name.name.lower()}_factor": column[name] for name in (Column.SATURATION, Column.HUE)}
-    threshold = ones * spec.solarise_threshold / 255
+    threshold = ones * spec.solarize_threshold / 255
     return {
         "jitter": {**jitter, "order": torch.randperm(4), "batch_prob": ones},
-        "grey": {"batch_prob": column[Column.GREY]},
+        "grayscale": {"batch_prob": column[Column.GRAYSCALE]},
         "blur": {"sigma": column[Column.BLUR].clamp(min=0.1), "batch_prob": (column[Column.BLUR] > 0).float()},
-        "solarise": {"thresholds": threshold, "additions": 0 * ones, "batch_prob": column[Column.SOLARISE]},
+        "solarize": {"thresholds": threshold, "additions": 0 * ones, "batch_prob": column[Column.SOLARIZE]},
         "flip": {"batch_prob": column[Column.FLIP]},
     }
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fastrdm.report.svg.axes import Axis, Scale
-from fastrdm.report.svg.line_chart import GREY, GRID, PALETTE, text
+from fastrdm.report.svg.line_chart import GRAYSCALE, GRID, PALETTE, text
 
 LEFT, RIGHT, WIDTH = 190, 60, 640
 TOP, ROW, FOOT = 44, 22, 48
@@ -23,10 +23,10 @@ KEYS = ("times", "times_p20", "times_p80", "times_core")
 LEAVE_OUT = ("synthetic",)  # it makes nothing: its rate would squeeze all others
 
 
-def colour(name: str) -> str:
+def color(name: str) -> str:
     """Engines of fastrdm, other pipelines, floors."""
     if name.startswith("floor"):
-        return GREY
+        return GRAYSCALE
     return PALETTE[0] if name.startswith(OURS) and "own" not in name else PALETTE[1]
 
 
@@ -36,7 +36,7 @@ def panel(rows: list[dict[str, str]], title: str, top: float) -> list[str]:
     values = [float(row[key]) for row in rows for key in KEYS]
     across = Scale(Axis(f"times the rate of {rows[0]['plain']}", limits=(0.0,)), values, LEFT, WIDTH - RIGHT)
     bottom = top + TOP + ROW * len(rows)
-    out = [text(8, top + 18, title), text(WIDTH - 6, top + 36, "images/s", "end", GREY)]
+    out = [text(8, top + 18, title), text(WIDTH - 6, top + 36, "images/s", "end", GRAYSCALE)]
     for value in across.ticks:
         x = across(value)
         out.append(f'<path d="M{x:.1f} {top + TOP - 6}V{bottom}" stroke="{GRID}"/>')
@@ -44,7 +44,7 @@ def panel(rows: list[dict[str, str]], title: str, top: float) -> list[str]:
     for number, row in enumerate(rows):
         middle = top + TOP + ROW * (number + 0.5)
         end, low, high, core = (across(float(row[key])) for key in KEYS)
-        shade, wide = colour(row["contestant"]), end - LEFT
+        shade, wide = color(row["contestant"]), end - LEFT
         out.append(text(LEFT - 8, middle + 4, row["contestant"], "end"))
         out.append(
             f'<rect x="{LEFT}" y="{middle - 7:.1f}" width="{wide:.1f}" height="14" fill="{shade}" opacity="0.75"/>'
@@ -64,7 +64,7 @@ def drawing(tables: list[tuple[str, list[dict[str, str]]]]) -> str:
         top += TOP + ROW * len(rows) + FOOT
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 24:.0f}" role="img" '
     head += 'font-family="system-ui, Helvetica, Arial, sans-serif" font-size="11"><title>Rates of loading</title>'
-    words = "blue: engines of fastrdm; orange: others; grey: floors; stroke: spread; ring: by processor time"
+    words = "blue: engines of fastrdm; orange: others; grayscale: floors; stroke: spread; ring: by processor time"
     return "\n".join(
         [head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, text(8, top + 12, words), "</svg>"]
     )

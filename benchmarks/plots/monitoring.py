@@ -15,7 +15,7 @@ import numpy as np
 
 WIDTH, HEIGHT, LEFT, TOP, GAP, BOTTOM = 400, 300, 56, 60, 76, 96
 RANK = "erank_l/unit/moment"
-COLOURS = ("#4c72b0", "#c44e52")
+COLORS = ("#4c72b0", "#c44e52")
 KEPT = (
     "step",
     "epoch",
@@ -77,7 +77,7 @@ def panel(
     for i, curve in enumerate(curves):
         points = " ".join(f"{place_x(a):.1f},{place_y(b):.1f}" for a, b in curve)
         dashes = ' stroke-dasharray="6 4"' if i % 2 else ""
-        out.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[i // 2]}" stroke-width="2"{dashes}/>')
+        out.append(f'<polyline points="{points}" fill="none" stroke="{COLORS[i // 2]}" stroke-width="2"{dashes}/>')
     return out
 
 
@@ -107,7 +107,7 @@ def draw(paths: list[str]) -> Iterable[str]:
     for i, name in enumerate(names):
         dashes = ' stroke-dasharray="6 4"' if i % 2 else ""
         y = TOP + HEIGHT + 66
-        yield f'<line x1="{x}" y1="{y}" x2="{x + 30}" y2="{y}" stroke="{COLOURS[i // 2]}" stroke-width="2"{dashes}/>'
+        yield f'<line x1="{x}" y1="{y}" x2="{x + 30}" y2="{y}" stroke="{COLORS[i // 2]}" stroke-width="2"{dashes}/>'
         yield text(x + 36, y + 4, name)
         x += 56 + 6.2 * len(name)
     yield "</svg>"

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, GAP = 460, 330, 64, 48, 56, 30
-COLOURS = {
+COLORS = {
     "svd": "#444444",
     "svd torch.compile": "#999999",
     "gram eigh fp32": "#c44e52",
-    "eigh64": "#4c72b0",
-    "even": "#8172b2",
-    "ladder": "#dd8452",
+    "eigh": "#4c72b0",
+    "gram_power": "#8172b2",
+    "newton_schulz": "#dd8452",
     "ladder triton": "#55a868",
 }
 PANELS = ["power -1 forward", "log1p forward+backward"]
@@ -48,12 +48,10 @@ def panel(rows: list[dict[str, str]], title: str, left: float) -> list[str]:
     bar = place_y(1e-3)
     out.append(f'<line x1="{left}" y1="{bar:.1f}" x2="{left + WIDTH - LEFT}" y2="{bar:.1f}" stroke="#444444"/>')
     for row in rows:
-        colour, y = COLOURS[row["provider"]], place_y(float(row["error"]))
+        color, y = COLORS[row["provider"]], place_y(float(row["error"]))
         p20, ms, p80 = (place_x(float(row[key])) for key in ("p20", "ms", "p80"))
-        out.append(
-            f'<line x1="{p20:.1f}" y1="{y:.1f}" x2="{p80:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="3"/>'
-        )
-        out.append(f'<circle cx="{ms:.1f}" cy="{y:.1f}" r="6" fill="{colour}" stroke="white"/>')
+        out.append(f'<line x1="{p20:.1f}" y1="{y:.1f}" x2="{p80:.1f}" y2="{y:.1f}" stroke="{color}" stroke-width="3"/>')
+        out.append(f'<circle cx="{ms:.1f}" cy="{y:.1f}" r="6" fill="{color}" stroke="white"/>')
     out.append(text(left + (WIDTH - LEFT) / 2, TOP + HEIGHT + 38, "milliseconds a call", 'text-anchor="middle"'))
     return out
 
@@ -80,9 +78,9 @@ def main() -> None:
         shown |= {row["provider"] for row in chosen}
         out += panel(chosen, f"{title}: error", LEFT + index * (WIDTH + GAP))
     x = float(LEFT)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         if name in shown:
-            out.append(f'<circle cx="{x}" cy="{TOP + HEIGHT + 62}" r="6" fill="{colour}"/>')
+            out.append(f'<circle cx="{x}" cy="{TOP + HEIGHT + 62}" r="6" fill="{color}"/>')
             out.append(text(x + 10, TOP + HEIGHT + 66, name))
             x += 30 + 7 * len(name)
     print(*out, "</svg>", sep="\n")

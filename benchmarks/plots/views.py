@@ -33,10 +33,10 @@ def pictures() -> list[Tensor]:
 
 
 def specs() -> dict[str, ViewSpec]:
-    """The views to draw, not normalised: both of each preset, and BYOL's for ImageNet, which blurs."""
+    """The views to draw, not normalized: both of each preset, and BYOL's for ImageNet, which blurs."""
     views = {f"{name} {n}": view for name in PRESETS for n, view in enumerate(load([f"preset={name}"]).loader.views)}
     byol = ViewSpec(scale=(0.08, 1.0), saturation=0.2, blur=1.0)
-    views |= {"blurred 0": byol, "blurred 1": replace(byol, blur=0.1, solarise=0.2)}
+    views |= {"blurred 0": byol, "blurred 1": replace(byol, blur=0.1, solarize=0.2)}
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return {name: replace(view, size=SIDE, **plain) for name, view in views.items()}
 
@@ -49,9 +49,9 @@ def by_torchvision(image: Tensor, row: Tensor, spec: ViewSpec) -> Tensor:
     jitter = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for turn in row[Column.ORDER : Column.ORDER + 4].int().tolist():
         x = jitter[turn](x, row[Column.BRIGHTNESS + turn].item())
-    x = tv.rgb_to_grayscale(x, 3) if row[Column.GREY] else x
+    x = tv.rgb_to_grayscale(x, 3) if row[Column.GRAYSCALE] else x
     x = tv.gaussian_blur(x, [spec.blur_kernel] * 2, [row[Column.BLUR].item()] * 2) if row[Column.BLUR] else x
-    x = tv.solarize(x, spec.solarise_threshold / 255) if row[Column.SOLARISE] else x
+    x = tv.solarize(x, spec.solarize_threshold / 255) if row[Column.SOLARIZE] else x
     return tv.horizontal_flip(x) if row[Column.FLIP] else x
 
 

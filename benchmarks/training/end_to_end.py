@@ -23,13 +23,13 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
-from benchmarks.kernels.spectral import environment
-from benchmarks.training.step import reference_step
 from PIL import Image
-from benchmarks.loaders.pillow_view import pillow_view
 from torch.utils.data import DataLoader, Dataset
 
-from fastrdm.config import run_config as config
+from benchmarks.kernels.spectral import environment
+from benchmarks.loaders.pillow_view import pillow_view
+from benchmarks.training.step import reference_step
+from fastrdm.config import run_config
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.sources.source import Source
@@ -111,9 +111,11 @@ def block(trainer: Trainer, batches: Iterator[Batch], step: Callable[[Batch], ob
 
 def contestants(settings: Sequence[str], steps: int) -> dict[str, Callable[[], Timed]]:
     """A block of each."""
-    real = Trainer(config.load(settings))
-    noise = Trainer(config.load([*settings, "loader.engine=synthetic"]))
-    plain = Trainer(config.load([*settings, "train.compile=false", "train.capture=false", "train.channels_last=false"]))
+    real = Trainer(run_config.load(settings))
+    noise = Trainer(run_config.load([*settings, "loader.engine=synthetic"]))
+    plain = Trainer(
+        run_config.load([*settings, "train.compile=false", "train.capture=false", "train.channels_last=false"])
+    )
     plain_batches, feeds = reference_batches(plain), {"real": forever(real), "synthetic": forever(noise)}
     return {
         "real": lambda: block(real, feeds["real"], lambda batch: monitored(real, batch), steps),
@@ -123,7 +125,7 @@ def contestants(settings: Sequence[str], steps: int) -> dict[str, Callable[[], T
 
 
 def rows(settings: Sequence[str], blocks: int, steps: int, pause: float) -> Iterator[str]:
-    c, blocks_of = config.load(settings), contestants(settings, steps)
+    c, blocks_of = run_config.load(settings), contestants(settings, steps)
     found: dict[str, list[Timed]] = {name: [] for name in blocks_of}
     for number in range(-1, blocks):  # the first round warms up
         for name, run in blocks_of.items():

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from benchmarks.kernels.spectral import environment
 
 TRAIN = Path(__file__).parents[1] / "fastrdm" / "train.py"

@@ -1,4 +1,4 @@
-"""Train RDM-SimSiam with SVD filters, with eigh64 and with the ladder; do the loss curves differ more than by chance?
+"""Train RDM-SimSiam with SVD filters, with eigh and with the ladder; do the loss curves differ more than by chance?
 
     python -m benchmarks.training.solver_vs_svd --root data/cifar10 > benchmarks/results/ladder_vs_svd.csv
 
@@ -121,12 +121,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     images = torch.from_numpy(np.load(args.root / "train.images.npy")).permute(0, 3, 1, 2)
-    print("setting,step," + ",".join([f"svd{i}" for i in range(SVD_RUNS)] + ["eigh64", "ladder"]))
+    print("setting,step," + ",".join([f"svd{i}" for i in range(SVD_RUNS)] + ["eigh", "newton_schulz"]))
     for setting, (kind, power, side) in SETTINGS.items():
         svd = [train(images, args.steps, i, svd_filter(kind, power, side), side) for i in range(SVD_RUNS)]
         ours = {
             solver: train(images, args.steps, 0, own_filter(kind, power, side, solver), side)
-            for solver in ("eigh64", "ladder")
+            for solver in ("eigh", "newton_schulz")
         }
         for step, values in enumerate(zip(*svd, *ours.values(), strict=True)):
             print(f"{setting},{step}," + ",".join(f"{value:.7f}" for value in values))

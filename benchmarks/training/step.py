@@ -32,10 +32,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from benchmarks.kernels.spectral import FUNCTIONS, clock, environment
 from torch import Tensor
 
-from fastrdm.config import run_config as config
+from benchmarks.kernels.spectral import FUNCTIONS, clock, environment
+from fastrdm.config import run_config
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.cuda_graph import Captured, recorder
 from fastrdm.loaders.spec import Batch
@@ -77,7 +77,7 @@ def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: 
             if isinstance(transform, dict) and transform.get("queue"):
                 settings.append(f"method.{side}.{i}.queue={args.batch * max(transform['queue'] // args.batch, 1)}")
     settings += [f"train.compile={str(compiled).lower()}", f"train.capture={str(captured).lower()}"]
-    return Trainer(config.load([*settings, "evaluate.probe=false", *args.settings, *more]))
+    return Trainer(run_config.load([*settings, "evaluate.probe=false", *args.settings, *more]))
 
 
 def whole_step(trainer: Trainer, batch: Batch) -> Step:
@@ -200,7 +200,7 @@ def rows(preset: str, args: argparse.Namespace, device: torch.device, now: Calla
             times[name].append(clock(step, device.type == "cuda", now))
     if not ours.processes.main:
         return
-    flops = ours.gauges.step_flops(0)
+    flops = ours.utilization.step_flops(0)
     for name, taken in times.items():
         p20, ms, p80 = (torch.tensor(taken).quantile(q).item() for q in (0.2, 0.5, 0.8))
         ratios = ",".join(f"{ratio(times[other], taken):.3f}" if other in times else "" for other in COMPARED)

@@ -130,7 +130,7 @@ def rank_differences(online: Tensor, target: Tensor, *, center: bool, replicates
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Ranks of (..., k) values, equal ones sharing their mean rank, centred to sum 0."""
+    """Ranks of (..., k) values, equal ones sharing their mean rank, centerd to sum 0."""
     ordered = x.sort(-1).values.contiguous()
     x = x.contiguous()
     below = torch.searchsorted(ordered, x)

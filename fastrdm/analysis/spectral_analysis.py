@@ -24,17 +24,17 @@ from fastrdm.kernels.collectives import process_count
 from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.monitoring.moments import unit_rows
-from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.runtime.distributed import gather_rows
 from fastrdm.schema import STRICT, Duration, require
 
-ENOUGH = 10  # images a dimension below which a figure is called biased
+IMAGES_PER_DIMENSION = 10  # images a dimension below which a figure is called biased
 PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class InstrumentsConfig:
-    """The theory's figures while a run goes on: see docs/theory.md. The weights are frozen and nothing is touched."""
+class AnalysisConfig:
+    """The theory's metrics while a run goes on: see docs/theory.md. The weights are frozen and nothing is touched."""
 
     every: Duration = "0st"  # between two measurements, such as 10ep; one more at the start and the end; 0st: none
     images: int | None = Field(default=None, ge=1)  # measured on; null: 10 for each dimension, at least 5,000
@@ -53,7 +53,7 @@ class Branches(NamedTuple):
 class Measured(NamedTuple):
     """Figures by name, and curves over directions, largest variance first."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     curves: dict[str, list[float]]
 
 
@@ -120,13 +120,13 @@ def _joined(parts: list[Tensor], images: int | None) -> Tensor:
 
 def ranks(x: Tensor) -> dict[str, float]:
     """Effective rank of rows (V, N, K), mean over views, by convention: see docs/theory.md for the names."""
-    figures = {}
+    metrics = {}
     for rows, scaled in {"raw": x, "unit": unit_rows(x)}.items():
         for about, center in {"moment": False, "cov": True}.items():
             values, _ = spectrum(second_moment(scaled, center))
             for letter, powers in {"s": values.sqrt(), "l": values}.items():
-                figures[f"erank_{letter}/{rows}/{about}"] = float(entropy_rank(powers).mean())
-    return figures
+                metrics[f"erank_{letter}/{rows}/{about}"] = float(entropy_rank(powers).mean())
+    return metrics
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:
@@ -142,13 +142,13 @@ def compare(branches: Branches, replicates: int, beat: Callable[[], object] = bo
     """Every instrument on one pair of branches. ValueError for fewer images than dimensions."""
     online, target, dimension = branches
     images = online.shape[1]
-    needed = f"at least the {dimension} dimensions, and {ENOUGH} times that for a figure without bias"
+    needed = f"at least the {dimension} dimensions, and {IMAGES_PER_DIMENSION} times that for a figure without bias"
     require(images >= dimension, "instruments: images", needed, images)
     f: dict[str, float] = {
         "images": images,
         "dimension": dimension,
         "bound": white_bound(images, dimension),
-        "biased": float(images < ENOUGH * dimension),
+        "biased": float(images < IMAGES_PER_DIMENSION * dimension),
     }
     curves = {}
     for name, x in {"online": online, "target": target}.items():
@@ -182,26 +182,27 @@ def measure(
 ) -> Measured:
     """All instruments on `method`, which is left as it was; names of scores begin with `scores/`. See `collect`.
 
-    Call it on every process: each gets all rows and the same figures.
+    Call it on every process: each gets all rows and the same metrics.
     """
     found = collect(method, batches, batch_size=batch_size, images=images, beat=beat)
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
     for name, branches in found.items():
         prefix = "" if name == "outputs" else f"{name}/"
         measured = compare(branches, replicates, beat)
-        figures |= {prefix + key: value for key, value in measured.figures.items()}
+        metrics |= {prefix + key: value for key, value in measured.metrics.items()}
         curves |= {prefix + key: value for key, value in measured.curves.items()}
-    return Measured(figures, curves)
+    return Measured(metrics, curves)
 
 
-def brief(figures: dict[str, float]) -> str:
-    """The headline figures of what enters the loss, in one line."""
-    f, difference = figures, f"difference/{CONVENTION}"
-    null = max(abs(f[f"null/{branch}/{CONVENTION}"]) for branch in ("online", "target"))
+def headline(metrics: dict[str, float]) -> str:
+    """The headline metrics of what enters the loss, in one line."""
+    f, difference = metrics, f"difference/{HEADLINE_CONVENTION}"
+    null = max(abs(f[f"null/{branch}/{HEADLINE_CONVENTION}"]) for branch in ("online", "target"))
     bias = f", biased: a white spectrum reads {f['bound']:.0f} of {f['dimension']:.0f}" if f["biased"] else ""
     return (
-        f"rank online {f[f'online/{CONVENTION}']:.1f} target {f[f'target/{CONVENTION}']:.1f}, difference "
+        f"rank online {f[f'online/{HEADLINE_CONVENTION}']:.1f} "
+        f"target {f[f'target/{HEADLINE_CONVENTION}']:.1f}, difference "
         f"{f[difference]:+.2f} [{f[f'{difference}/low']:+.2f}, {f[f'{difference}/high']:+.2f}] null {null:.2f}; "
         f"{PASSES[int(f['filter/verdict'])]}, Spearman {f['filter/body']:+.2f} over "
         f"{f['filter/directions']:.0f} directions; alignment {f['alignment/value']:.2f} chance "
@@ -209,16 +210,16 @@ def brief(figures: dict[str, float]) -> str:
     )
 
 
-def told(figures: dict[str, float], prefix: str = "") -> list[str]:
-    """The figures of one pair of branches, those whose names begin with `prefix`, in words."""
-    f = {key.removeprefix(prefix): value for key, value in figures.items() if key.startswith(prefix)}
-    difference = f"difference/{CONVENTION}"
-    null = max(abs(f[f"null/{branch}/{CONVENTION}"]) for branch in ("online", "target"))
+def told(metrics: dict[str, float], prefix: str = "") -> list[str]:
+    """The metrics of one pair of branches, those whose names begin with `prefix`, in words."""
+    f = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+    difference = f"difference/{HEADLINE_CONVENTION}"
+    null = max(abs(f[f"null/{branch}/{HEADLINE_CONVENTION}"]) for branch in ("online", "target"))
     bias = f", biased: with so few images a white spectrum reads {f['bound']:.0f}" if f["biased"] else ""
     return [
         f"{f['images']:,.0f} images in {f['dimension']:.0f} dimensions{bias}",
-        f"effective rank ({CONVENTION}): online {f[f'online/{CONVENTION}']:.1f}, target "
-        f"{f[f'target/{CONVENTION}']:.1f}, difference {f[difference]:+.2f} "
+        f"effective rank ({HEADLINE_CONVENTION}): online {f[f'online/{HEADLINE_CONVENTION}']:.1f}, target "
+        f"{f[f'target/{HEADLINE_CONVENTION}']:.1f}, difference {f[difference]:+.2f} "
         f"[{f[f'{difference}/low']:+.2f}, {f[f'{difference}/high']:+.2f}], null {null:.2f}",
         f"filter of online against target: {PASSES[int(f['filter/verdict'])]}, Spearman {f['filter/body']:+.2f} "
         f"[{f['filter/body/low']:+.2f}, {f['filter/body/high']:+.2f}] over "

@@ -1,4 +1,4 @@
-"""`fastrdm theory`: the instruments on finished runs."""
+"""`fastrdm analyze`: the instruments on finished runs."""
 
 import argparse
 import json
@@ -9,9 +9,8 @@ from typing import Literal
 
 import torch
 
-from fastrdm.analysis.spectral_analysis import ENOUGH, Measured, told
-from fastrdm.config import run_config as config
-from fastrdm.config import tree as trees
+from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, told
+from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.methods.dual_branch import DualBranch
@@ -20,23 +19,25 @@ from fastrdm.runtime.checkpoint import Checkpoint
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training.learner import build_method
-from fastrdm.training.periodic_analysis import LEAST, enough, on_new_views
+from fastrdm.training.periodic_analysis import MIN_IMAGES, analyze_method, images_needed
 
-FILE = "theory.json"
+FILE = "analysis.json"
 CPU = torch.device("cpu")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of `fastrdm theory`."""
+    """The command line of `fastrdm analyze`."""
     p = argparse.ArgumentParser(
-        "fastrdm theory",
-        usage="fastrdm theory RUN ... [options] [a.b=c ...]",
+        "fastrdm analyze",
+        usage="fastrdm analyze RUN ... [options] [a.b=c ...]",
         description="Spectra, rank difference, spectral filter and eigenspace alignment of the last checkpoint of each "
         f"run, on new views of its training images; written to RUN/{FILE}. How to read them: docs/theory.md.",
     )
     p.add_argument("words", nargs="+", metavar="RUN", help="run folder; a.b=c changes its settings (loader.root=...)")
     p.add_argument(
-        "--images", type=int, help=f"images to measure on; default {ENOUGH} for each dimension, at least {LEAST}"
+        "--images",
+        type=int,
+        help=f"images to measure on; default {IMAGES_PER_DIMENSION} for each dimension, at least {MIN_IMAGES}",
     )
     p.add_argument("--split", choices=("train", "test"), default="train", help="whose images")
     p.add_argument("--replicates", type=int, default=100, help="bootstrap samples of an interval, at least 10")
@@ -48,24 +49,24 @@ def main(arguments: Sequence[str]) -> int:
     """Measure the runs that `arguments` name; the exit status."""
     options = parser().parse_intermixed_args(arguments)
     world = os.environ.get("WORLD_SIZE", "1")
-    require(world == "1", "fastrdm theory", "run on one process, without torchrun", f"{world} processes")
+    require(world == "1", "fastrdm analyze", "run on one process, without torchrun", f"{world} processes")
     require(options.replicates >= 10, "--replicates", "at least 10", options.replicates)
     require(options.images is None or options.images > 0, "--images", "above 0", options.images)
     device = distributed.start(options.device).device
     changes = [word for word in options.words if "=" in word]
     for run in (Path(word) for word in options.words if "=" not in word):
-        measured = of_run(
+        measured = analyze_run(
             run, changes, device=device, split=options.split, images=options.images, replicates=options.replicates
         )
         (run / FILE).write_text(json.dumps(measured._asdict(), indent=1))
-        lines = [str(run), *told(measured.figures)]
-        if "scores/images" in measured.figures:
-            lines += ["scores before softmax:", *told(measured.figures, "scores/")]
+        lines = [str(run), *told(measured.metrics)]
+        if "scores/images" in measured.metrics:
+            lines += ["scores before softmax:", *told(measured.metrics, "scores/")]
         print(*lines, sep="\n  ", flush=True)
     return 0
 
 
-def of_run(
+def analyze_run(
     run: Path,
     changes: Sequence[str] = (),
     *,
@@ -78,13 +79,13 @@ def of_run(
     steps = checkpoint.existing(run)
     require(bool(steps), "RUN", "a run folder with checkpoints", str(run))
     found = checkpoint.read(steps[0])
-    settings = config.resolve(found.meta["config"], *map(trees.setting, changes))
+    settings = run_config.resolve(found.meta["config"], *map(tree.setting, changes))
     method, epoch = trained(found, settings)
     method.to(device)
     processes = Processes(rank=0, world=1, device=device)
     source = open_source(settings.loader, split)
-    images = enough(settings, source, images, "--images")
-    return on_new_views(method, settings, source, epoch, processes, images=images, replicates=replicates)
+    images = images_needed(settings, source, images, "--images")
+    return analyze_method(method, settings, source, epoch, processes, images=images, replicates=replicates)
 
 
 def trained(found: Checkpoint, settings: Config) -> tuple[DualBranch, int]:

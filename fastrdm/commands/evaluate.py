@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fastrdm.commands.pretrained import Pretrained, from_file, from_run
-from fastrdm.config import help as fields
+from fastrdm.config import help
 from fastrdm.config import tree as trees
-from fastrdm.evaluation.evaluator import EvalConfig, Machine, Measures, sized
+from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
 from fastrdm.evaluation.published_settings import RECIPES
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         usage="fastrdm eval (CHECKPOINT | --weights FILE --layout NAME) [options] [a.b=c ...]",
         description="Measure a trained encoder: k-NN, linear probe, fine-tuning; top-1 and top-5 with Wilson's 95 % "
         "intervals. Each measurement is printed and written to eval-METHOD-SOURCE.json.",
-        epilog="Settings, written a.b=c:\n" + "\n".join(map(fields.line, fields.walk(EvalConfig))),
+        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.line, help.walk(EvalConfig))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     view = sized(pretrained.view, options.size)
     train, test = open_source(data, "train"), open_source(data, "test")
-    measures = Measures(pretrained.encoder, view, train, test, machine, live.tell)
+    measures = Evaluator(pretrained.encoder, view, train, test, machine, live.tell)
     for method in methods.split(","):
         for name, part, result in measured(measures, config, method):
             record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}
@@ -133,7 +133,7 @@ def settings(options: argparse.Namespace, given: Sequence[str]) -> EvalConfig:
 def _explain(error: Any) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "unexpected_keyword_argument":
-        known = [setting.key for setting in fields.walk(EvalConfig)]
+        known = [setting.key for setting in help.walk(EvalConfig)]
         near = difflib.get_close_matches(key, known, n=1)
         return f"unknown setting {key}: " + (f"did you mean {near[0]}?" if near else "see --help")
     if error["type"] == "value_error":
@@ -150,7 +150,7 @@ def images(options: argparse.Namespace, pretrained: Pretrained) -> LoaderConfig:
     return replace(pretrained.loader, root=options.root or pretrained.loader.root)
 
 
-def measured(measures: Measures, config: EvalConfig, method: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def measured(measures: Evaluator, config: EvalConfig, method: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, settings and result of each measurement that `method` stands for, with its seconds."""
     began = time.monotonic()
     part = getattr(config, method)
@@ -164,7 +164,7 @@ def measured(measures: Measures, config: EvalConfig, method: str) -> Iterator[tu
     yield name, dumped, {**getattr(measures, method)(part), "seconds": time.monotonic() - began}
 
 
-def described(measures: Measures, data: LoaderConfig) -> dict[str, Any]:
+def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
     """The images of a record."""
     return {
         "name": data.source,

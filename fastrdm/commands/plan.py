@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fastrdm.config import run_config as config
-from fastrdm.config import tree as trees
+from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
-from fastrdm.methods.center_sharpen import CentreSharpen
+from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.models.encoders import RESNETS
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
-    settings = config.load(options.config)
+    settings = run_config.load(options.config)
     speed = throughput(settings, options.images_per_second, options.run, options.table)
     print("\n".join(lines(settings, options.gpus, data(settings, options.images), speed)))
     return 0
@@ -95,7 +94,7 @@ def horizon_of(settings: Config, images: int, gpus: int) -> Horizon:
     return horizon
 
 
-def of_table(settings: Config, table: str) -> Throughput:
+def table_row(settings: Config, table: str) -> Throughput:
     """The row of a table of benchmarks/training/step.py that has the step of this configuration; ValueError without."""
     c, encoder = settings, settings.encoder
     wanted: dict[str, object] = {"contestant": "step", "preset": c.preset, "encoder": encoder.name}
@@ -121,13 +120,13 @@ def throughput(settings: Config, rate: float | None, run: str | None, table: str
     if rate is not None:
         return Throughput(rate, "as given")
     if table is not None:
-        return of_table(settings, table)
+        return table_row(settings, table)
     if run is None:
         return None
     (record,) = read_runs([run])
     rates = [r for r in record.series("images_per_second")[1] if r > 0]
     require(bool(rates), "--from", "a run that logged images_per_second", run)
-    lines = trees.differences(record.config, config.to_dict(settings))
+    lines = tree.differences(record.config, run_config.to_dict(settings))
     other = [line for line in lines if line.startswith(TIMED) and ": None -> " not in line]  # None: not a setting then
     device = record.versions.get("device", "an unknown device")
     origin = f"median of {record.name} on {device}, as a whole, not scaled to another number of GPUs"
@@ -142,8 +141,8 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     found = [(horizon.steps(settings.optim.warmup), "learning rate: warm-up ends")]
     method = learner.method
     for transform in (*method.online_transforms, *method.target_transforms):
-        if isinstance(transform, CentreSharpen):
-            end = f"centre_sharpen: temperature reaches {transform.config.temperature:g}"
+        if isinstance(transform, CenterSharpen):
+            end = f"center_sharpen: temperature reaches {transform.config.temperature:g}"
             found.append((transform.warmup, end))
     found += changes(settings, method)
     return sorted((step, what) for step, what in found if step)

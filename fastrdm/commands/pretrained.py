@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import Branch, load_foreign
@@ -31,7 +31,7 @@ def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrain
         hint = ": a file of weights takes --weights FILE --layout NAME" if path.is_file() else ""
         raise ValueError(f"CHECKPOINT must be a run folder with checkpoints, or one of them, got {path}{hint}")
     found = checkpoint.read(steps[0] if steps else path)
-    settings = config.resolve(found.meta["config"])
+    settings = run_config.resolve(found.meta["config"])
     if encoder not in (None, settings.encoder.name):
         raise ValueError(f"--encoder must be {settings.encoder.name}, which {found.path} holds, got {encoder}")
     if branch == "target" and settings.method.ema is None:

@@ -12,8 +12,8 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fastrdm.analysis.spectral_analysis import InstrumentsConfig
-from fastrdm.config import help as fields
+from fastrdm.analysis.spectral_analysis import AnalysisConfig
+from fastrdm.config import help
 from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
 from fastrdm.evaluation.knn import EvaluateConfig
@@ -65,7 +65,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     monitor: MonitorConfig = MonitorConfig()
-    instruments: InstrumentsConfig = InstrumentsConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
@@ -142,11 +142,11 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 def _nearest_key(path: list[str], key: str) -> str:
     """The same for a key: the nearest beside it, else the key of that name elsewhere."""
-    beside = fields.keys_at(Config, path[:-1])
+    beside = help.keys_at(Config, path[:-1])
     near = difflib.get_close_matches(path[-1], beside, n=1)
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
-    elsewhere = [s.key for s in fields.walk(Config) if s.key.split(".")[-1] == path[-1]]
+    elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
     return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
 
 
@@ -173,7 +173,7 @@ def _explain(error: Any) -> str:
         reason = str(error["ctx"]["error"])
         first, _, rest = reason.partition(" ")
         field = first.split(".")[-1]
-        if field in fields.keys_at(Config, path):  # a config names its own field: the key says where it stands
+        if field in help.keys_at(Config, path):  # a config names its own field: the key says where it stands
             return f"{key}.{field} {rest}" if key else reason
         return reason if "." in first or not key else f"{key}: {reason}"
     if error["type"] in _EXPECTED:
@@ -201,8 +201,8 @@ def run_folder(config: Config) -> Path:
 
 def describe() -> Iterator[str]:
     """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
-    yield from map(fields.line, fields.walk(Config))
+    yield from map(help.line, help.walk(Config))
     yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
-    for kind in fields.options(TransformConfig):
-        settings = [s for s in fields.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
-        yield from map(fields.line, settings) if settings else [f"  {kind.name}"]
+    for kind in help.options(TransformConfig):
+        settings = [s for s in help.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
+        yield from map(help.line, settings) if settings else [f"  {kind.name}"]

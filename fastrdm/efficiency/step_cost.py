@@ -28,7 +28,7 @@ class Footprint(NamedTuple):
     target: int  # of them, the EMA target's
     gradients: int
     optimizer: int  # its state
-    buffers: int  # BatchNorm statistics, queue, centre
+    buffers: int  # BatchNorm statistics, queue, center
     activations: int  # what the backward pass needs, extrapolated linearly from two small steps
     state_dict: int  # weights in a checkpoint
     flops: float  # of one image: all its views, forward and backward, matrix products and convolutions

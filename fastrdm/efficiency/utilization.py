@@ -15,7 +15,7 @@ from fastrdm.efficiency.peak_flops import peak_tflops
 from fastrdm.efficiency.step_cost import step_flops
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.methods.spectral_filter import SpectralFilter
-from fastrdm.methods.transform import Branch
+from fastrdm.methods.transform import BranchContext
 from fastrdm.runtime import distributed
 from fastrdm.runtime.distributed import Processes
 from fastrdm.runtime.timers import Stopwatch
@@ -24,7 +24,7 @@ from fastrdm.schema import Horizon
 REPEATS = 5  # of a filter that is timed
 
 
-class Gauges:
+class UtilizationMeter:
     """Figures of a process that are no part of the training; what they cost is left out of the training's time."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Gauges:
             return f"arithmetic: no peak known of {self.name}, so GFLOP/s and no share; log.peak_tflops sets one"
         return f"arithmetic: shares are of {self.peak:g} TFLOP/s, {self.name}, {self.settings.train.precision}"
 
-    def stepped(self, say: Callable[[str], None]) -> None:
+    def after_step(self, say: Callable[[str], None]) -> None:
         """A step has been given to the device; the first one is waited for, and told."""
         if not self.first_step:
             if self.device.type == "cuda":
@@ -57,15 +57,15 @@ class Gauges:
     def read(self, epoch: int, steps: int, seconds: float) -> dict[str, float]:
         """Figures of `steps` steps in `seconds`. Call on every process; the first call counts and times, and waits."""
         gflops = self.step_flops(epoch) * steps / seconds / 1e9
-        figures = {"gflops": gflops} | ({"flop_utilisation": gflops / 1e3 / self.peak} if self.peak else {})
+        metrics = {"gflops": gflops} | ({"flop_utilisation": gflops / 1e3 / self.peak} if self.peak else {})
         if self._filters is None:
             self._filters = self._time_of_filters()
         if self._filters:
-            figures["filter_share"] = self._filters * self.settings.train.accumulate * steps / seconds
+            metrics["filter_share"] = self._filters * self.settings.train.accumulate * steps / seconds
         memory = torch.tensor(peak_memory(self.device), dtype=torch.float64, device=self.device)
-        figures["peak_memory_mib"] = distributed.max_over_processes(memory).item() / 2**20
-        figures["seconds_to_first_step"] = self.first_step
-        return figures
+        metrics["peak_memory_mib"] = distributed.max_over_processes(memory).item() / 2**20
+        metrics["seconds_to_first_step"] = self.first_step
+        return metrics
 
     def step_flops(self, epoch: int) -> int:
         """Of this process's share of a step."""
@@ -85,7 +85,7 @@ class Gauges:
         dtype = torch.float64 if self.settings.train.precision == "fp64" else torch.float32
         shape = views, self.images, self.method.config.projector.out
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, dtype).requires_grad_()
-        branch, watch = Branch(x.detach().flip(0), None), Stopwatch(self.device, "spectral filter alone")
+        branch, watch = BranchContext(x.detach().flip(0), None), Stopwatch(self.device, "spectral filter alone")
         laps = []
         for _ in range(1 + REPEATS):
             with watch:
@@ -95,11 +95,11 @@ class Gauges:
             laps.append(watch.lap())
         return statistics.median(laps[1:])
 
-    def summary(self, figures: dict[str, float]) -> Iterator[str]:
-        """The newest figures in words."""
-        if "gflops" not in figures:
-            return  # nothing was trained since a checkpoint that has no such figures
-        f, where = figures, "of a device" if self.device.type == "cuda" else "of a process"
+    def summary(self, metrics: dict[str, float]) -> Iterator[str]:
+        """The newest metrics in words."""
+        if "gflops" not in metrics:
+            return  # nothing was trained since a checkpoint that has no such metrics
+        f, where = metrics, "of a device" if self.device.type == "cuda" else "of a process"
         share = f" ({100 * f['flop_utilisation']:.1f} % of the peak)" if "flop_utilisation" in f else ""
         filters = f", spectral filters {100 * f['filter_share']:.1f} %" if "filter_share" in f else ""
         yield (

@@ -26,7 +26,7 @@ from fastrdm.schema import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KnnConfig:
-    """k-NN by cosine on features of the centre view."""
+    """k-NN by cosine on features of the center view."""
 
     k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images
     temperature: float = Field(default=0.07, gt=0)  # a neighbour's vote weighs exp(cosine / temperature)
@@ -50,7 +50,7 @@ class Machine(NamedTuple):
     workers: int  # decoding threads
 
 
-class Measures:
+class Evaluator:
     """An encoder and the labelled images of a source, whose features are made once."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Measures:
         loader, faults = self._loader(config, some, size), dict[int, str]()
         with self._precision():
             model = finetune(config, self.encoder, len(self.train.classes), loader, size, self.tell)
-            hits, of = classified(model, self._centre_views(self.test, faults), self.tops)
+            hits, of = classified(model, self._center_views(self.test, faults), self.tops)
         loader.close()
         self.unread += [*loader.faults.values(), *faults.values()]
         return {**self._accuracy(hits, of), "labels": share, "train_images": len(some), "batch_size": size}
@@ -123,7 +123,7 @@ class Measures:
         for split in ("train", "test"):
             source, faults = getattr(self, split), dict[int, str]()
             self.tell(f"features of {len(source):,} {split} images")
-            found.append(feature_set(self._encode, self._centre_views(source, faults)))
+            found.append(feature_set(self._encode, self._center_views(source, faults)))
             if faults:
                 self.unread += faults.values()
                 readable = np.setdiff1d(np.arange(len(source)), list(faults))
@@ -137,7 +137,7 @@ class Measures:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.machine.device.type, torch.bfloat16) if self.machine.bf16 else nullcontext()
 
-    def _centre_views(self, source: Source, faults: dict[int, str]) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    def _center_views(self, source: Source, faults: dict[int, str]) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         m = self.machine
         return evaluation_batches(source, self.view, m.batch_size, device=m.device, workers=m.workers, faults=faults)
 

@@ -18,7 +18,7 @@ from fastrdm.schema import STRICT, Duration
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
-    """k-NN on unit-norm features of the centre view, and the online linear probe."""
+    """k-NN on unit-norm features of the center view, and the online linear probe."""
 
     every: Duration = "10%"  # between two evaluations
     k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images

@@ -60,7 +60,7 @@ class LinearConfig(FitConfig):
     """A linear classifier on frozen features."""
 
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # at 256 images a step; trained together
-    augment: bool = False  # crop and flip at random, features anew each epoch; else features of the centre view, once
+    augment: bool = False  # crop and flip at random, features anew each epoch; else features of the center view, once
     held_out: float = Field(default=0.1, gt=0, lt=1)  # share of the training images on which one of several is chosen
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class LinearConfig(FitConfig):
         require(len(self.rates) > 0 and min(self.rates) > 0, "rates", "rates above 0", self.rates)
 
 
-class Sweep:
+class ProbeSweep:
     """S linear classifiers, one for each learning rate, whose weights are one tensor (S, C, D)."""
 
     def __init__(self, rates: Sequence[float], weight: Tensor, config: FitConfig) -> None:
@@ -116,9 +116,9 @@ class Sweep:
 class Task(NamedTuple):
     """What a probe learns from and is judged by; all rows labelled."""
 
-    bank: FeatureSet  # centre views of the training images (N, D)
+    bank: FeatureSet  # center views of the training images (N, D)
     held_out: Tensor  # (N,) bool: the training images that choose among several rates
-    query: FeatureSet  # centre views of the test images
+    query: FeatureSet  # center views of the test images
     epoch: Callable[[int], Iterable[Features]]  # batches to learn from in that epoch, numbered as in the bank
     batch_size: int
 
@@ -159,13 +159,13 @@ def linear_probe(config: LinearConfig, task: Task, tops: Sequence[int], tell: Ca
     return Probed(tested[best], config.rates[best], rates)
 
 
-def _trained(config: LinearConfig, task: Task, blind: int, tell: Callable[[str], None]) -> Sweep:
+def _trained(config: LinearConfig, task: Task, blind: int, tell: Callable[[str], None]) -> ProbeSweep:
     """A sweep of all rates, and of the first `blind` ones again, which do not see the held-out images."""
     features, labels = task.bank
     classes = int(torch.maximum(labels.max(), task.query.labels.max())) + 1
     first = torch.randn(classes, features.shape[1], generator=torch.Generator().manual_seed(config.seed)) * 0.01
     rates = [rate * task.batch_size / 256 for rate in (*config.rates, *config.rates[:blind])]
-    sweep = Sweep(rates, first.to(features), config)
+    sweep = ProbeSweep(rates, first.to(features), config)
     sighted = torch.arange(len(rates), device=labels.device) < len(config.rates)
     step = 0
     for epoch in range(config.epochs):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastrdm.evaluation.features import FeatureSet
 
 
-class LinearProbe(nn.Module):
+class OnlineProbe(nn.Module):
     """A linear classifier on features that pass it no gradient."""
 
     def __init__(self, width: int, classes: int) -> None:

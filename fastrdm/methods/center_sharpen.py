@@ -9,46 +9,46 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count
-from fastrdm.methods.transform import Branch, Kind, Place, Transform
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import sum_over_processes
 from fastrdm.schema import STRICT, Duration
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class CentreSharpenConfig:
-    """softmax((scores - centre) / temperature) (DINO, section 3.1)."""
+class CenterSharpenConfig:
+    """softmax((scores - center) / temperature) (DINO, section 3.1)."""
 
-    name: Literal["centre_sharpen"] = "centre_sharpen"
+    name: Literal["center_sharpen"] = "center_sharpen"
     temperature: float = Field(default=0.07, gt=0)  # scores are divided by it
     warmup_temperature: float = Field(default=0.04, gt=0)  # at the first step
     warmup: Duration = "50ep"  # linear ramp from warmup_temperature to temperature; at most the whole run
-    momentum: float = Field(default=0.9, ge=0, le=1)  # of the centre, a moving average of the batch mean
+    momentum: float = Field(default=0.9, ge=0, le=1)  # of the center, a moving average of the batch mean
 
 
-class CentreSharpen(Transform):
-    """Scores to probabilities; the centre then moves towards the mean score over views, rows and processes."""
+class CenterSharpen(Transform):
+    """Scores to probabilities; the center then moves towards the mean score over views, rows and processes."""
 
     takes: Kind = "scores"
     gives: Kind = "probabilities"
-    centre: Tensor
+    center: Tensor
     temperature: Tensor
 
-    def __init__(self, config: CentreSharpenConfig, place: Place) -> None:
+    def __init__(self, config: CenterSharpenConfig, context: TransformContext) -> None:
         super().__init__()
         self.config = config
-        self.warmup = min(place.horizon.steps(config.warmup), place.horizon.total)
-        assert place.prototypes is not None
-        self.register_buffer("centre", torch.zeros(place.prototypes))
+        self.warmup = min(context.horizon.steps(config.warmup), context.horizon.total)
+        assert context.prototypes is not None
+        self.register_buffer("center", torch.zeros(context.prototypes))
         self.register_buffer("temperature", torch.tensor(config.warmup_temperature), persistent=False)
 
     def set_step(self, step: int) -> None:
         self.temperature.fill_(linear_ramp(step, self.warmup, self.config.warmup_temperature, self.config.temperature))
 
     @torch.no_grad()
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        out = F.softmax((x - self.centre) / self.temperature, dim=-1)
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
+        out = F.softmax((x - self.center) / self.temperature, dim=-1)
         if self.training:
             mean = sum_over_processes(x.mean((0, 1))) / process_count()
-            self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.config.momentum)
+            self.center.lerp_(mean.to(self.center.dtype), 1 - self.config.momentum)
         return out

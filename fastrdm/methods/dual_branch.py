@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
 from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, align
-from fastrdm.methods.center_sharpen import CentreSharpen, CentreSharpenConfig
+from fastrdm.methods.center_sharpen import CenterSharpen, CenterSharpenConfig
 from fastrdm.methods.predictor import Predictor, PredictorConfig
 from fastrdm.methods.prototypes import PrototypeLayer, Prototypes, PrototypesConfig
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
 from fastrdm.methods.stop import Stop, StopConfig
-from fastrdm.methods.transform import Branch, Kind, Place, Side, Transform
+from fastrdm.methods.transform import BranchContext, Kind, Side, Transform, TransformContext
 from fastrdm.models.encoders import Encoder
 from fastrdm.models.heads import Head, HeadConfig
 from fastrdm.optim.optimizers import Role
@@ -33,7 +33,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "prototypes": Prototypes,
     "stop": Stop,
     "sinkhorn": Sinkhorn,
-    "centre_sharpen": CentreSharpen,
+    "center_sharpen": CenterSharpen,
 }
 
 
@@ -44,7 +44,7 @@ def _named(value: object) -> object:
 
 TransformConfig = Annotated[
     Annotated[
-        PredictorConfig | FilterConfig | PrototypesConfig | StopConfig | SinkhornConfig | CentreSharpenConfig,
+        PredictorConfig | FilterConfig | PrototypesConfig | StopConfig | SinkhornConfig | CenterSharpenConfig,
         Field(discriminator="name"),
     ],
     BeforeValidator(_named),
@@ -194,9 +194,9 @@ class DualBranch(nn.Module):
         self.frozen = self.freeze > 0  # the prototypes, at this step
         self.register_buffer("momentum", torch.zeros(()), persistent=False)
 
-        def place(side: Side) -> Place:
+        def place(side: Side) -> TransformContext:
             count = scored[0].count if scored else None
-            return Place(side, config.projector.out, count, batch_size, sync_bn, horizon)
+            return TransformContext(side, config.projector.out, count, batch_size, sync_bn, horizon)
 
         self.online_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("online")) for t in config.online)
         self.target_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("target")) for t in config.target)
@@ -206,9 +206,9 @@ class DualBranch(nn.Module):
         z = self.online(views, self.precision)
         with torch.no_grad() if self.target else nullcontext():
             t = self.target(views[:2], self.precision) if self.target else Encoded(*(x[:2] for x in z))
-            target_branch = Branch(z.projection[:2].flip(0).detach(), (self.target or self.online).prototypes)
+            target_branch = BranchContext(z.projection[:2].flip(0).detach(), (self.target or self.online).prototypes)
             target = self._run(self.target_transforms, t.projection, target_branch)
-        online_branch = Branch(t.projection.flip(0).detach(), self.online.prototypes)
+        online_branch = BranchContext(t.projection.flip(0).detach(), self.online.prototypes)
         online = self._run(self.online_transforms, z.projection, online_branch)
         loss = align(online, target, self.config.alignment)
         scores = None
@@ -218,7 +218,7 @@ class DualBranch(nn.Module):
             entered = torch.softmax(entered / self.config.alignment.temperature, dim=-1)
         return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
 
-    def _run(self, transforms: nn.ModuleList, x: Tensor, branch: Branch) -> Tensor:
+    def _run(self, transforms: nn.ModuleList, x: Tensor, branch: BranchContext) -> Tensor:
         set_views(transforms, len(x) if self.online.per_view else 1)
         with torch.autocast(x.device.type, enabled=False):
             for transform in transforms:
@@ -254,7 +254,7 @@ class DualBranch(nn.Module):
         if self.target is not None:
             ema_update(list(self.target.parameters()), list(self.online.parameters()), self.momentum)
 
-    def beyond_the_run(self) -> Iterator[str]:
+    def unfinished_durations(self) -> Iterator[str]:
         """A line for every duration of a transform that the run is too short for."""
         for side in ("online", "target"):
             for i, config in enumerate(getattr(self.config, side)):

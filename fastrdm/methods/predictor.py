@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.methods.transform import Branch, Place, Transform
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.models.heads import Head, HeadConfig
 from fastrdm.schema import STRICT
 
@@ -24,13 +24,13 @@ class PredictorConfig:
 class Predictor(Transform):
     """z -> h(z); BatchNorm statistics per view like everywhere."""
 
-    def __init__(self, config: PredictorConfig, place: Place) -> None:
+    def __init__(self, config: PredictorConfig, context: TransformContext) -> None:
         super().__init__()
         self.constant_lr = config.constant_lr
-        hidden = config.hidden or max(place.width // 4, 1)
-        head = HeadConfig(layers=2, hidden=hidden, out=place.width, bias=config.bias, last_norm="none")
-        self.head = Head(head, place.width, place.sync_bn)
+        hidden = config.hidden or max(context.width // 4, 1)
+        head = HeadConfig(layers=2, hidden=hidden, out=context.width, bias=config.bias, last_norm="none")
+        self.head = Head(head, context.width, context.sync_bn)
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         out: Tensor = self.head(x.flatten(0, 1))
         return out.view(*x.shape)

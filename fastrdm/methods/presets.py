@@ -14,7 +14,7 @@ _LARS: Preset = {"name": "lars", "lr": 1.0, "weight_decay": 1e-5, "eta": 0.02, "
 _BYOL_LOSS: Preset = {"name": "byol", "directions": "sum"}
 _EMA: Preset = {"momentum": 0.99, "final": 1.0}
 _BYOL_JITTER: Preset = {"saturation": 0.2, "scale": [0.08, 1.0]}
-_SOLARISE: Preset = {**_BYOL_JITTER, "solarise": 0.2}
+_SOLARIZE: Preset = {**_BYOL_JITTER, "solarize": 0.2}
 
 
 def _simsiam(online: list[Any], target: list[Any]) -> Preset:
@@ -29,16 +29,16 @@ def _simsiam(online: list[Any], target: list[Any]) -> Preset:
 
 def _byol(online: list[Any], target: list[Any]) -> Preset:
     method = {"projector": _BYOL_HEAD, "online": online, "target": target, "ema": _EMA, "alignment": _BYOL_LOSS}
-    return {"method": method, "optim": _LARS, "loader": {"views": [_BYOL_JITTER, _SOLARISE]}}
+    return {"method": method, "optim": _LARS, "loader": {"views": [_BYOL_JITTER, _SOLARIZE]}}
 
 
 def _swav(online: list[Any], target: list[Any]) -> Preset:
     head = {"layers": 2, "hidden": 2048, "out": 128, "bias": True, "last_norm": "none"}
-    colour = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "scale": [0.08, 1.0]}
+    color = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "scale": [0.08, 1.0]}
     return {
         "method": {"projector": head, "online": online, "target": target, "alignment": {"name": "cross_entropy"}},
         "optim": {**_LARS, "lr": 0.6, "min_lr": 6e-4, "weight_decay": 1e-6, "exclude_bias_norm": False},
-        "loader": {"views": [colour, colour]},
+        "loader": {"views": [color, color]},
     }
 
 
@@ -49,7 +49,7 @@ def _dino(online: list[Any], target: list[Any]) -> Preset:
     return {
         "method": {**method, "ema": {"momentum": 0.9995, "final": 1.0}},
         "optim": {**_LARS, "lr": 0.3, "weight_decay": 1e-6},
-        "loader": {"views": [_BYOL_JITTER, _SOLARISE]},
+        "loader": {"views": [_BYOL_JITTER, _SOLARIZE]},
     }
 
 
@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
     "simsiam": _simsiam(["predictor"], ["stop"]),
     "byol": _byol([{"name": "predictor", "hidden": 4096, "bias": True, "constant_lr": False}], ["stop"]),
     "swav": _swav([_SWAV_PROTOTYPES], [_SWAV_PROTOTYPES, _SINKHORN]),
-    "dino": _dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, "centre_sharpen"]),
+    "dino": _dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, "center_sharpen"]),
     "rdm_simsiam": _simsiam([], [_power(-0.5)]),
     "rdm_byol": _byol([], [_power(-0.5)]),
     **{f"rdm_simsiam_{name}": _simsiam([f], ["stop"]) for name, f in _ONLINE.items()},
@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
     **{f"rdm_byol_{name}": _byol([], [f]) for name, f in _TARGET.items()},
     # compositions that no paper has
     "swav_target": _swav([_SWAV_PROTOTYPES], [_power(-0.5), _SWAV_PROTOTYPES, _SINKHORN]),
-    "dino_online": _dino([_log("log1p"), _DINO_PROTOTYPES], [_DINO_PROTOTYPES, "centre_sharpen"]),
+    "dino_online": _dino([_log("log1p"), _DINO_PROTOTYPES], [_DINO_PROTOTYPES, "center_sharpen"]),
     "simsiam_target": _simsiam(["predictor"], [_power(-0.5)]),
     "rdm_simsiam_both": _simsiam([_log("log1p")], [_power(-0.5)]),
 }

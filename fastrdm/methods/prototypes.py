@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.methods.transform import Branch, Kind, Place, Transform
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
 from fastrdm.schema import STRICT, Duration
 
 
@@ -25,10 +25,10 @@ class Prototypes(Transform):
 
     gives: Kind = "scores"
 
-    def __init__(self, config: PrototypesConfig, place: Place) -> None:
+    def __init__(self, config: PrototypesConfig, context: TransformContext) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         assert branch.score is not None
         branch.scored, branch.scores = x, branch.score(x)
         return branch.scores

@@ -1,4 +1,4 @@
-"""Transforms of the target branch: stop-gradient, Sinkhorn-Knopp (SwAV), centring and sharpening (DINO)."""
+"""Transforms of the target branch: stop-gradient, Sinkhorn-Knopp (SwAV), centering and sharpening (DINO)."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.methods.transform import Branch, Kind, Place, Transform
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
 from fastrdm.runtime.distributed import gather_rows, max_over_processes, sum_over_processes
 from fastrdm.schema import STRICT, Duration, require
 
@@ -50,17 +50,17 @@ class Sinkhorn(Transform):
     queue: Tensor
     pointer: Tensor
 
-    def __init__(self, config: SinkhornConfig, place: Place) -> None:
+    def __init__(self, config: SinkhornConfig, context: TransformContext) -> None:
         super().__init__()
         self.config = config
-        self.start = place.horizon.steps(config.queue_start)
-        self.fill = config.queue // place.batch_size  # steps until the ring is full
+        self.start = context.horizon.steps(config.queue_start)
+        self.fill = config.queue // context.batch_size  # steps until the ring is full
         self.phase = False  # whether the queue takes part
         if config.queue:
-            divides = config.queue % place.batch_size == 0 and config.queue % process_count() == 0
-            expected = f"a multiple of loader.batch_size={place.batch_size} and of the {process_count()} processes"
+            divides = config.queue % context.batch_size == 0 and config.queue % process_count() == 0
+            expected = f"a multiple of loader.batch_size={context.batch_size} and of the {process_count()} processes"
             require(divides, "sinkhorn.queue", expected, config.queue)
-            self.register_buffer("queue", torch.zeros(2, config.queue, place.width))
+            self.register_buffer("queue", torch.zeros(2, config.queue, context.width))
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def set_step(self, step: int) -> None:
@@ -71,7 +71,7 @@ class Sinkhorn(Transform):
             yield max(self.start, self.fill), "sinkhorn: the queue joins in"
 
     @torch.no_grad()
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         batch = x.shape[1]
         if self.phase:
             assert branch.score is not None

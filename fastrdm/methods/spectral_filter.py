@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastrdm.kernels.collectives import process_rank
 from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
-from fastrdm.methods.transform import Branch, Place, Transform
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.runtime.distributed import gather_rows
 from fastrdm.schema import STRICT, require
 
@@ -34,11 +34,11 @@ class FilterConfig:
 class SpectralFilter(Transform):
     """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
 
-    def __init__(self, config: FilterConfig, place: Place) -> None:
+    def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__()
-        self.config, self.side = config, place.side
+        self.config, self.side = config, context.side
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         c = self.config
         basis = None
         if c.basis == "other":

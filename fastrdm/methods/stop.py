@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.methods.transform import Branch, Place, Transform
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.schema import STRICT
 
 
@@ -19,8 +19,8 @@ class StopConfig:
 class Stop(Transform):
     """sg(z)."""
 
-    def __init__(self, config: StopConfig, place: Place) -> None:
+    def __init__(self, config: StopConfig, context: TransformContext) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         return x.detach()

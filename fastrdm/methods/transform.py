@@ -12,7 +12,7 @@ Kind = Literal["features", "scores", "probabilities"]
 Side = Literal["online", "target"]
 
 
-class Place(NamedTuple):
+class TransformContext(NamedTuple):
     """What a transform is told when it is built."""
 
     side: Side
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 @plain_dataclass
-class Branch:
+class BranchContext:
     """What a transform may ask of the branch it runs in, besides its input."""
 
     other: Tensor | None  # the other branch's projection of the partner view, (V, B, D), without gradient
@@ -48,5 +48,5 @@ class Transform(nn.Module):
         """The steps at which `phase` changes, and to what."""
         yield from ()
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         raise AssertionError(f"{type(self).__name__} has no forward")

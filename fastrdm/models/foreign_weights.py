@@ -18,7 +18,7 @@ Branch = Literal["online", "target"]
 Weights = Mapping[str, Tensor]
 
 
-class Place(NamedTuple):
+class EncoderKeys(NamedTuple):
     """Where a file keeps one branch's encoder; of several names the first that is there counts."""
 
     holders: tuple[str, ...]  # key of the file that holds the weights, "" for the file itself
@@ -28,30 +28,32 @@ class Place(NamedTuple):
 class Layout(NamedTuple):
     """How one project writes its files."""
 
-    branches: dict[Branch, Place]
+    branches: dict[Branch, EncoderKeys]
     heads: tuple[str, ...]  # what else stands beside the encoder's keys, and is left out
 
 
-_PLAIN = Layout({"online": Place(("state_dict", ""), ("",))}, ("fc.",))
+_PLAIN = Layout({"online": EncoderKeys(("state_dict", ""), ("",))}, ("fc.",))
 LAYOUTS: dict[str, Layout] = {
     "torchvision": _PLAIN,
     "timm": _PLAIN,
     "solo-learn": Layout(
         {
-            "online": Place(("state_dict",), ("backbone.", "encoder.")),
-            "target": Place(("state_dict",), ("momentum_backbone.", "momentum_encoder.")),
+            "online": EncoderKeys(("state_dict",), ("backbone.", "encoder.")),
+            "target": EncoderKeys(("state_dict",), ("momentum_backbone.", "momentum_encoder.")),
         },
         ("fc.",),
     ),
-    "simsiam": Layout({"online": Place(("state_dict",), ("module.encoder.", "encoder."))}, ("fc.",)),
+    "simsiam": Layout({"online": EncoderKeys(("state_dict",), ("module.encoder.", "encoder."))}, ("fc.",)),
     "dino": Layout(
         {
-            "online": Place(("student",), ("module.backbone.", "backbone.")),
-            "target": Place(("teacher", ""), ("module.backbone.", "backbone.", "")),  # the backbone alone is a teacher
+            "online": EncoderKeys(("student",), ("module.backbone.", "backbone.")),
+            "target": EncoderKeys(
+                ("teacher", ""), ("module.backbone.", "backbone.", "")
+            ),  # the backbone alone is a teacher
         },
         (),
     ),
-    "swav": Layout({"online": Place(("state_dict", ""), ("module.", ""))}, ("projection_head.", "prototypes.")),
+    "swav": Layout({"online": EncoderKeys(("state_dict", ""), ("module.", ""))}, ("projection_head.", "prototypes.")),
 }
 EXPORTS = ("torchvision", "timm", "safetensors")
 COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing here reads it

@@ -42,7 +42,7 @@ class Head(nn.Sequential):
     """(N, width_in) to (N, out) as tail(body(x)); keys are those of one nn.Sequential.
 
     The tail starts at the last BatchNorm, or is the last Linear where there is none. Run it in float32: then what
-    enters the loss and the spectra was never rounded to 16 bits after its last normalisation.
+    enters the loss and the spectra was never rounded to 16 bits after its last normalization.
     """
 
     def __init__(self, config: HeadConfig, width_in: int, sync_bn: bool = True) -> None:

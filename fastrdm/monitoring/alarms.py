@@ -1,4 +1,4 @@
-"""Alarms over the figures of a run: what collapses, when it began, and whether the run goes on."""
+"""Alarms over the metrics of a run: what collapses, when it began, and whether the run goes on."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,7 +73,7 @@ class Finding(NamedTuple):
 
 
 class Alarms:
-    """Findings that last become alarms; the figures of one log step after the other go in, on every process."""
+    """Findings that last become alarms; the metrics of one log step after the other go in, on every process."""
 
     def __init__(self, config: AlarmsConfig, losses: LossRange, horizon: Horizon) -> None:
         self.config, self.losses, self.horizon = config, losses, horizon
@@ -81,9 +81,9 @@ class Alarms:
         self.raised: list[str] = []
         self.peaks: dict[str, float] = {}
 
-    def judge(self, step: int, figures: Mapping[str, float]) -> list[Alarm]:
-        """The alarms that this step raises; figures that are missing raise none."""
-        found = {f"{f.alarm}/{f.tap}": f for f in self._findings(step, figures)}
+    def update(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
+        """The alarms that this step raises; metrics that are missing raise none."""
+        found = {f"{f.alarm}/{f.tap}": f for f in self._findings(step, metrics)}
         self.since = {key: self.since.get(key, step) for key in found}
         self.raised = [key for key in self.raised if key in found]
         due = [key for key, f in found.items() if key not in self.raised and self._lasts(key, f, step)]
@@ -98,19 +98,19 @@ class Alarms:
         text = f"alarm: {name} at {finding.tap} in steps {since} to {step}: {finding.text}"
         return Alarm(finding.alarm, finding.tap, finding.value, finding.threshold, self.config.action, text)
 
-    def _findings(self, step: int, figures: Mapping[str, float]) -> Iterator[Finding]:
-        for tap in ("target_scores" if "target_scores/std/batch" in figures else "target", "hidden", "features"):
-            rank = figures.get(f"{tap}/erank_l/unit/cov/batch")
+    def _findings(self, step: int, metrics: Mapping[str, float]) -> Iterator[Finding]:
+        for tap in ("target_scores" if "target_scores/std/batch" in metrics else "target", "hidden", "features"):
+            rank = metrics.get(f"{tap}/erank_l/unit/cov/batch")
             if rank is not None:
-                yield from self._of_tap(tap, rank, step, figures)
-        share = self._above_floor(figures["loss"]) if "loss" in figures else math.inf
+                yield from self._of_tap(tap, rank, step, metrics)
+        share = self._above_floor(metrics["loss"]) if "loss" in metrics else math.inf
         if share < (threshold := self.config.floor_share):
             text = f"{100 * share:.2g} % above the lowest loss there is, below {100 * threshold:g} %"
-            yield Finding("loss_at_floor", "loss", figures["loss"], threshold, self.config.floor_patience, text)
+            yield Finding("loss_at_floor", "loss", metrics["loss"], threshold, self.config.floor_patience, text)
 
-    def _of_tap(self, tap: str, rank: float, step: int, figures: Mapping[str, float]) -> Iterator[Finding]:
+    def _of_tap(self, tap: str, rank: float, step: int, metrics: Mapping[str, float]) -> Iterator[Finding]:
         c = self.config
-        deviation, moment = figures[f"{tap}/std/batch"], figures[f"{tap}/erank_l/unit/moment/batch"]
+        deviation, moment = metrics[f"{tap}/std/batch"], metrics[f"{tap}/erank_l/unit/moment/batch"]
         if deviation < c.complete_std and moment < c.complete_rank:
             text = f"deviation {deviation:.3f} below {c.complete_std:g}, rank {moment:.2f} below {c.complete_rank:g}"
             yield Finding("complete_collapse", tap, deviation, c.complete_std, c.complete_patience, text)
@@ -143,4 +143,4 @@ def replay(alarms: Alarms, lines: Iterable[Mapping[str, float]]) -> Iterator[tup
     """Steps and alarms that the lines of a metrics.jsonl would have raised."""
     for line in lines:
         if "loss" in line:
-            yield from ((int(line["step"]), alarm) for alarm in alarms.judge(int(line["step"]), line))
+            yield from ((int(line["step"]), alarm) for alarm in alarms.update(int(line["step"]), line))

@@ -1,4 +1,4 @@
-"""The rank of both branches while a run goes on: figures of each batch, and spectra of windows of many batches."""
+"""The rank of both branches while a run goes on: metrics of each batch, and spectra of windows of many batches."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,9 +13,9 @@ from fastrdm.kernels.linalg.effective_rank import effective_rank
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
 from fastrdm.monitoring.moments import unit_rows
-from fastrdm.monitoring.rank_statistics import CENTRED, Convention
-from fastrdm.monitoring.rank_statistics import CONVENTION as CONVENTION
-from fastrdm.monitoring.window import Reading, Shape, Window, bytes_of, read
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, Convention
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION as HEADLINE_CONVENTION
+from fastrdm.monitoring.window import Shape, Window, WindowReport, bytes_of, read
 from fastrdm.runtime.distributed import Processes, gather_rows
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.schema import STRICT, Duration, require, steps_of
@@ -28,19 +28,27 @@ ON_CPU = 1024  # up to this width eigenvalues come from one CPU thread, above fr
 class MonitorConfig:
     """What is measured of both branches besides the loss: see docs/monitoring.md. None of it touches the weights."""
 
-    every: Duration = "5%"  # between the starts of two windows; 0st: none, figures of batches only
+    every: Duration = "5%"  # between the starts of two windows; 0st: none, metrics of batches only
     rows: int | None = Field(default=None, ge=1)  # of a window; null: 10 for each dimension of the widest tap in it
     max_width: int = Field(default=2048, ge=2, le=4096)  # dimensions; wider taps: a sample of so many rows
     groups: int = Field(
         default=8, ge=0, le=32
     )  # of batches or images, for intervals; 0, or more than a batch has images: none
-    conventions: tuple[Convention, ...] = (CONVENTION, CENTRED)  # of effective rank, logged of every tap's window
+    conventions: tuple[Convention, ...] = (
+        HEADLINE_CONVENTION,
+        CENTERED_CONVENTION,
+    )  # of effective rank, logged of every tap's window
     alarms: AlarmsConfig = AlarmsConfig()
 
     def __post_init__(self) -> None:
         require(not 0 < self.groups < 4, "groups", "0 (no interval) or 4 to 32", self.groups)
-        missing = [c for c in (CONVENTION, CENTRED) if c not in self.conventions]
-        require(not missing, "conventions", f"a list with {CONVENTION} and {CENTRED}", list(self.conventions))
+        missing = [c for c in (HEADLINE_CONVENTION, CENTERED_CONVENTION) if c not in self.conventions]
+        require(
+            not missing,
+            "conventions",
+            f"a list with {HEADLINE_CONVENTION} and {CENTERED_CONVENTION}",
+            list(self.conventions),
+        )
 
 
 def tap_widths(method: DualBranch) -> dict[str, int]:
@@ -67,19 +75,19 @@ def batch_figures(output: Output) -> dict[str, Tensor]:
 
     Figures of one batch: ranks are at most its number of rows, and low where rows are few. Call on every process.
     """
-    figures = {}
+    metrics = {}
     for name, x in taps(output).items():
         x = gather_rows(x, dim=1).double()
-        figures[f"{name}/{CONVENTION}/batch"] = effective_rank(x, normalize=True).mean()
-        figures[f"{name}/{CENTRED}/batch"] = effective_rank(x, normalize=True, center=True).mean()
-        figures[f"{name}/std/batch"] = (unit_rows(x).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
-    return figures
+        metrics[f"{name}/{HEADLINE_CONVENTION}/batch"] = effective_rank(x, normalize=True).mean()
+        metrics[f"{name}/{CENTERED_CONVENTION}/batch"] = effective_rank(x, normalize=True, center=True).mean()
+        metrics[f"{name}/std/batch"] = (unit_rows(x).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
+    return metrics
 
 
 class RankMonitor:
     """Fills windows with rows and reads their spectra; `push` and `poll` never wait for the device.
 
-    On CUDA a window is read in a thread of its own. On CPU it is read at once: there, a run's figures are reproducible.
+    On CUDA a window is read in a thread of its own. On CPU it is read at once: there, a run's metrics are reproducible.
     Only the main process keeps rows and reads; the others hand theirs over.
     """
 
@@ -104,14 +112,14 @@ class RankMonitor:
         self.shape = Shape(rows, widths, config.max_width, groups, tuple(config.conventions))
         self.window: Window | None = None
         self.clock = Stopwatch(processes.device, "monitor")
-        self._ready: Reading | None = None
-        self._pending: Future[Reading] | None = None
+        self._ready: WindowReport | None = None
+        self._pending: Future[WindowReport] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def introduction(self) -> list[str]:
         """What is measured, and its memory on the main process."""
         if not self.every:
-            return ["monitor: figures of batches only"]
+            return ["monitor: metrics of batches only"]
         size = f"{bytes_of(self.shape) / 2**20:,.1f} MiB"
         lines = [f"monitor: a window of {self.shape.rows:,} rows every {self.every:,} steps, {size}"]
         wide = [tap for tap in self.shape.widths if self.shape.wide(tap)]
@@ -145,7 +153,7 @@ class RankMonitor:
                 if self.processes.main:
                     self._read(window, step)
 
-    def poll(self) -> Reading | None:
+    def poll(self) -> WindowReport | None:
         """The newest reading that is finished and was not handed out yet; the main process's alone."""
         if self._pending is not None and self._pending.done():
             self._ready, self._pending = self._pending.result(), None
@@ -189,10 +197,10 @@ class RankMonitor:
         if state["window"] is not None and self.every:
             window = Window(self.shape, self.processes.device)
             self.window = window if window.load_state_dict(state["window"], keep=self.processes.main) else None
-        self._ready = Reading(**state["ready"]) if state["ready"] and self.processes.main else None
+        self._ready = WindowReport(**state["ready"]) if state["ready"] and self.processes.main else None
 
 
-def _read_on_cuda(window: Window, step: int, filled: torch.cuda.Event) -> Reading:
+def _read_on_cuda(window: Window, step: int, filled: torch.cuda.Event) -> WindowReport:
     """In the monitor's thread: what waits here, waits for a stream of its own, and the loop goes on."""
     filled.synchronize()
     with torch.cuda.stream(torch.cuda.Stream(window.device)):

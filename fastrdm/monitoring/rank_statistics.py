@@ -19,8 +19,8 @@ Convention = Literal[
     "erank_s/raw/moment",
     "erank_s/raw/cov",
 ]
-CONVENTION: Convention = "erank_l/unit/moment"
-CENTRED: Convention = "erank_l/unit/cov"
+HEADLINE_CONVENTION: Convention = "erank_l/unit/moment"
+CENTERED_CONVENTION: Convention = "erank_l/unit/cov"
 SHOWN = 128  # eigenvalues of a spectrum in spectra.jsonl, evenly spaced in the logarithm of their index
 HELD = 0.9999  # of the sum of eigenvalues, in the directions that a filter is judged on (RDM, figure 4)
 TINY = torch.finfo(torch.float64).tiny  # in place of a sum of eigenvalues that are all 0
@@ -67,8 +67,8 @@ def influence(moments: Moments, spectrum: Eigen, center: bool) -> Tensor:
 def half_width(effects: Tensor, shares: Tensor) -> float:
     """Of the 95 % interval of a figure whose groups have these effects (G,) on it: Student's t, G - 1 degrees."""
     groups = len(effects)
-    centred = effects - (shares * effects).sum()
-    variance = groups / (groups - 1) * (shares * centred).square().sum()
+    centerd = effects - (shares * effects).sum()
+    variance = groups / (groups - 1) * (shares * centerd).square().sum()
     return student_t(groups - 1) * math.sqrt(variance.item())
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import statistics
 from fastrdm.kernels.linalg.gram import gram
-from fastrdm.monitoring import rank_statistics as readings
+from fastrdm.monitoring import rank_statistics
 from fastrdm.monitoring.moments import Moments, add, of_views, pooled, unit_rows, zeros
-from fastrdm.monitoring.rank_statistics import CENTRED, CONVENTION, Eigen
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION, Eigen
 
 
 class Shape(NamedTuple):
@@ -27,11 +27,11 @@ class Shape(NamedTuple):
         return self.widths[tap] > self.max_width
 
 
-class Reading(NamedTuple):
+class WindowReport(NamedTuple):
     """What a full window said."""
 
     step: int  # of its last rows
-    figures: dict[str, float]
+    metrics: dict[str, float]
     spectra: list[dict[str, Any]]  # lines of spectra.jsonl, without step and epoch
 
 
@@ -124,12 +124,12 @@ def bytes_of(shape: Shape) -> int:
     return total
 
 
-def read(window: Window, step: int, device: torch.device | None = None) -> Reading:
-    """Decompose a full window, on `device` where given; waits. Rows that are not finite give no figures."""
+def read(window: Window, step: int, device: torch.device | None = None) -> WindowReport:
+    """Decompose a full window, on `device` where given; waits. Rows that are not finite give no metrics."""
     moments = {name: m.to(device) if device else m for name, m in window.moments.items()}
     sums = [*(m.second.sum() for m in moments.values()), *(x.sum() for x in window.samples.values())]
     if not all(x.isfinite().item() for x in sums):
-        return Reading(step, {}, [])
+        return WindowReport(step, {}, [])
     if "target/view1" in moments:
         moments["target/unit"] = pooled(moments["target/view1"], moments["target/view2"])
     if "features/sum" in moments:
@@ -137,9 +137,9 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Readi
 
     @cache
     def spectrum(name: str, center: bool) -> Eigen:
-        return readings.eigen(moments[name], center)
+        return rank_statistics.eigen(moments[name], center)
 
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     spectra = []
     for tap in window.shape.widths:
         if window.shape.wide(tap):
@@ -148,9 +148,9 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Readi
         else:
             own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
             rows = window.seen
-        figures |= own
-        spectra.append({"rows": rows, "tap": tap, "convention": "unit/moment", **readings.shown(headline)})
-    return Reading(step, figures | _of_pairs(moments, spectrum), spectra)
+        metrics |= own
+        spectra.append({"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.shown(headline)})
+    return WindowReport(step, metrics | _of_pairs(moments, spectrum), spectra)
 
 
 Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about the mean or not
@@ -159,14 +159,14 @@ Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about th
 def _of_moments(
     tap: str, unit: Moments, spectrum: Spectrum, conventions: tuple[str, ...]
 ) -> tuple[dict[str, float], Eigen]:
-    """All figures of one tap, and the spectrum of the headline convention."""
-    figures = {}
+    """All metrics of one tap, and the spectrum of the headline convention."""
+    metrics = {}
     for convention in conventions:
         kind, scale, about = convention.split("/")
-        figures[f"{tap}/{convention}/window"] = readings.rank(spectrum(f"{tap}/{scale}", about == "cov"), kind)
+        metrics[f"{tap}/{convention}/window"] = rank_statistics.rank(spectrum(f"{tap}/{scale}", about == "cov"), kind)
     headline = spectrum(f"{tap}/unit", False)
     deviation = unit.matrix(center=True).diagonal().clamp_min(0).sqrt().mean() * unit.first.shape[-1] ** 0.5
-    return figures | _shape_of(tap, headline, "window") | {f"{tap}/std/window": deviation.item()}, headline
+    return metrics | _shape_of(tap, headline, "window") | {f"{tap}/std/window": deviation.item()}, headline
 
 
 def _of_sample(tap: str, rows: Tensor, conventions: tuple[str, ...]) -> tuple[dict[str, float], Eigen]:
@@ -178,10 +178,10 @@ def _of_sample(tap: str, rows: Tensor, conventions: tuple[str, ...]) -> tuple[di
         noise = 8 * torch.finfo(values.dtype).eps * values.sum()
         return Eigen(torch.where(values > noise, values, 0.0), values)
 
-    figures = {f"{tap}/{c}/sample": readings.rank(spectrum(c), c.split("/")[0]) for c in conventions}
-    headline = spectrum(CONVENTION)
+    metrics = {f"{tap}/{c}/sample": rank_statistics.rank(spectrum(c), c.split("/")[0]) for c in conventions}
+    headline = spectrum(HEADLINE_CONVENTION)
     deviation = (unit_rows(rows).std(0, correction=0) * rows.shape[-1] ** 0.5).mean()
-    return figures | _shape_of(tap, headline, "sample") | {f"{tap}/std/sample": deviation.item()}, headline
+    return metrics | _shape_of(tap, headline, "sample") | {f"{tap}/std/sample": deviation.item()}, headline
 
 
 def _shape_of(tap: str, spectrum: Eigen, source: str) -> dict[str, float]:
@@ -196,19 +196,19 @@ def _shape_of(tap: str, spectrum: Eigen, source: str) -> dict[str, float]:
 
 def _of_pairs(moments: dict[str, Moments], spectrum: Spectrum) -> dict[str, float]:
     """Figures of two populations: rank differences with their null, the filter between branches, RankMe, LiDAR."""
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if "cross" in moments:
         for name, a, b in (
             ("difference", "target/unit", "online/unit"),
             ("null", "target/view2", "target/view1"),
         ):
-            for convention, center in ((CONVENTION, False), (CENTRED, True)):
+            for convention, center in ((HEADLINE_CONVENTION, False), (CENTERED_CONVENTION, True)):
                 key = f"{name}/{convention}/window"
                 pair = (moments[a], spectrum(a, center)), (moments[b], spectrum(b, center))
-                figures |= readings.difference(*pair, center, key)
-        share = readings.negative_share(spectrum("target/unit", False), moments["cross"])
-        figures["filter/negative_share/window"] = share
+                metrics |= rank_statistics.difference(*pair, center, key)
+        share = rank_statistics.negative_share(spectrum("target/unit", False), moments["cross"])
+        metrics["filter/negative_share/window"] = share
     if "features/raw" in moments:
-        figures["rankme"] = readings.rank(spectrum("features/raw", False), "erank_s")
-        figures["lidar"] = readings.lidar(moments["features/sum"], moments["features/difference"])
-    return figures
+        metrics["rankme"] = rank_statistics.rank(spectrum("features/raw", False), "erank_s")
+        metrics["lidar"] = rank_statistics.lidar(moments["features/sum"], moments["features/difference"])
+    return metrics

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 
 from fastrdm.analysis.spectral_analysis import PASSES
-from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.run_files import Measurement, Run, Series
 from fastrdm.report.run_set import Runs, figure
 from fastrdm.report.svg.axes import Axis
 from fastrdm.report.svg.dumbbell_chart import Pair, dumbbells
-from fastrdm.report.svg.line_chart import GREY, Level, Line, chart, colour_at, colour_of
+from fastrdm.report.svg.line_chart import GRAYSCALE, Level, Line, chart, color_at, color_of
 
-DIFFERENCE, NULL = f"difference/{CONVENTION}", f"null/{{branch}}/{CONVENTION}"
+DIFFERENCE, NULL = f"difference/{HEADLINE_CONVENTION}", f"null/{{branch}}/{HEADLINE_CONVENTION}"
 SETS = {"": "what enters the loss", "scores/": "the scores"}  # names of figures begin with the key
 NUMBER = Axis("direction, largest variance first", log=True)
 LEAST = 1e-6  # share of the variance below which a spectrum is not drawn
@@ -30,7 +30,7 @@ def instruments(all_runs: Runs) -> list[tuple[str, list[str]]]:
     ranks = [*_branches(all_runs), *_differences(all_runs), *(_last_ranks(all_runs, prefix) for prefix in SETS)]
     lacking = [run.name for run in all_runs.runs if not run.theory]
     if lacking:
-        why = "train with instruments.every=10ep, or call fastrdm theory RUN"
+        why = "train with analysis.every=10ep, or call fastrdm analyze RUN"
         ranks.append(figure("Further runs", "", f"Not measured: {', '.join(lacking)} ({why})."))
     filters = [[_filters(all_runs, prefix), *_filters_over_time(all_runs, prefix)] for prefix in SETS]
     spectra = [drawing for prefix in SETS for drawing in _spectra(all_runs, prefix)]
@@ -57,7 +57,7 @@ def _told(m: Measurement) -> list[str]:
     return [
         f"{m.epoch:g}",
         shown("images", ",.0f") + (" (biased)" if m.figure("biased") else ""),
-        *(shown(f"{branch}/{CONVENTION}", ".1f") for branch in ("online", "target")),
+        *(shown(f"{branch}/{HEADLINE_CONVENTION}", ".1f") for branch in ("online", "target")),
         f"{shown(DIFFERENCE, '+.2f')} {interval}",
         f"{null:.2f}" if math.isfinite(null) else "-",
         PASSES[int(verdict)] if math.isfinite(verdict) else "-",
@@ -78,20 +78,20 @@ def _over_time(run: Run, key: str) -> Series:
 
 
 def _repeated(all_runs: Runs) -> list[tuple[Run, str]]:
-    """Runs that were measured more than once, with their colours."""
-    return [(run, colour) for run, colour, _ in all_runs.colours() if len(run.theory) > 1]
+    """Runs that were measured more than once, with their colors."""
+    return [(run, color) for run, color, _ in all_runs.colors() if len(run.theory) > 1]
 
 
 def _branches(all_runs: Runs) -> list[str]:
     """The rank of both branches throughout training, a chart a run, on equal axes."""
-    keys = {branch: f"{branch}/{CONVENTION}" for branch in ("online", "target")}
+    keys = {branch: f"{branch}/{HEADLINE_CONVENTION}" for branch in ("online", "target")}
     seen = [v for run, _ in _repeated(all_runs) for key in keys.values() for v in _over_time(run, key)[1]]
     axis = Axis("effective rank", log=True, limits=(min(seen, default=1.0), max(seen, default=10.0)))
     out = []
     for run, _ in _repeated(all_runs):
-        lines = [Line(b, *_over_time(run, key), *colour_of(i)) for i, (b, key) in enumerate(keys.items())]
+        lines = [Line(b, *_over_time(run, key), *color_of(i)) for i, (b, key) in enumerate(keys.items())]
         title = f"Rank of both branches throughout training, {run.name}"
-        caption = f"{CONVENTION}, weights frozen, {run.theory[-1].figure('images'):,.0f} images."
+        caption = f"{HEADLINE_CONVENTION}, weights frozen, {run.theory[-1].figure('images'):,.0f} images."
         out.append(figure(title, chart(lines, all_runs.epochs(), axis, title=title), caption))
     return out
 
@@ -99,11 +99,11 @@ def _branches(all_runs: Runs) -> list[str]:
 def _differences(all_runs: Runs) -> list[str]:
     """Target minus online with its interval, beside its null, a chart a run."""
     out, axis = [], Axis("difference of effective ranks", limits=(0.0,))
-    for run, colour in _repeated(all_runs):
+    for run, color in _repeated(all_runs):
         low, high = (_over_time(run, f"{DIFFERENCE}/{end}")[1] for end in ("low", "high"))
         null = [_null(m) for m in run.theory]
         epochs, values = _over_time(run, DIFFERENCE)
-        lines = [Line("null", epochs, null, GREY, "5 3"), Line("difference", epochs, values, colour, "", low, high)]
+        lines = [Line("null", epochs, null, GRAYSCALE, "5 3"), Line("difference", epochs, values, color, "", low, high)]
         title = f"Rank difference throughout training, {run.name}"
         caption = "Target minus online. Band: 95 % over images. Null: the larger difference, without sign, "
         caption += "between the two views of one branch."
@@ -112,15 +112,15 @@ def _differences(all_runs: Runs) -> list[str]:
 
 
 def _pairs(all_runs: Runs, ring: str, disc: str) -> list[Pair]:
-    newest = [(run, colour, run.theory[-1]) for run, colour, _ in all_runs.colours() if run.theory]
-    return [Pair(run.name, m.figure(ring), m.figure(disc), colour) for run, colour, m in newest if disc in m.figures]
+    newest = [(run, color, run.theory[-1]) for run, color, _ in all_runs.colors() if run.theory]
+    return [Pair(run.name, m.figure(ring), m.figure(disc), color) for run, color, m in newest if disc in m.figures]
 
 
 def _last_ranks(all_runs: Runs, prefix: str) -> str:
-    pairs = _pairs(all_runs, *(f"{prefix}{branch}/{CONVENTION}" for branch in ("online", "target")))
+    pairs = _pairs(all_runs, *(f"{prefix}{branch}/{HEADLINE_CONVENTION}" for branch in ("online", "target")))
     title = f"Effective rank of both branches when last measured, of {SETS[prefix]}"
     axis = Axis("ring: online, disc: target", log=True)
-    return figure(title, dumbbells(pairs, axis, title=title), f"{CONVENTION}.") if pairs else ""
+    return figure(title, dumbbells(pairs, axis, title=title), f"{HEADLINE_CONVENTION}.") if pairs else ""
 
 
 def _alignment(all_runs: Runs, prefix: str) -> str:
@@ -143,10 +143,10 @@ def _filter_chart(lines: Sequence[Line], title: str, key: tuple[str, str] | None
 def _filters(all_runs: Runs, prefix: str) -> str:
     """The estimated filters at the end, all runs in one chart."""
     lines = []
-    for run, colour, dash in all_runs.colours():
+    for run, color, dash in all_runs.colors():
         x, y = _root(run.theory[-1], prefix) if run.theory else ([], [])
         if x:
-            lines.append(Line(run.name, x, y, colour, dash))
+            lines.append(Line(run.name, x, y, color, dash))
     title = f"Spectral filter when last measured, of {SETS[prefix]}"
     caption = "Online against target along common directions, cross-fitted. Falling: low-pass, rising: high-pass."
     return figure(title, _filter_chart(lines, title), caption) if lines else ""
@@ -165,7 +165,7 @@ def _filters_over_time(all_runs: Runs, prefix: str) -> list[str]:
         shown = [m for m in _spaced(run) if _root(m, prefix)[0]]
         if shown:
             end = max(shown[-1].epoch, 1e-9)
-            lines = [Line(f"epoch {m.epoch:g}", *_root(m, prefix), colour_at(m.epoch / end)) for m in shown]
+            lines = [Line(f"epoch {m.epoch:g}", *_root(m, prefix), color_at(m.epoch / end)) for m in shown]
             title = f"Spectral filter throughout training, of {SETS[prefix]}, {run.name}"
             key = (lines[0].label, lines[-1].label)
             out.append(figure(title, _filter_chart(lines, title, key), f"{len(lines)} moments from light to dark."))
@@ -180,7 +180,7 @@ def _spectra(all_runs: Runs, prefix: str) -> list[str]:
         curves = run.theory[-1].curves
         names = {b: f"{prefix}spectrum/{b}" for b in ("online", "target")}
         found = {b: _above(curves[name]) for b, name in names.items() if name in curves}
-        lines = [Line(branch, *series, *colour_of(i)) for i, (branch, series) in enumerate(found.items())]
+        lines = [Line(branch, *series, *color_of(i)) for i, (branch, series) in enumerate(found.items())]
         if lines:
             title = f"Spectra when last measured, of {SETS[prefix]}, {run.name}"
             out.append(figure(title, chart(lines, NUMBER, axis, title=title), "unit/moment, mean over both views."))

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from fastrdm.monitoring.rank_statistics import CENTRED, CONVENTION
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
 from fastrdm.report.analysis import instruments
 from fastrdm.report.ranks import RANK_KEYS, TAPS, differences, ranks, spectra
 from fastrdm.report.run_set import Runs, curve, curves, figure, missing
 from fastrdm.report.svg.axes import POINTS, Axis
-from fastrdm.report.svg.line_chart import Level, Line, chart, colour_of
+from fastrdm.report.svg.line_chart import Level, Line, chart, color_of
 
 SMALL = 100  # points of a line in the section of everything else
-MEASURED = "instruments/"  # their figures are drawn from instruments.jsonl
+MEASURED = "analysis/"  # their figures are drawn from analysis.jsonl
 DRAWN = {  # what has its place in a figure or in the table at the top
     *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "probe"),
     *("loss", "learning_rate", "images_per_second", "data_wait", "unreadable_images"),
@@ -40,8 +40,8 @@ def sections(all_runs: Runs) -> list[tuple[str, list[str]]]:
     return [
         ("Accuracy", [_accuracy(all_runs), _probe(all_runs)]),
         *instruments(all_runs),
-        ("Rank", [*ranks(all_runs), *differences(all_runs, CONVENTION)]),
-        ("Rank difference of centred features", differences(all_runs, CENTRED)),
+        ("Rank", [*ranks(all_runs), *differences(all_runs, HEADLINE_CONVENTION)]),
+        ("Rank difference of centerd features", differences(all_runs, CENTERED_CONVENTION)),
         ("Spectra", spectra(all_runs)),
         ("Loss and learning rate", [_loss(all_runs), _rate(all_runs)]),
         ("Speed", [_speed(all_runs), _wait(all_runs), *_use(all_runs)]),
@@ -142,7 +142,7 @@ def _others(all_runs: Runs) -> list[str]:
     out = []
     for title, members in groups.items():
         names = [key.removesuffix(f"/{title}") if key != title else run.name for key in members]
-        lines = [curve(run, key, name, *colour_of(i)) for i, (key, name) in enumerate(zip(members, names, strict=True))]
+        lines = [curve(run, key, name, *color_of(i)) for i, (key, name) in enumerate(zip(members, names, strict=True))]
         drawing = chart(lines, all_runs.epochs(), Axis(""), title=title, marks=all_runs.marks(), points=SMALL)
         out.append(figure(title, drawing, ""))
     return out

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from fastrdm.config import tree as trees
-from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.config import tree
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.analysis import HEAD, rows
 from fastrdm.report.figures import sections
 from fastrdm.report.ranks import rank_key
@@ -138,13 +138,13 @@ def _overview(all_runs: Runs) -> str:
     """A line a run: headline numbers and verdict."""
     head = "run,verdict,preset,epochs,loss,k-NN,random encoder,probe,rank online,rank target,difference,images/s"
     rows = []
-    for run, colour, _ in all_runs.colours():
+    for run, color, _ in all_runs.colors():
         online, target = (run.last(rank_key(run, tap)) for tap in ("online", "target"))
-        difference = run.last(f"difference/{CONVENTION}/window")
+        difference = run.last(f"difference/{HEADLINE_CONVENTION}/window")
         shown = difference if math.isfinite(difference) else target - online
         rows.append(
             [
-                f'<span class="swatch" style="background:{colour}"></span>{escape(run.name)}',
+                f'<span class="swatch" style="background:{color}"></span>{escape(run.name)}',
                 escape(verdict(run, all_runs.alarms)),
                 escape(str(run.setting("preset") or "-")),
                 escape(progress(run)),
@@ -186,7 +186,7 @@ def _alarms(all_runs: Runs) -> str:
             threshold,
         ]
         told += [line.get("action") or "-", line.get("text") or "-"]
-        number_cell = f'<b style="color:{a.colour}">{a.number}</b>'
+        number_cell = f'<b style="color:{a.color}">{a.number}</b>'
         rows.append([number_cell, *(escape(str(cell)) for cell in told)])
     return _table(head, rows)
 
@@ -199,7 +199,7 @@ def _configuration(runs: Sequence[Run]) -> str:
     out = []
     for run in rest:
         lines = (
-            trees.differences(first.config, run.config) if first.config and run.config else ["config.yaml is missing"]
+            tree.differences(first.config, run.config) if first.config and run.config else ["config.yaml is missing"]
         )
         items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines) or "<li>none</li>"
         out.append(f"<p>{escape(first.name)} -&gt; {escape(run.name)}:</p><ul>{items}</ul>")

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 from fastrdm.config.tree import Tree
-from fastrdm.monitoring.rank_statistics import CENTRED, CONVENTION
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
 from fastrdm.report.run_files import Run, Series
 from fastrdm.report.run_set import Runs, curve, figure
 from fastrdm.report.svg.axes import Axis
-from fastrdm.report.svg.line_chart import GREY, Line, chart, colour_at, colour_of
+from fastrdm.report.svg.line_chart import GRAYSCALE, Line, chart, color_at, color_of
 
 TAPS = ("online", "target", "online_scores", "target_scores", "hidden", "features")
 TAP_NAMES = {
@@ -25,14 +25,18 @@ KINDS = {  # where a figure of rank comes from, the best first
 MOMENTS = 8  # spectra drawn of a run, spread over its length
 RANKS = 60  # points of a drawn spectrum
 RANK_KEYS = {  # what has its place in these figures
-    *(f"{tap}/{CONVENTION}/{kind}" for tap in TAPS for kind in KINDS),
-    *(f"{what}/{convention}/window" for what in ("difference", "null") for convention in (CONVENTION, CENTRED)),
+    *(f"{tap}/{HEADLINE_CONVENTION}/{kind}" for tap in TAPS for kind in KINDS),
+    *(
+        f"{what}/{convention}/window"
+        for what in ("difference", "null")
+        for convention in (HEADLINE_CONVENTION, CENTERED_CONVENTION)
+    ),
 }
 
 
 def rank_key(run: Run, tap: str) -> str:
     """The best figure of rank that was logged of a tap, else the name of the windowed one."""
-    keys = [f"{tap}/{CONVENTION}/{kind}" for kind in KINDS]
+    keys = [f"{tap}/{HEADLINE_CONVENTION}/{kind}" for kind in KINDS]
     return next((key for key in keys if run.series(key)[0]), keys[0])
 
 
@@ -47,17 +51,19 @@ def ranks(all_runs: Runs) -> list[str]:
         title = f"Effective rank of {'both branches' if len(group) > 1 else tap_name(group[0])}"
         lines, kinds = [], []
         for tap in group:
-            for run, colour, dash in all_runs.colours():
+            for run, color, dash in all_runs.colors():
                 key = rank_key(run, tap)
                 if run.series(key)[0]:
-                    style = colour_of(TAPS.index(tap)) if alone else (colour, dash)
+                    style = color_of(TAPS.index(tap)) if alone else (color, dash)
                     lines.append(curve(run, key, tap if alone else run.name, *style))
                     kinds.append((KINDS[key.split("/")[-1]], run.name))
         branch = group[0] in TAPS[:2]
         axis = Axis("effective rank", limits=(0.0, highest) if branch else (0.0,))
         drawing = chart(lines, all_runs.epochs(), axis, title=title, marks=all_runs.marks()) if lines else ""
         if lines or branch:
-            out.append(figure(title, drawing, _origin(kinds) if lines else f"Not logged: {group[0]}/{CONVENTION}/..."))
+            out.append(
+                figure(title, drawing, _origin(kinds) if lines else f"Not logged: {group[0]}/{HEADLINE_CONVENTION}/...")
+            )
     return out
 
 
@@ -69,9 +75,9 @@ def _origin(kinds: Sequence[tuple[str, str]]) -> str:
     """What the drawn ranks were computed from: (kind, run's name) of each line."""
     names = {kind: list(dict.fromkeys(name for k, name in kinds if k == kind)) for kind, _ in kinds}
     if len(names) == 1:
-        return f"{CONVENTION}, {kinds[0][0]}."
+        return f"{HEADLINE_CONVENTION}, {kinds[0][0]}."
     told = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
-    return f"{CONVENTION}, {'; '.join(told)}."
+    return f"{HEADLINE_CONVENTION}, {'; '.join(told)}."
 
 
 def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
@@ -81,7 +87,7 @@ def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
         lines = [curve(run, key, "difference", "")]
         if not run.series(null)[0]:
             return lines, f"{KINDS['window']}. Not logged: {null}."
-        return [curve(run, null, "null", GREY, "5 3"), *lines], f"{KINDS['window']}."
+        return [curve(run, null, "null", GRAYSCALE, "5 3"), *lines], f"{KINDS['window']}."
     online, target = (run.series(f"{branch}/{convention}/batch") for branch in ("online", "target"))
     if online[0] and online[0] == target[0]:
         values = [b - a for a, b in zip(online[1], target[1], strict=True)]
@@ -93,17 +99,17 @@ def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
 
 def differences(all_runs: Runs, convention: str) -> list[str]:
     """Target minus online: all runs in one chart, then each beside its null; nothing where no run has `convention`."""
-    found = [(run, colour, *_difference(run, convention)) for run, colour, _ in all_runs.colours()]
-    if convention != CONVENTION and not any(lines for _, _, lines, _ in found):
+    found = [(run, color, *_difference(run, convention)) for run, color, _ in all_runs.colors()]
+    if convention != HEADLINE_CONVENTION and not any(lines for _, _, lines, _ in found):
         return []
-    together = [lines[-1]._replace(label=run.name, colour=colour) for run, colour, lines, _ in found if lines]
+    together = [lines[-1]._replace(label=run.name, color=color) for run, color, lines, _ in found if lines]
     axis, out = Axis("difference of effective ranks", limits=(0.0,)), []
     if len(together) > 1:
         title = "Rank difference of all runs"
         drawing = chart(together, all_runs.epochs(), axis, title=title, marks=all_runs.marks())
         out.append(figure(title, drawing, f"Target minus online, {convention}; each by itself in the next charts."))
-    for run, colour, lines, what in found:
-        drawn = [line._replace(colour=line.colour or colour) for line in lines]
+    for run, color, lines, what in found:
+        drawn = [line._replace(color=line.color or color) for line in lines]
         title = f"Rank difference of {run.name}"
         marks = [mark for mark, alarm in zip(all_runs.marks(), all_runs.alarms, strict=True) if alarm.run is run]
         drawing = chart(drawn, all_runs.epochs(), axis, title=title, marks=marks) if drawn else ""
@@ -144,7 +150,7 @@ def _place(panel: tuple[str, str]) -> tuple[int, str]:
 
 
 def _moments(spectra: Sequence[Tree]) -> list[Line]:
-    """Some of the spectra, the first and the last among them, coloured by their epoch."""
+    """Some of the spectra, the first and the last among them, colored by their epoch."""
     count = min(MOMENTS, len(spectra))
     chosen = [spectra[round(i * (len(spectra) - 1) / max(count - 1, 1))] for i in range(count)]
     first, last = spectra[0]["epoch"], spectra[-1]["epoch"]
@@ -152,7 +158,7 @@ def _moments(spectra: Sequence[Tree]) -> list[Line]:
     for line in chosen:
         x, y = _log_spaced(line["ranks"], line["eigenvalues"])
         share = (line["epoch"] - first) / (last - first) if last > first else 1.0
-        lines.append(Line(f"epoch {line['epoch']:g}", x, y, colour_at(share)))
+        lines.append(Line(f"epoch {line['epoch']:g}", x, y, color_at(share)))
     return lines
 
 

@@ -10,7 +10,7 @@ from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
-INSTRUMENTS, THEORY = "instruments.jsonl", "theory.json"
+INSTRUMENTS, THEORY = "analysis.jsonl", "analysis.json"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, INSTRUMENTS, THEORY)
 OPTIONAL = (SPECTRA, ALARMS, INSTRUMENTS, THEORY)
@@ -118,13 +118,13 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
-    """Those made while the run went on; without any, the one that `fastrdm theory` made of its end."""
-    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "figures", "curves"))
+    """Those made while the run went on; without any, the one that `fastrdm analyze` made of its end."""
+    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "metrics", "curves"))
     if not lines and (folder / THEORY).is_file():
         tree = _tree(folder / THEORY, problems) or {}
-        if all(_usable(tree, key) for key in ("figures", "curves")):
+        if all(_usable(tree, key) for key in ("metrics", "curves")):
             lines = [{"epoch": end, **tree}]
-    return [Measurement(line["epoch"], line["figures"], _curves(line["curves"])) for line in lines]
+    return [Measurement(line["epoch"], line["metrics"], _curves(line["curves"])) for line in lines]
 
 
 def _curves(found: Tree) -> dict[str, Series]:
@@ -157,7 +157,7 @@ def _usable(line: Tree, key: str) -> bool:
         return math.isfinite(number(line.get(key)))
     if key in ("ranks", "eigenvalues"):
         return isinstance(line.get(key), list)
-    if key in ("figures", "curves"):
+    if key in ("metrics", "curves"):
         return isinstance(line.get(key), dict)
     return isinstance(line.get(key), str)
 

@@ -1,4 +1,4 @@
-"""The runs of a report side by side: their colours, their alarms, one figure's curves over epochs."""
+"""The runs of a report side by side: their colors, their alarms, one figure's curves over epochs."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fastrdm.config.tree import Tree
 from fastrdm.report.run_files import Run
 from fastrdm.report.svg.axes import Axis
-from fastrdm.report.svg.line_chart import Line, Mark, colour_of
+from fastrdm.report.svg.line_chart import Line, Mark, color_of
 
 
 class Alarm(NamedTuple):
@@ -15,7 +15,7 @@ class Alarm(NamedTuple):
 
     number: int
     run: Run
-    colour: str
+    color: str
     first: Tree  # its line of alarms.jsonl
     tap: str  # empty: of the loss
     times: int
@@ -27,9 +27,9 @@ class Runs(NamedTuple):
     runs: list[Run]
     alarms: list[Alarm]
 
-    def colours(self) -> list[tuple[Run, str, str]]:
-        """Each run with its colour and dash."""
-        return [(run, *colour_of(i)) for i, run in enumerate(self.runs)]
+    def colors(self) -> list[tuple[Run, str, str]]:
+        """Each run with its color and dash."""
+        return [(run, *color_of(i)) for i, run in enumerate(self.runs)]
 
     def epochs(self) -> Axis:
         """One axis for all."""
@@ -38,7 +38,7 @@ class Runs(NamedTuple):
     def marks(self) -> list[Mark]:
         """Where alarms rang."""
         return [
-            Mark(a.first["epoch"], str(a.number), a.colour, f"{a.run.name}: {a.first['alarm']}") for a in self.alarms
+            Mark(a.first["epoch"], str(a.number), a.color, f"{a.run.name}: {a.first['alarm']}") for a in self.alarms
         ]
 
 
@@ -50,7 +50,7 @@ def with_alarms(runs: Sequence[Run]) -> Runs:
         kinds = [(line["alarm"], str(line.get("tap") or "")) for line in lines]
         for kind, tap in dict.fromkeys(kinds):
             first = lines[kinds.index((kind, tap))]
-            found.append(Alarm(len(found) + 1, run, colour_of(i)[0], first, tap, kinds.count((kind, tap))))
+            found.append(Alarm(len(found) + 1, run, color_of(i)[0], first, tap, kinds.count((kind, tap))))
     return Runs(list(runs), found)
 
 
@@ -63,18 +63,18 @@ def figure(title: str, drawing: str, caption: str) -> str:
 def curves(all_runs: Runs, key: str, dash: str = "", suffix: str = "") -> list[Line]:
     """One line a run that has the figure, with its band where there is one."""
     lines = []
-    for run, colour, own_dash in all_runs.colours():
+    for run, color, own_dash in all_runs.colors():
         if run.series(key)[0]:
-            lines.append(curve(run, key, f"{run.name}{suffix}", colour, dash or own_dash))
+            lines.append(curve(run, key, f"{run.name}{suffix}", color, dash or own_dash))
     return lines
 
 
-def curve(run: Run, key: str, label: str, colour: str, dash: str = "") -> Line:
+def curve(run: Run, key: str, label: str, color: str, dash: str = "") -> Line:
     """One figure of a run over epochs; its band where both limits were logged with every value."""
     x, y = run.series(key)
     low, high = run.series(f"{key}/low")[1], run.series(f"{key}/high")[1]
     whole = len(low) == len(high) == len(y)
-    return Line(label, x, y, colour, dash, low if whole else (), high if whole else ())
+    return Line(label, x, y, color, dash, low if whole else (), high if whole else ())
 
 
 def missing(all_runs: Runs, key: str) -> str:

@@ -16,10 +16,10 @@ from fastrdm.schema import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LogConfig:
-    """Where figures go."""
+    """Where metrics go."""
 
     every: int = Field(default=50, ge=1)  # steps between two lines; the host waits for the device only then
-    tensorboard: bool = False  # write the same figures for TensorBoard
+    tensorboard: bool = False  # write the same metrics for TensorBoard
     wandb: str | None = None  # project on Weights & Biases that gets them
     report: bool = True  # write report.html into the run's folder when it ends
     profile: ProfileConfig | None = None  # null: no profiler
@@ -27,7 +27,7 @@ class LogConfig:
 
 
 class RunLog:
-    """Writes figures of the main process; the others hold a RunLog that does nothing."""
+    """Writes metrics of the main process; the others hold a RunLog that does nothing."""
 
     def __init__(self, config: LogConfig, run: Path, step: int, settings: dict[str, Any], main: bool) -> None:
         """`step`: where the run goes on; what a killed run wrote after it is dropped, all of it when starting again."""
@@ -46,13 +46,13 @@ class RunLog:
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(path)
 
-    def write(self, step: int, epoch: float, figures: dict[str, float]) -> None:
-        """Append one line of figures."""
+    def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """Append one line of metrics."""
         if not self.main:
             return
-        self.append("metrics", step, epoch, {"time": round(time.time(), 3), **figures})
+        self.append("metrics", step, epoch, {"time": round(time.time(), 3), **metrics})
         for sink in self._sinks:
-            sink.write(step, figures)
+            sink.write(step, metrics)
 
     def append(self, name: str, step: int, epoch: float, record: dict[str, Any]) -> None:
         """Append a line to NAME.jsonl."""
@@ -95,8 +95,8 @@ class _TensorBoard:
             raise ValueError("log.tensorboard needs tensorboard: pip install 'fastrdm[tensorboard]'") from None
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -111,8 +111,8 @@ class _WandB:
             raise ValueError("log.wandb needs wandb: pip install 'fastrdm[wandb]'") from None
         self.run = wandb.init(project=project, id=run.name, dir=str(run), config=settings, resume="allow")
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        self.run.log(figures, step=step)
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.run.log(metrics, step=step)
 
     def close(self) -> None:
         self.run.finish()

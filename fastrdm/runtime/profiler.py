@@ -19,7 +19,7 @@ class ProfileConfig:
     steps: int = Field(default=10, ge=1, le=1000)  # recorded, each with its wait for data
 
 
-class StepTrace:
+class StepProfiler:
     """Records the steps `first` to `last`, from 1; one step of warming up before them, where there is one.
 
     `step` ends a step. Each is a range "step N" of the trace, whose parts are ranges as well.

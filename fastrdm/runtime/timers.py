@@ -17,7 +17,7 @@ class NonFiniteLoss(RuntimeError):
     """The loss was no finite number; the message gives the range of steps."""
 
 
-class LossWatch:
+class LossTracker:
     """Sum of losses since the last look, and the first step whose loss was not finite; on the device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -115,7 +115,7 @@ class Lap(NamedTuple):
     waited: float  # of them, for the next batch
 
 
-class Clock:
+class TrainingClock:
     """Seconds of training and of waiting for data, evaluation and saving left out; each look waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -139,7 +139,7 @@ class Clock:
         self.start, self.steps = now, 0
         return lap
 
-    def paused(self) -> "Clock":
+    def paused(self) -> "TrainingClock":
         """A context whose time is not counted."""
         return self
 

@@ -34,7 +34,7 @@ class Position(NamedTuple):
     place: str
 
 
-class HangWatch:
+class Watchdog:
     """Ends a run in which no process has moved for `timeout` seconds, after telling which ranks have not arrived.
 
     A thread of each process writes its position into a store of rank 0, whose thread judges. torchrun then starts all
@@ -52,7 +52,7 @@ class HangWatch:
             distributed.agree()  # from here on the store holds every rank's position
             self._thread.start()
 
-    def beat(self, step: int) -> None:
+    def heartbeat(self, step: int) -> None:
         """A sign of life, in step `step`."""
         self.step = step
         self.beats += 1
@@ -141,14 +141,14 @@ class Pace(NamedTuple):
     work: float  # a fixed piece of work takes
 
 
-class SlowRanks:
+class StragglerDetector:
     """Names ranks that the others wait for in every step: late data, or a slow device; each of them once."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self._told: set[str] = set()
 
-    def judge(self, data: float, step: float) -> list[str]:
+    def update(self, data: float, step: float) -> list[str]:
         """New findings, on every process; `data`, `step`: seconds of a step, here, for data and in all. Waits."""
         if self.processes.world == 1:
             return []

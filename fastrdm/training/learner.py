@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastrdm.config.run_config import Config
-from fastrdm.evaluation.online_probe import LinearProbe
+from fastrdm.evaluation.online_probe import OnlineProbe
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.models.encoders import build_encoder
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 class Learner(nn.Module):
     """What DistributedDataParallel wraps: the method, and the probe that watches its features."""
 
-    def __init__(self, method: DualBranch, probe: LinearProbe | None) -> None:
+    def __init__(self, method: DualBranch, probe: OnlineProbe | None) -> None:
         super().__init__()
         self.method, self.probe = method, probe
 
@@ -57,11 +57,11 @@ def build_method(settings: Config, horizon: Horizon) -> DualBranch:
 
 def build_learner(method: DualBranch, settings: Config, classes: int) -> Learner:
     """The method and, for `classes` > 0 where it is asked for, the probe, in the dtype of the run's weights."""
-    probe = LinearProbe(method.online.encoder.features, classes) if classes and settings.evaluate.probe else None
+    probe = OnlineProbe(method.online.encoder.features, classes) if classes and settings.evaluate.probe else None
     return Learner(method, probe).to(torch.float64 if settings.train.precision == "fp64" else torch.float32)
 
 
-def in_parallel(learner: Learner, world: int, static_graph: bool) -> nn.Module:
+def wrap_ddp(learner: Learner, world: int, static_graph: bool) -> nn.Module:
     """The learner, its gradients averaged over `world` processes; `static_graph`: each backward pass uses it all."""
     if world == 1:
         return learner
@@ -69,13 +69,13 @@ def in_parallel(learner: Learner, world: int, static_graph: bool) -> nn.Module:
     return DistributedDataParallel(learner, gradient_as_bucket_view=True, static_graph=static_graph, **buffers)
 
 
-def in_parts(views: Sequence[Tensor], labels: Tensor, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+def microbatches(views: Sequence[Tensor], labels: Tensor, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """(views, labels) of `parts` equal parts of a batch."""
     chunks = zip(*(view.chunk(parts) for view in views), strict=True)
     return zip(chunks, labels.chunk(parts), strict=True)
 
 
-def noise(images: int, sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> Batch:
+def dummy_batch(images: int, sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> Batch:
     """A batch for steps before the state of a run is restored.
 
     DistributedDataParallel orders its buckets anew after its first two steps, and the order decides how the gradients

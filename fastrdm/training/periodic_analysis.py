@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastrdm.analysis.branch_comparison import white_bound
-from fastrdm.analysis.spectral_analysis import ENOUGH, Measured, brief, measure
+from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, headline, measure
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.source import Source
@@ -18,42 +18,45 @@ from fastrdm.monitoring.rank_statistics import places
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import require, steps_of
 
-FILE = "instruments"  # .jsonl in the run's folder: figures and curves of every measurement
-PREFIX = "instruments/"  # of the figures in metrics.jsonl
+FILE = "analysis"  # .jsonl in the run's folder: metrics and curves of every measurement
+PREFIX = "analysis/"  # of the metrics in metrics.jsonl
 
 
 class Observation(NamedTuple):
     """One measurement, as it is logged."""
 
-    figures: dict[str, float]  # for metrics.jsonl
-    record: dict[str, Any]  # for instruments.jsonl: figures, and curves as [number of the direction from 1, value]
+    metrics: dict[str, float]  # for metrics.jsonl
+    record: dict[str, Any]  # for analysis.jsonl: metrics, and curves as [number of the direction from 1, value]
     told: str
 
 
-class Throughout:
-    """Measures a run's method, on views of its own images that it is not trained on.
+class PeriodicAnalysis:
+    """Evaluator a run's method, on views of its own images that it is not trained on.
 
     The model, its random states and the loader of the run are left as they were. Call it on every process.
     """
 
     def __init__(self, settings: Config, method: DualBranch, train: Source, test: Source, processes: Processes) -> None:
-        c, horizon = settings.instruments, method.horizon
+        c, horizon = settings.analysis, method.horizon
         self.settings, self.method, self.processes, self.total = settings, method, processes, horizon.total
         some = steps_of(c.every, 2**32, 2**32) > 0
         self.every, self.images = max(horizon.steps(c.every), 1) if some else 0, 0
         fits = self.every <= self.total
-        require(fits, "instruments.every", f"no longer than the run of {self.total} steps", c.every)
+        require(fits, "analysis.every", f"no longer than the run of {self.total} steps", c.every)
         self.source = train if c.split == "train" else test
         if self.every:
-            self.images = enough(settings, self.source, c.images, "instruments.images")
+            self.images = images_needed(settings, self.source, c.images, "analysis.images")
 
     def introduction(self) -> list[str]:
-        """Where the figures will be biased."""
+        """Where the metrics will be biased."""
         dimension = loss_dimension(self.settings)
-        if not self.every or self.images >= ENOUGH * dimension:
+        if not self.every or self.images >= IMAGES_PER_DIMENSION * dimension:
             return []
         reads = f"a white spectrum of {dimension} dimensions reads {white_bound(self.images, dimension):.0f}"
-        return [f"note: instruments on {self.images:,} images are biased: {reads}; {ENOUGH} a dimension are enough"]
+        return [
+            f"note: the analysis of {self.images:,} images is biased: {reads}; "
+            f"{IMAGES_PER_DIMENSION} a dimension are enough"
+        ]
 
     def due(self, step: int) -> bool:
         """Whether the method is measured after `step` steps."""
@@ -64,14 +67,14 @@ class Throughout:
         began = time.perf_counter()
         last = max(step - 1, 0)
         self.method.set_step(last)
-        found = on_new_views(
+        found = analyze_method(
             self.method,
             self.settings,
             self.source,
             last // self.method.horizon.steps_per_epoch,
             self.processes,
             images=self.images,
-            replicates=self.settings.instruments.replicates,
+            replicates=self.settings.analysis.replicates,
             beat=beat,
         )
         seconds = time.perf_counter() - began
@@ -79,21 +82,21 @@ class Throughout:
             name: [[i, float(f"{values[i - 1]:.5g}")] for i in places(len(values))]
             for name, values in found.curves.items()
         }
-        figures = {f"{PREFIX}{name}": value for name, value in found.figures.items()}
+        metrics = {f"{PREFIX}{name}": value for name, value in found.metrics.items()}
         return Observation(
-            {**figures, f"{PREFIX}seconds": seconds},
-            {"figures": found.figures, "curves": curves},
-            f"instruments: {brief(found.figures)}, {seconds:.1f} s",
+            {**metrics, f"{PREFIX}seconds": seconds},
+            {"metrics": found.metrics, "curves": curves},
+            f"analysis: {headline(found.metrics)}, {seconds:.1f} s",
         )
 
 
-LEAST = 5000  # images, where the set has them
+MIN_IMAGES = 5000  # images, where the set has them
 
 
-OTHER = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
+OTHER_SEED = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
 
 
-def on_new_views(
+def analyze_method(
     method: DualBranch,
     settings: Config,
     source: Source,
@@ -113,7 +116,7 @@ def on_new_views(
     loader = build_loader(
         part,
         source,
-        seed=settings.train.seed + OTHER,
+        seed=settings.train.seed + OTHER_SEED,
         rank=processes.rank,
         world=processes.world,
         device=processes.device,
@@ -134,8 +137,10 @@ def loss_dimension(settings: Config) -> int:
     return counts[0] if counts else settings.method.projector.out
 
 
-def enough(settings: Config, source: Source, images: int | None, key: str) -> int:
-    """How many images are measured: those asked for, else ENOUGH for each dimension and LEAST, as far as they go.
+def images_needed(settings: Config, source: Source, images: int | None, key: str) -> int:
+    """How many images are measured: those asked for, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
+
+    A smaller set is measured whole.
 
     ValueError, naming `key`, where `source` has fewer, or fewer than there are dimensions.
     """
@@ -144,8 +149,8 @@ def enough(settings: Config, source: Source, images: int | None, key: str) -> in
     require(
         images is None or images <= there, key, f"at most the {there} of {source.name} in batches of {size}", images
     )
-    found = images or min(max(LEAST, ENOUGH * wide), there)
-    needed = f"at least the {wide} dimensions, and {ENOUGH} times that for figures without bias"
+    found = images or min(max(MIN_IMAGES, IMAGES_PER_DIMENSION * wide), there)
+    needed = f"at least the {wide} dimensions, and {IMAGES_PER_DIMENSION} times that for metrics without bias"
     require(found >= wide, key, needed, found)
     return found
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 
-from fastrdm.config import run_config as config
-from fastrdm.config import tree as trees
+from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.spec import Loader
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import Checkpoint, CheckpointError
 from fastrdm.runtime.distributed import Processes
-from fastrdm.runtime.timers import LossWatch
+from fastrdm.runtime.timers import LossTracker
 from fastrdm.training.step import TrainStep
 
 # settings that change neither the weights nor the order of images: a run may continue with other ones
@@ -46,17 +45,17 @@ class RunState:
         processes: Processes,
         step: TrainStep,
         loader: Loader,
-        losses: LossWatch,
+        losses: LossTracker,
         monitor: RankMonitor,
     ) -> None:
         self.settings, self.processes, self.learner = settings, processes, step.learner
         self.optimizer, self.scaler = step.optimizer, step.scaler
         self.loader, self.losses, self.monitor = loader, losses, monitor
-        self.folder = config.run_folder(settings)
+        self.folder = run_config.run_folder(settings)
         self.best: dict[str, Any] = {"knn": -1.0, "step": None}
 
     def resume(self) -> tuple[int, dict[str, float], list[str]]:
-        """Step and figures of the newest usable checkpoint, 0 and none without; lines on what was found.
+        """Step and metrics of the newest usable checkpoint, 0 and none without; lines on what was found.
 
         CheckpointError if there are checkpoints but none can be used; ValueError if they are of another configuration.
         """
@@ -73,21 +72,21 @@ class RunState:
                 said.append(f"checkpoint not used: {reason}")
                 continue
             said.append(f"continuing from {found.path}")
-            return int(found.meta["step"]), dict(found.meta["figures"]), said
+            return int(found.meta["step"]), dict(found.meta["metrics"]), said
         if said:
             said.append(f"no usable checkpoint in {self.folder}: remove it or choose another run=")
             raise CheckpointError("\n".join(said))
         if self.processes.main:
-            (self.folder / "config.yaml").write_text(config.to_yaml(self.settings))
+            (self.folder / "config.yaml").write_text(run_config.to_yaml(self.settings))
         return 0, {}, said
 
-    def save(self, step: int, figures: dict[str, float]) -> Path | None:
+    def save(self, step: int, metrics: dict[str, float]) -> Path | None:
         """Write the checkpoint of `step` from the main process, where its path is returned; every process must call."""
         random = distributed.gather_objects(_random_state())
         loader, losses, monitor = (part.state_dict() for part in (self.loader, self.losses, self.monitor))
         if not self.processes.main:
             return None
-        knn = figures.get("knn", -1.0)
+        knn = metrics.get("knn", -1.0)
         if knn > self.best["knn"]:
             self.best = {"knn": knn, "step": step}
         state = {
@@ -99,7 +98,7 @@ class RunState:
             "random": random,
             "best": self.best,
         }
-        meta = {"figures": figures, "config": config.to_dict(self.settings), "versions": versions()}
+        meta = {"metrics": metrics, "config": run_config.to_dict(self.settings), "versions": versions()}
         path = checkpoint.save(self.folder, step, self.learner.state_dict(), state, meta)
         keep = self.settings.checkpoint
         best = checkpoint.folder(self.folder, self.best["step"]) if keep.best and self.best["step"] else None
@@ -107,7 +106,7 @@ class RunState:
         return path
 
     def _restore(self, found: Checkpoint) -> None:
-        lines = trees.differences(found.meta["config"], config.to_dict(self.settings))
+        lines = tree.differences(found.meta["config"], run_config.to_dict(self.settings))
         fixed = [line for line in lines if not line.startswith(FREE)]
         if fixed:
             told = "; ".join(fixed[:5])
@@ -123,10 +122,10 @@ class RunState:
         if self.processes.rank < len(state["random"]):
             _set_random_state(state["random"][self.processes.rank])
 
-    def finish(self, figures: dict[str, float]) -> None:
-        """Write summary.json: the figures of the finished run."""
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Write summary.json: the metrics of the finished run."""
         if self.processes.main:
-            (self.folder / "summary.json").write_text(json.dumps(figures, indent=1))
+            (self.folder / "summary.json").write_text(json.dumps(metrics, indent=1))
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.config.run_config import Config
-from fastrdm.kernels import cuda_graph as capture
+from fastrdm.kernels import cuda_graph
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.optim.optimizers import (
@@ -19,7 +19,7 @@ from fastrdm.optim.optimizers import (
 )
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon, require
-from fastrdm.training.learner import Learner, in_parallel, in_parts
+from fastrdm.training.learner import Learner, microbatches, wrap_ddp
 
 
 class TrainStep:
@@ -29,7 +29,7 @@ class TrainStep:
         c = settings
         self.optim, self.parts, self.world = c.optim, c.train.accumulate, processes.world
         self.learner, self.method, self.horizon = learner, learner.method, horizon
-        self.parallel = in_parallel(learner, processes.world, static_graph=self.parts == 1)
+        self.parallel = wrap_ddp(learner, processes.world, static_graph=self.parts == 1)
         self.groups = parameter_groups(learner.roles(c.evaluate.probe_lr), c.optim, scale=c.loader.batch_size / 256)
         self.optimizer = build_optimizer(self.groups, c.optim, processes.device)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=c.train.precision == "fp16")
@@ -52,10 +52,10 @@ class TrainStep:
             reason = " ".join(str(error).split())[:400]
             raise ValueError(f"train.compile=true failed: {reason} ...; train.compile=false runs eagerly") from error
 
-    def _captured(self, processes: Processes) -> capture.Captured:
+    def _captured(self, processes: Processes) -> cuda_graph.Captured:
         alone = processes.world == 1
         require(alone, "train.capture", "false with several processes: that was never run", True)
-        return capture.Captured(self.compute, capture.recorder(processes.device, "train.capture"))
+        return cuda_graph.Captured(self.compute, cuda_graph.recorder(processes.device, "train.capture"))
 
     def schedule(self, step: int) -> None:
         """Write rates, momentum, temperatures and the like of `step` into the tensors that `compute` reads."""
@@ -71,7 +71,7 @@ class TrainStep:
         """
         *views, labels = batch
         losses = []
-        for part, (some, their_labels) in enumerate(in_parts(views, labels, self.parts)):
+        for part, (some, their_labels) in enumerate(microbatches(views, labels, self.parts)):
             waits = self.world > 1 and part < self.parts - 1
             with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 loss, output = self.parallel(some, their_labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, Recipe
+from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ViewRecipe
 
 SOURCE = Path(__file__).with_name("csrc") / "augment_cpu.cpp"
 FAST = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
@@ -24,7 +24,7 @@ class _Spec(ctypes.Structure):
         ("size", ctypes.c_int32),
         ("cubic", ctypes.c_int32),
         ("blur_kernel", ctypes.c_int32),
-        *((operation, ctypes.c_int32) for operation in ("jitter", "grey", "blur", "solarise")),
+        *((operation, ctypes.c_int32) for operation in ("jitter", "grayscale", "blur", "solarize")),
         ("threshold", ctypes.c_float),
         ("mean", ctypes.c_float * 3),
         ("std", ctypes.c_float * 3),
@@ -69,11 +69,11 @@ def library() -> ctypes.CDLL:
 
 
 def augment_cpu(
-    images: Ragged | Sequence[Tensor], parameters: Tensor, recipe: Recipe, out: Tensor | None = None
+    images: Ragged | Sequence[Tensor], parameters: Tensor, recipe: ViewRecipe, out: Tensor | None = None
 ) -> Tensor:
-    """Views (B, 3, S, S) float32, channels-last, normalised; written into `out` of that kind where given.
+    """Views (B, 3, S, S) float32, channels-last, normalized; written into `out` of that kind where given.
 
-    Reference: fastrdm.loaders.augment, from which it differs by rounding only (below 1e-4 of 1 before normalisation).
+    Reference: fastrdm.loaders.augment, from which it differs by rounding only (below 1e-4 of 1 before normalization).
     Images and parameters (B, 16) float32 lie on the CPU. One image a thread, on torch's number of threads; the
     interpreter is free meanwhile. ValueError for a crop box that leaves its image.
     """
@@ -86,7 +86,7 @@ def augment_cpu(
 
 
 def crop_cpu(
-    images: Ragged | Sequence[Tensor], parameters: Tensor, recipe: Recipe, out: Tensor | None = None
+    images: Ragged | Sequence[Tensor], parameters: Tensor, recipe: ViewRecipe, out: Tensor | None = None
 ) -> Tensor:
     """The crops alone, flipped where told, rounded: (B, 3, S, S) uint8, contiguous; else as augment_cpu."""
     if out is None:
@@ -100,7 +100,7 @@ def _run(
     function: str,
     images: Ragged | Sequence[Tensor],
     parameters: Tensor,
-    recipe: Recipe,
+    recipe: ViewRecipe,
     out: Tensor,
 ) -> None:
     assert parameters.shape == (len(out), COLUMNS) and out.shape[1:] == (3, recipe.size, recipe.size)
@@ -118,8 +118,8 @@ def _run(
         recipe.size,
         recipe.interpolation == "bicubic",
         recipe.blur_kernel,
-        *(chance > 0 for chance in (recipe.jitter, recipe.grey, recipe.blur, recipe.solarise)),
-        recipe.solarise_threshold,
+        *(chance > 0 for chance in (recipe.jitter, recipe.grayscale, recipe.blur, recipe.solarize)),
+        recipe.solarize_threshold,
         *((ctypes.c_float * 3)(*triple) for triple in levels),
     )
     pointers = [tensor.data_ptr() for tensor in (address, height, width, parameters)]

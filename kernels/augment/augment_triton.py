@@ -1,7 +1,7 @@
 """The augmentation by Triton (needs it), in two passes.
 
 Crop: resized crop, flip and the jitter's turns before contrast, as float16 planes of 0 to 255, and each tile's sum of
-grey. Finish: the mean grey, the other turns, greyscale, blur, solarise, normalise. Both resize and blur a tile as
+gray. Finish: the mean gray, the other turns, grayscale, blur, solarize, normalize. Both resize and blur a tile as
 matrix x pixels x matrix on the tensor cores, with weights made on the spot, so any scale and blur takes one pass.
 
 Bytes a view of S x S: the crop's 3 h w once, 6 S S written and read between the passes, the view once. At S = 224 from
@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrdm.kernels.augment.color_triton import clamp, coloured, jitter, luma
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, Recipe
+from fastrdm.kernels.augment.color_triton import clamp, colored, jitter, luma
+from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ViewRecipe
 
 BLOCK = 32  # rows and columns of a tile of the view
 STEP = 16  # rows and columns of the pixels it is made of, taken at once; 32 would take 250 registers a thread
-BLUR, SOLARISE = tl.constexpr(14), tl.constexpr(15)  # columns of the parameters (fastrdm.loaders.parameters.Column)
+BLUR, SOLARIZE = tl.constexpr(14), tl.constexpr(15)  # columns of the parameters (fastrdm.loaders.parameters.Column)
 
 
 @triton.jit
@@ -109,8 +109,8 @@ def _crop_kernel(  # type: ignore[no-untyped-def]
     inside = (y < size)[:, None] & (x < size)[None, :]
     if JITTER:
         red, green, blue = jitter(red, green, blue, row_ptr, 0.0, SECOND=False)
-        grey = tl.where(inside, luma(red, green, blue), 0.0)
-        tl.store(part_ptr + number * tl.num_programs(0) + tl.program_id(0), tl.sum(tl.sum(grey, axis=1), axis=0))
+        gray = tl.where(inside, luma(red, green, blue), 0.0)
+        tl.store(part_ptr + number * tl.num_programs(0) + tl.program_id(0), tl.sum(tl.sum(gray, axis=1), axis=0))
     at = plane_ptr + number.to(tl.int64) * 3 * size * size + y[:, None] * size + x[None, :]
     tl.store(at, red, mask=inside)
     tl.store(at + size * size, green, mask=inside)
@@ -169,7 +169,7 @@ def _blurred(  # type: ignore[no-untyped-def]
             j = j0 + tl.arange(0, STEP)
             down = _blur_taps(y_place, j, sigma, reach, size)
             y_sum += tl.sum(down.to(tl.float32), axis=1)
-            r, g, b = coloured(plane_ptr, row_ptr, mean, j, k, size, JITTER, GREYSCALE)
+            r, g, b = colored(plane_ptr, row_ptr, mean, j, k, size, JITTER, GREYSCALE)
             red_rows = tl.dot(down, r.to(tl.float16), red_rows)
             green_rows = tl.dot(down, g.to(tl.float16), green_rows)
             blue_rows = tl.dot(down, b.to(tl.float16), blue_rows)
@@ -200,7 +200,7 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
     JITTER: tl.constexpr,
     GREYSCALE: tl.constexpr,
     REACH: tl.constexpr,
-    SOLARISED: tl.constexpr,
+    SOLARIZED: tl.constexpr,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
@@ -216,9 +216,9 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
     if REACH > 0:
         red, green, blue = _blurred(plane_ptr, row_ptr, mean, y, x, size, JITTER, GREYSCALE, REACH, BLOCK, STEP)
     else:
-        red, green, blue = coloured(plane_ptr, row_ptr, mean, y, x, size, JITTER, GREYSCALE)
-    if SOLARISED:
-        threshold = tl.where(tl.load(row_ptr + SOLARISE) > 0, threshold, 1e9)
+        red, green, blue = colored(plane_ptr, row_ptr, mean, y, x, size, JITTER, GREYSCALE)
+    if SOLARIZED:
+        threshold = tl.where(tl.load(row_ptr + SOLARIZE) > 0, threshold, 1e9)
         red = tl.where(red >= threshold, 255.0 - red, red)
         green = tl.where(green >= threshold, 255.0 - green, green)
         blue = tl.where(blue >= threshold, 255.0 - blue, blue)
@@ -229,10 +229,12 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
     tl.store(at + 2, (blue - blue_mean) / blue_std, mask=inside)
 
 
-def augment_triton(images: Ragged, parameters: Tensor, recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Views (B, 3, S, S) `dtype`, channels-last, normalised, of images and parameters (B, 16) on one device.
+def augment_triton(
+    images: Ragged, parameters: Tensor, recipe: ViewRecipe, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Views (B, 3, S, S) `dtype`, channels-last, normalized, of images and parameters (B, 16) on one device.
 
-    Reference: fastrdm.loaders.augment, from which it differs by at most 2/255 before normalisation (float16 weights).
+    Reference: fastrdm.loaders.augment, from which it differs by at most 2/255 before normalization (float16 weights).
     No image may be smaller than its crop box: boxes are not checked. Sums are made in a fixed order.
     """
     count, size = len(parameters), recipe.size
@@ -254,12 +256,12 @@ def augment_triton(images: Ragged, parameters: Tensor, recipe: Recipe, dtype: to
         out,
         size,
         across,
-        float(recipe.solarise_threshold),
+        float(recipe.solarize_threshold),
         *(255.0 * value for value in (*recipe.mean, *recipe.std)),
         PARTS=triton.next_power_of_2(across * across),
-        GREYSCALE=recipe.grey > 0,
+        GREYSCALE=recipe.grayscale > 0,
         REACH=min(recipe.blur_kernel // 2, size - 1) if recipe.blur > 0 else 0,
-        SOLARISED=recipe.solarise > 0,
+        SOLARIZED=recipe.solarize > 0,
         **shape,
     )
     return out.permute(0, 3, 1, 2)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 # columns of the parameters (fastrdm.loaders.parameters.Column) and numbers of the jitter's operations
-BRIGHTNESS, ORDER, GREY = tl.constexpr(5), tl.constexpr(9), tl.constexpr(13)
+BRIGHTNESS, ORDER, GRAYSCALE = tl.constexpr(5), tl.constexpr(9), tl.constexpr(13)
 CONTRAST, SATURATION, HUE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
@@ -40,7 +40,7 @@ def _hue(red, green, blue, turns):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def jitter(red, green, blue, row_ptr, mean, SECOND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The turns before contrast or, if SECOND, contrast and those behind it; `mean` is the grey that contrast needs."""
+    """The turns before contrast or, if SECOND, contrast and those behind it; `mean` is the gray that contrast needs."""
     started = False
     for turn in tl.static_range(4):
         operation = tl.load(row_ptr + ORDER + turn).to(tl.int32)
@@ -57,10 +57,10 @@ def jitter(red, green, blue, row_ptr, mean, SECOND: tl.constexpr):  # type: igno
 
 
 @triton.jit
-def coloured(  # type: ignore[no-untyped-def]
+def colored(  # type: ignore[no-untyped-def]
     plane_ptr, row_ptr, mean, y, x, size, JITTER: tl.constexpr, GREYSCALE: tl.constexpr
 ):
-    """The rest of the jitter and greyscale, on the planes' rows y and columns x; 0 outside."""
+    """The rest of the jitter and grayscale, on the planes' rows y and columns x; 0 outside."""
     inside = (y < size)[:, None] & (x < size)[None, :]
     at = plane_ptr + y[:, None] * size + x[None, :]
     red = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -69,7 +69,7 @@ def coloured(  # type: ignore[no-untyped-def]
     if JITTER:
         red, green, blue = jitter(red, green, blue, row_ptr, mean, SECOND=True)
     if GREYSCALE:
-        grey = luma(red, green, blue)
-        drawn = tl.load(row_ptr + GREY) > 0
-        red, green, blue = tl.where(drawn, grey, red), tl.where(drawn, grey, green), tl.where(drawn, grey, blue)
+        gray = luma(red, green, blue)
+        drawn = tl.load(row_ptr + GRAYSCALE) > 0
+        red, green, blue = tl.where(drawn, gray, red), tl.where(drawn, gray, green), tl.where(drawn, gray, blue)
     return red, green, blue

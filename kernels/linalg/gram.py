@@ -1,4 +1,4 @@
-"""Gram matrices of feature matrices on their smaller side, centring and row normalisation included."""
+"""Gram matrices of feature matrices on their smaller side, centering and row normalization included."""
 
 from collections.abc import Sequence
 
@@ -92,7 +92,7 @@ def gram(
     """x x^T or x^T x, the smaller, of (B, D) -> (n, n) or (K, B, D) -> (K, n, n), n = min(B, D), without gradient.
 
     A list of K (B_k, D_k) gives (K, n, n) with n the largest, zero-padded: padding adds exact zeros to the spectrum.
-    float32 for every precision but fp64. Rows are normalised first, then columns centred. Two runs are bitwise equal.
+    float32 for every precision but fp64. Rows are normalized first, then columns centerd. Two runs are bitwise equal.
     """
     if isinstance(features, Tensor):
         return gram_of_one(features, center, normalize, precision)

@@ -44,7 +44,7 @@ def _column_means_kernel(  # type: ignore[no-untyped-def]
 def _features(  # type: ignore[no-untyped-def]
     x_ptr, scale_ptr, mean_ptr, height, width, i, k, TALL: tl.constexpr, CENTER: tl.constexpr
 ):
-    """Normalised, centred features, the Gram matrix's index i down and the summed index k across; 0 outside."""
+    """Normalized, centerd features, the Gram matrix's index i down and the summed index k across; 0 outside."""
     row, column = (k[None, :], i[:, None]) if TALL else (i[:, None], k[None, :])
     inside = (row < height) & (column < width)
     x = tl.load(x_ptr + row.to(tl.int64) * width + column, mask=inside, other=0.0).to(tl.float32)

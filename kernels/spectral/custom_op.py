@@ -29,9 +29,9 @@ def filter_op(
     whole = x if source is None else source
     start = 0 if source is None else offset
     with torch.autocast(x.device.type, enabled=False):
-        if solver == "eigh64":
+        if solver == "eigh":
             out, factors = filter64(x, whole, is_gram, source is None, function, needs_grad)
-        elif solver == "even":
+        elif solver == "gram_power":
             out, factors = filter_even(x, whole, is_gram, function, needs_grad, precision)
         else:
             out, factors = filter_ladder(x, whole, start, function, needs_grad, precision)
@@ -61,7 +61,7 @@ def _(
     rows = width if is_gram else (x if source is None else source).shape[1]
     wide = rows <= width and not is_gram
     n = min(rows, width)
-    diagonal = wide and (solver == "eigh64" or (solver == "even" and power == 2))
+    diagonal = wide and (solver == "eigh" or (solver == "gram_power" and power == 2))
     basis = x.new_empty((views, n if wide else 0, width), dtype=work)
     core = x.new_empty((views, 1 if diagonal else n, n), dtype=work)
     return out, basis, core, x.new_empty((views, 1, 1), dtype=torch.float64)

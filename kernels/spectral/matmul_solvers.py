@@ -19,7 +19,7 @@ def ladder_range(function: Function) -> float:
 
 
 @torch.compiler.assume_constant_result  # a search on the host, nothing for torch.compile to trace
-def ladder_takes(power: float | None, rows_known: bool) -> bool:
+def newton_schulz_takes(power: float | None, rows_known: bool) -> bool:
     """Whether the ladder can represent g: s g(s) on whole rows, else g itself, must be a power from 0 up, or a log."""
     if power is None:
         return True
@@ -35,7 +35,7 @@ def _matrix_power(scaled: Scaled, q: Tensor, exponent: float, low: float, precis
     if exponent == 2:
         return scaled.gram
     found = chebyshev.plan(exponent)
-    assert found is not None, "ladder_takes comes first"
+    assert found is not None, "newton_schulz_takes comes first"
     depth, degree = found
     levels = roots(scaled, q, low, depth, precision)
     b = chebyshev.blocks(lambda y: (y ** (exponent * 2**depth)).unsqueeze(0), degree, 0.0, q.device)

@@ -9,10 +9,10 @@ from torch import Tensor
 from fastrdm.kernels.linalg.matmul import resolve
 from fastrdm.kernels.spectral.custom_op import filter_op
 from fastrdm.kernels.spectral.filter_factors import CUTOFF, Function, is_even
-from fastrdm.kernels.spectral.matmul_solvers import ladder_takes
+from fastrdm.kernels.spectral.matmul_solvers import newton_schulz_takes
 
-SOLVERS = ("auto", "eigh64", "ladder", "even")
-NEGLIGIBLE = 1e-5  # weight, relative to the largest, that `even` may leave in directions below the cutoff
+SOLVERS = ("auto", "eigh", "newton_schulz", "gram_power")
+NEGLIGIBLE = 1e-5  # weight, relative to the largest, that `gram_power` may leave in directions below the cutoff
 NEAR_SQUARE = (2 / 3, 3 / 2)  # rows over columns between which sampled features reach below the ladder's range
 SMALL = 512  # largest Gram matrix whose batched eigh is faster than a ladder that would have to go deeper
 
@@ -20,14 +20,14 @@ SMALL = 512  # largest Gram matrix whose batched eigh is faster than a ladder th
 def _choose(x: Tensor, source: Tensor | None, is_gram: bool, rows_known: bool, function: Function) -> str:
     """What `auto` means: the closed form, float64 eigh on CPU and where the ladder falls short, else the ladder."""
     if is_even(function.power) and function.cutoff**2 <= NEGLIGIBLE:
-        return "even"
-    if not x.is_cuda or is_gram or not ladder_takes(function.power, rows_known):
-        return "eigh64"  # never inside a capture: a library eigensolver waits for the device
+        return "gram_power"
+    if not x.is_cuda or is_gram or not newton_schulz_takes(function.power, rows_known):
+        return "eigh"  # never inside a capture: a library eigensolver waits for the device
     if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-        return "ladder"
+        return "newton_schulz"
     rows, width = (x if source is None else source).shape[1:]
     square = NEAR_SQUARE[0] <= rows / width <= NEAR_SQUARE[1]
-    return "eigh64" if square and min(rows, width) <= SMALL else "ladder"
+    return "eigh" if square and min(rows, width) <= SMALL else "newton_schulz"
 
 
 def _check(
@@ -117,10 +117,10 @@ def spectral_filter(
 
 def _check_solver(solver: str, function: Function, is_gram: bool, rows_known: bool) -> None:
     """Refuse what a solver named by the user cannot do."""
-    if solver == "even" and not is_even(function.power):
-        raise ValueError(f"solver='even' needs an even power above 0, got {function.power!r}; use solver='auto'")
-    if solver == "ladder" and is_gram:
-        raise ValueError("solver='ladder' needs the features, not their gram; use solver='auto'")
-    if solver == "ladder" and not ladder_takes(function.power, rows_known):
+    if solver == "gram_power" and not is_even(function.power):
+        raise ValueError(f"solver='gram_power' needs an even power above 0, got {function.power!r}; use solver='auto'")
+    if solver == "newton_schulz" and is_gram:
+        raise ValueError("solver='newton_schulz' needs the features, not their gram; use solver='auto'")
+    if solver == "newton_schulz" and not newton_schulz_takes(function.power, rows_known):
         what = f"power {function.power:g}" + ("" if rows_known else " with a gradient, a basis or an unknown offset")
-        raise ValueError(f"solver='ladder' cannot do {what}; use solver='auto' or 'eigh64'")
+        raise ValueError(f"solver='newton_schulz' cannot do {what}; use solver='auto' or 'eigh'")

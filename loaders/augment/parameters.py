@@ -26,9 +26,9 @@ class Column(IntEnum):
     SATURATION = 7
     HUE = 8  # turns, 0 leaves the image as it is
     ORDER = 9
-    GREY = 13  # 0 or 1
+    GRAYSCALE = 13  # 0 or 1
     BLUR = 14  # sigma in pixels, 0 = none
-    SOLARISE = 15  # 0 or 1
+    SOLARIZE = 15  # 0 or 1
 
 
 def sample_parameters(
@@ -40,7 +40,7 @@ def sample_parameters(
     """
     u = uniforms(seed, epoch, index, view, 2 * TRIES + 2 + 14)
     flip, jitter, *scalars = u[:, 2 * TRIES + 2 :].unbind(1)
-    turns, strengths, (hue, blur, sigma, grey, solarise) = scalars[:4], scalars[4:7], scalars[7:]
+    turns, strengths, (hue, blur, sigma, gray, solarize) = scalars[:4], scalars[4:7], scalars[7:]
     drawn = jitter < spec.jitter
     factors = [
         torch.where(drawn, _between(draw, max(0.0, 1 - strength), 1 + strength), 1.0)
@@ -52,9 +52,9 @@ def sample_parameters(
         *factors,
         torch.where(drawn, _between(hue, -spec.hue, spec.hue), 0.0),
         *torch.stack(turns, dim=1).argsort(dim=1, stable=True).unbind(1),
-        grey < spec.grey,
+        gray < spec.grayscale,
         torch.where(blur < spec.blur, _between(sigma, *spec.blur_sigma), 0.0),
-        solarise < spec.solarise,
+        solarize < spec.solarize,
     )
     return torch.stack([column.float() for column in columns], dim=1)
 

@@ -28,7 +28,7 @@ Images = Tensor | Ragged | Sequence[Tensor]  # (B, H, W, 3), any sizes in one bu
 def augment(
     images: Images, parameters: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32, implementation: str = "auto"
 ) -> Tensor:
-    """Views (B, 3, S, S) `dtype`, channels-last, normalised, of uint8 images and their parameters (B, 16).
+    """Views (B, 3, S, S) `dtype`, channels-last, normalized, of uint8 images and their parameters (B, 16).
 
     `implementation` as LoaderConfig.augment. The reference waits for the device where images differ in size.
     """
@@ -46,7 +46,7 @@ def augment(
     else:
         singles = map(images.image, range(len(parameters))) if isinstance(images, Ragged) else images
         crops = torch.stack([crop_resize_one(*pair, spec) for pair in zip(singles, parameters, strict=True)])
-    return colour(crops, parameters, spec, dtype)
+    return color(crops, parameters, spec, dtype)
 
 
 def crop(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec, out: Tensor, implementation: str) -> None:
@@ -87,17 +87,17 @@ def _best_on_cpu() -> str:
     return "cpu"
 
 
-def colour(x: Tensor, parameters: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
+def color(x: Tensor, parameters: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
     """Everything behind the crop, on crops (B, 3, S, S) float32 in [0, 1], which it may overwrite."""
     if spec.jitter > 0:
         x = jitter(x, parameters)
-    if spec.grey > 0:
-        x = greyscale(x, parameters[:, Column.GREY])
+    if spec.grayscale > 0:
+        x = grayscale(x, parameters[:, Column.GRAYSCALE])
     if spec.blur > 0:
         x = blur(x, parameters[:, Column.BLUR], spec.blur_kernel)
-    if spec.solarise > 0:
-        x = solarise(x, parameters[:, Column.SOLARISE], spec.solarise_threshold / 255)
-    return normalise(x, spec.mean, spec.std, dtype)
+    if spec.solarize > 0:
+        x = solarize(x, parameters[:, Column.SOLARIZE], spec.solarize_threshold / 255)
+    return normalize(x, spec.mean, spec.std, dtype)
 
 
 def crop_resize(images: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor:
@@ -124,9 +124,9 @@ def resize_weights(place: Tensor, scale: Tensor, start: Tensor, length: Tensor, 
 
     `place` (S,) or (B, S) are output pixels, `scale` (B, 1) source pixels an output pixel; as torch's interpolate.
     """
-    centre = ((place + 0.5) * scale)[..., None]
+    center = ((place + 0.5) * scale)[..., None]
     source = torch.arange(pixels, device=place.device, dtype=torch.float32) - start[..., None]
-    distance = ((source + 0.5 - centre) / scale.clamp(min=1)[..., None]).abs()
+    distance = ((source + 0.5 - center) / scale.clamp(min=1)[..., None]).abs()
     weights = _triangle(distance) if mode == "bilinear" else _keys_cubic(distance)
     weights = weights * ((source >= 0) & (source < length[..., None]))
     return weights / weights.sum(dim=-1, keepdim=True)
@@ -154,7 +154,7 @@ def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
 
 def jitter(x: Tensor, parameters: Tensor) -> Tensor:
-    """The four operations of colour jitter in each sample's own order.
+    """The four operations of color jitter in each sample's own order.
 
     Hue is dear and the rest cheap: three turns of blending before hue, three after, and in each turn the samples whose
     order has no such turn stay as they are. So one graph serves every order.
@@ -173,13 +173,13 @@ def jitter(x: Tensor, parameters: Tensor) -> Tensor:
 def blend(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """factor * x + (1 - factor) * other, clamped to [0, 1], with an `operation` and a `factor` (B,) for each sample.
 
-    `other` is black (brightness), the image's mean grey (contrast) or each pixel's own grey (saturation).
+    `other` is black (brightness), the image's mean gray (contrast) or each pixel's own gray (saturation).
     """
-    grey = luma(x)
+    gray = luma(x)
     # In two steps: a sum over one long row would be split by thread count and batch size, and round differently.
-    mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+    mean = gray.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
     rest = 1 - factor
-    other = grey * _each(rest * (operation == SATURATION)) + mean * _each(rest * (operation == CONTRAST))
+    other = gray * _each(rest * (operation == SATURATION)) + mean * _each(rest * (operation == CONTRAST))
     return (x * _each(factor)).add_(other).clamp_(0, 1)
 
 
@@ -200,12 +200,12 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Grey (B, 1, S, S) by the weights of ITU-R 601-2."""
+    """Gray (B, 1, S, S) by the weights of ITU-R 601-2."""
     return (x[:, :1] * 0.2989).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:], alpha=0.114)
 
 
-def greyscale(x: Tensor, drawn: Tensor) -> Tensor:
-    """Grey in all channels where `drawn` (B,) is not 0."""
+def grayscale(x: Tensor, drawn: Tensor) -> Tensor:
+    """Gray in all channels where `drawn` (B,) is not 0."""
     return torch.where(_each(drawn) > 0, luma(x), x)
 
 
@@ -229,12 +229,12 @@ def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
     return matrix.scatter_add_(2, source.expand(len(sigma), -1, -1), taps[:, None].expand(-1, size, -1))
 
 
-def solarise(x: Tensor, drawn: Tensor, threshold: float) -> Tensor:
+def solarize(x: Tensor, drawn: Tensor, threshold: float) -> Tensor:
     """Values at or above `threshold` inverted where `drawn` (B,) is not 0."""
     return torch.where((x >= threshold) & (_each(drawn) > 0), 1 - x, x)
 
 
-def normalise(x: Tensor, mean: Triple, std: Triple, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(x: Tensor, mean: Triple, std: Triple, dtype: torch.dtype = torch.float32) -> Tensor:
     """(x - mean) / std of each channel, in `dtype` and channels-last."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     for channel in range(3):

@@ -1,6 +1,6 @@
 """The views of a batch as a DALI graph: decoded once, then every operation of ViewSpec with the parameters it is fed.
 
-Pixels are float32 of 0 to 255 until they are normalised. What a sample was not drawn for costs nothing: DALI's
+Pixels are float32 of 0 to 255 until they are normalized. What a sample was not drawn for costs nothing: DALI's
 conditionals send only the samples concerned through an operation.
 """
 
@@ -13,7 +13,7 @@ from fastrdm.loaders.augment.parameters import Column
 from fastrdm.loaders.augment.reference import BRIGHTNESS, CONTRAST, HUE
 from fastrdm.loaders.spec import ViewSpec
 
-GREY = 0.2989, 0.587, 0.114  # ITU-R 601-2
+GRAYSCALE = 0.2989, 0.587, 0.114  # ITU-R 601-2
 LEVELS = 255
 Node = Any  # nvidia.dali.data_node.DataNode
 
@@ -67,12 +67,12 @@ def view(images: Node, drawn: Node, spec: ViewSpec, gpu: bool, dtype: Any) -> No
     x = crop(images, drawn, spec)
     if spec.jitter > 0:
         x = jitter(x, drawn, values)
-    if spec.grey > 0:
-        x = greyscale(x, drawn)
+    if spec.grayscale > 0:
+        x = grayscale(x, drawn)
     if spec.blur > 0:
         x = blur(x, drawn, min(spec.blur_kernel // 2, spec.size - 1))
-    if spec.solarise > 0:
-        x = solarise(x, drawn, float(spec.solarise_threshold))
+    if spec.solarize > 0:
+        x = solarize(x, drawn, float(spec.solarize_threshold))
     return fn.crop_mirror_normalize(
         x,
         mirror=fn.cast(drawn[Column.FLIP], dtype=types.INT32),
@@ -104,9 +104,9 @@ def jitter(x: Node, drawn: Node, values: Node) -> Node:
                 x = clamped(x * values[Column.BRIGHTNESS])
             else:
                 if turn == CONTRAST:
-                    x = blend(x, fn.reductions.mean(grey(x), axes=(0, 1), keep_dims=True), values[Column.CONTRAST])
+                    x = blend(x, fn.reductions.mean(gray(x), axes=(0, 1), keep_dims=True), values[Column.CONTRAST])
                 else:
-                    x = blend(x, grey(x), values[Column.SATURATION])
+                    x = blend(x, gray(x), values[Column.SATURATION])
     return x
 
 
@@ -115,15 +115,15 @@ def blend(x: Node, other: Node, factor: Node) -> Node:
     return clamped(x * factor + other * (1 - factor))
 
 
-def grey(x: Node) -> Node:
+def gray(x: Node) -> Node:
     """(S, S, 1)."""
-    return fn.coord_transform(x, M=GREY)
+    return fn.coord_transform(x, M=GRAYSCALE)
 
 
-def greyscale(x: Node, drawn: Node) -> Node:
-    """Grey in all channels where it was drawn."""
-    if drawn[Column.GREY] > 0:
-        x = fn.coord_transform(x, M=GREY * 3)
+def grayscale(x: Node, drawn: Node) -> Node:
+    """Gray in all channels where it was drawn."""
+    if drawn[Column.GRAYSCALE] > 0:
+        x = fn.coord_transform(x, M=GRAYSCALE * 3)
     return x
 
 
@@ -134,9 +134,9 @@ def blur(x: Node, drawn: Node, reach: int) -> Node:
     return x
 
 
-def solarise(x: Node, drawn: Node, threshold: float) -> Node:
+def solarize(x: Node, drawn: Node, threshold: float) -> Node:
     """Values at or above `threshold` inverted where it was drawn."""
-    if drawn[Column.SOLARISE] > 0:
+    if drawn[Column.SOLARIZE] > 0:
         x = x + (x >= threshold) * (LEVELS - 2 * x)
     return x
 

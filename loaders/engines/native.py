@@ -1,7 +1,7 @@
 """Engine for files: threads decode each image once into a ring of buffers, and every view is cut from there.
 
 On a CPU the threads also make the views. A GPU gets the decoded images where its own kernel cuts the views
-(loader.augment=triton), else crops of 8 bits, which it colours; both on a stream beside the training step's.
+(loader.augment=triton), else crops of 8 bits, which it colors; both on a stream beside the training step's.
 """
 
 import threading
@@ -19,7 +19,7 @@ from torch import Tensor
 from fastrdm.kernels.augment.augment_cpu import augment_cpu
 from fastrdm.kernels.augment.layout import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
-from fastrdm.loaders.augment.reference import augment, chosen, colour, crop
+from fastrdm.loaders.augment.reference import augment, chosen, color, crop
 from fastrdm.loaders.engines.bottleneck import Diagnosis
 from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.engines.threads import start_threads
@@ -213,7 +213,7 @@ class NativeLoader(EpochLoader):
             views = [self._augmented(images, index, view, spec) for view, spec in enumerate(self.views)]
         else:
             views = [
-                colour(self._moved(crops).float().div_(255), self._moved(parameters), spec, self.dtype)
+                color(self._moved(crops).float().div_(255), self._moved(parameters), spec, self.dtype)
                 for spec, crops, parameters in zip(self.views, pending.views, pending.parameters, strict=True)
             ]
         return Batch(tuple(views), index, label)

@@ -67,7 +67,7 @@ def entry(data: bytes, name: str, settings: Settings) -> Entry:
         pixels, flags = TURNS[turn](pixels), TURNED
         repairs.append(f"turned upright, EXIF orientation {turn}")
     if settings.mode == "raw":
-        pixels = centre_square(pixels, settings.size)
+        pixels = center_square(pixels, settings.size)
         return Entry(pixels.tobytes(), settings.size, settings.size, flags, repairs)
     height, width = pixels.shape[:2]
     if plain and not flags:
@@ -79,8 +79,8 @@ def entry(data: bytes, name: str, settings: Settings) -> Entry:
     return Entry(data, height, width, flags | TRANSCODED, repairs)
 
 
-def centre_square(pixels: Pixels, size: int) -> Pixels:
-    """(size, size, 3): the short side resized with antialiasing, bicubic, and the centre cut, as torchvision does."""
+def center_square(pixels: Pixels, size: int) -> Pixels:
+    """(size, size, 3): the short side resized with antialiasing, bicubic, and the center cut, as torchvision does."""
     height, width = pixels.shape[:2]
     tall, wide = (int(size * side / min(height, width)) for side in (height, width))
     top, left = round((tall - size) / 2), round((wide - size) / 2)

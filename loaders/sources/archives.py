@@ -68,7 +68,7 @@ FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def read_fashion_mnist(root: Path, split: Split) -> Arrays:
-    """28 x 28 grey images from idx files, plain or .gz, in `root`."""
+    """28 x 28 gray images from idx files, plain or .gz, in `root`."""
     images = _read_idx(root, f"{FASHION_FILES[split]}-images-idx3-ubyte")
     labels = _read_idx(root, f"{FASHION_FILES[split]}-labels-idx1-ubyte")
     return Arrays(np.repeat(images[..., None], 3, axis=3), labels.astype(np.int64), FASHION_CLASSES)

@@ -27,7 +27,7 @@ def new_pixels(height: int, width: int) -> Pixels:
 
 
 def decode(data: bytes, name: str, allocate: Allocate = new_pixels) -> Pixels:
-    """(H, W, 3) uint8 of any file Pillow reads; grey, palette, alpha, CMYK as RGB, EXIF orientation ignored.
+    """(H, W, 3) uint8 of any file Pillow reads; gray, palette, alpha, CMYK as RGB, EXIF orientation ignored.
 
     JPEGs go through simplejpeg, about 1.3 times as fast as Pillow; what it refuses, Pillow judges.
     Raises CorruptImage naming the file and the reason; `allocate` may then have been asked in vain.
@@ -41,7 +41,7 @@ def decode(data: bytes, name: str, allocate: Allocate = new_pixels) -> Pixels:
 
 
 def decode_plain(data: bytes, allocate: Allocate = new_pixels) -> Pixels | None:
-    """The pixels of a grey or YCbCr JPEG in which libjpeg-turbo finds no fault, else None."""
+    """The pixels of a gray or YCbCr JPEG in which libjpeg-turbo finds no fault, else None."""
     size = plain_size(data)
     if size is None:
         return None
@@ -52,14 +52,14 @@ def decode_plain(data: bytes, allocate: Allocate = new_pixels) -> Pixels | None:
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a grey or YCbCr JPEG by its header, None for anything else."""
+    """Height and width of a gray or YCbCr JPEG by its header, None for anything else."""
     if data[:2] != JPEG_START:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours in ("CMYK", "YCCK") or height * width > min(MOST_PIXELS, PIXELS_A_BYTE * len(data)):
+    if colors in ("CMYK", "YCCK") or height * width > min(MOST_PIXELS, PIXELS_A_BYTE * len(data)):
         return None
     return height, width
 

@@ -70,8 +70,8 @@ def _open_digits(_: LoaderConfig, split: Split) -> Source:
 
     digits = load_digits()
     part = slice(DIGITS_TRAIN) if split == "train" else slice(DIGITS_TRAIN, None)
-    grey = np.round(digits.images[part] * (255 / 16)).astype(np.uint8)
-    return ArraySource("digits", Arrays(np.repeat(grey[..., None], 3, axis=3), digits.target[part], list("0123456789")))
+    gray = np.round(digits.images[part] * (255 / 16)).astype(np.uint8)
+    return ArraySource("digits", Arrays(np.repeat(gray[..., None], 3, axis=3), digits.target[part], list("0123456789")))
 
 
 def _open_fashion_mnist(config: LoaderConfig, split: Split) -> Source:

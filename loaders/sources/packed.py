@@ -108,7 +108,7 @@ class PackedSource(Source):
         if self.raw:
             self.side = self.meta["size"]
             self.note = (
-                f"packed as raw centre squares of {self.side} px: random crops cannot reach what was cut off, and "
+                f"packed as raw center squares of {self.side} px: random crops cannot reach what was cut off, and "
                 "published accuracies were not made this way"
             )
         self.stored_bytes = sum(told["bytes"] for told in self.meta["files"].values())

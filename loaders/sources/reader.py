@@ -17,7 +17,7 @@ class Reader:
         self.source, self.faults, self.max_corrupt = source, faults, max_corrupt
 
     def read(self, index: int, allocate: Allocate, spent: ReadTime) -> int:
-        """Put the image, or the next one in the source's order that can be decoded, where `allocate` says; its number."""
+        """Put the image, or the next one in order that can be decoded, where `allocate` says; its number."""
         return self.first(index, lambda candidate: self.source.read_into(candidate, allocate, spent))[0]
 
     def first(self, index: int, read: Callable[[int], Read]) -> tuple[int, Read]:

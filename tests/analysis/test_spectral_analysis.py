@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "dino": {
         "online": [SCORES],
-        "target": [SCORES, "centre_sharpen"],
+        "target": [SCORES, "center_sharpen"],
         "ema": {},
         "alignment": {"name": "cross_entropy"},
     },
@@ -94,7 +94,7 @@ def test_the_test_above_can_fail(name: str) -> None:
     moved = {key for key, buffer in method.named_buffers() if not torch.equal(buffer, before[key])}
     assert any("running_mean" in key for key in moved)
     assert any("queue" in key for key in moved) == (name == "swav")
-    assert any("centre" in key for key in moved) == (name == "dino")
+    assert any("center" in key for key in moved) == (name == "dino")
 
 
 def test_an_error_inside_leaves_no_trace_either() -> None:
@@ -126,13 +126,13 @@ def test_rows_are_those_of_training_steps_one_after_the_other() -> None:
 def test_a_filter_is_applied_batch_by_batch_and_the_rows_are_then_joined() -> None:
     """A whitened batch of fewer rows than columns is flat on its own span by construction, whatever the model."""
     x = collect(built("rdm", width=32), batches(20), batch_size=BATCH)["outputs"]
-    centred = BATCH - 1  # by the last BatchNorm
+    centerd = BATCH - 1  # by the last BatchNorm
     for rows in x.target.split(BATCH, dim=1):
-        assert effective_rank(rows).tolist() == pytest.approx([centred] * 2, rel=1e-3)
+        assert effective_rank(rows).tolist() == pytest.approx([centerd] * 2, rel=1e-3)
     batchwise = [spectral_filter(rows, "power", -1.0, side="target") for rows in x.online.split(BATCH, dim=1)]
     joined = effective_rank(torch.cat(batchwise, dim=1))
     assert effective_rank(x.target).tolist() == pytest.approx(joined.tolist(), rel=1e-4)
-    assert ((joined > centred + 1) & (joined < 32 - 1)).all(), joined
+    assert ((joined > centerd + 1) & (joined < 32 - 1)).all(), joined
 
 
 def test_images_are_counted_and_cut() -> None:
@@ -162,7 +162,7 @@ def test_every_figure_and_curve_has_its_name() -> None:
     names |= {f"{name}{end}" for name in intervals for end in ("", "/low", "/high")}
     names |= {f"alignment/{k}" for k in ("value", "crossed", "ceiling", "chance", "published")}
     names |= {"images", "dimension", "bound", "biased", "filter/verdict", "filter/tilt", "filter/directions"}
-    assert set(found.figures) == names | {f"scores/{name}" for name in names}
+    assert set(found.metrics) == names | {f"scores/{name}" for name in names}
     curves = {"spectrum/online", "spectrum/target", "filter/online", "filter/target", "filter/ratio", "filter/root"}
     assert set(found.curves) == curves | {f"scores/{name}" for name in curves}
     root, ratio = found.curves["filter/root"], found.curves["filter/ratio"]
@@ -172,10 +172,10 @@ def test_every_figure_and_curve_has_its_name() -> None:
 
 def test_a_figure_of_few_images_says_that_it_is_biased() -> None:
     x = torch.randn(2, 300, 40, generator=torch.Generator().manual_seed(0))
-    few, enough = (compare(Branches(x[..., :d], x[..., :d], d), 10).figures for d in (40, 20))
-    assert few["biased"] == 1 and enough["biased"] == 0
+    few, images_needed = (compare(Branches(x[..., :d], x[..., :d], d), 10).metrics for d in (40, 20))
+    assert few["biased"] == 1 and images_needed["biased"] == 0
     assert "biased: with so few images a white spectrum reads 37" in told(few)[0]
-    assert "biased" not in told(enough)[0]
+    assert "biased" not in told(images_needed)[0]
 
 
 def test_too_few_images_are_refused() -> None:
@@ -203,12 +203,12 @@ def test_words_follow_the_figures() -> None:
     generator = torch.Generator().manual_seed(0)
     decay = torch.arange(1, 13, dtype=torch.float64) ** -0.5
     x = torch.randn(2, 2000, 12, generator=generator, dtype=torch.float64) * decay
-    lines = told(compare(Branches(x * decay, x, 12), 20).figures)
+    lines = told(compare(Branches(x * decay, x, 12), 20).metrics)
     assert lines[0] == "2,000 images in 12 dimensions"
     assert "difference +" in lines[1]
     assert lines[2].startswith("filter of online against target: low-pass, Spearman +")
     assert lines[3].startswith("eigenspaces: alignment 0.9")
-    unfiltered = told(compare(Branches(x, x, 12), 20).figures)
+    unfiltered = told(compare(Branches(x, x, 12), 20).metrics)
     assert "no filter, Spearman +0.00 [+0.00, +0.00] over 12 directions" in unfiltered[2]
     assert unit_rows(x).dtype == torch.float64
 
@@ -217,8 +217,8 @@ def test_every_process_gets_the_figures_of_one(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(PROGRAMS / "measured.py"), str(tmp_path)], check=True, timeout=120)
     one, *two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert len(one) == 55
-    for figures in two:
-        assert figures == pytest.approx(one, rel=1e-8, abs=1e-10)
+    for metrics in two:
+        assert metrics == pytest.approx(one, rel=1e-8, abs=1e-10)
 
 
 @pytest.mark.gpu
@@ -232,4 +232,4 @@ def test_a_gpu_reads_what_a_cpu_reads() -> None:
     random = torch.cuda.get_rng_state()
     found = measure(method.cuda(), [tuple(x.cuda() for x in v) for v in data], batch_size=BATCH, replicates=10)
     assert torch.equal(torch.cuda.get_rng_state(), random)
-    assert found.figures == pytest.approx(expected.figures, rel=1e-6, abs=1e-8)
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-6, abs=1e-8)

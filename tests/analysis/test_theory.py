@@ -126,7 +126,7 @@ def matrix_function(w: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     return (u * f(s)) @ u.T
 
 
-def stepped(
+def after_step(
     w: Tensor, online: Callable[[Tensor], Tensor], target: Callable[[Tensor], Tensor], rate: float = 0.05
 ) -> Tensor:
     """W after one gradient step on the population loss."""
@@ -184,7 +184,7 @@ def test_each_step_raises_the_rank_of_the_features(name: str) -> None:
     w, (online, target) = start(), DRIVERS[name]
     ranks = [feature_rank(w)]
     for _ in range(200):
-        w = stepped(w, online, target)
+        w = after_step(w, online, target)
         ranks.append(feature_rank(w))
     assert all(after > before for before, after in pairwise(ranks))
     assert ranks[-1] > ranks[0] + 0.3
@@ -197,13 +197,13 @@ def test_a_step_multiplies_each_singular_value_by_the_formula(name: str) -> None
     before = torch.linalg.svdvals(start())
     p, h = online(before), target(before)
     expected = before * (1 + 0.05 * p * (h - (1 + NOISE) * p))
-    assert torch.allclose(torch.linalg.svdvals(stepped(start(), online, target)), expected, rtol=1e-10)
+    assert torch.allclose(torch.linalg.svdvals(after_step(start(), online, target)), expected, rtol=1e-10)
 
 
 def test_without_asymmetry_the_rank_stays() -> None:
     w = start()
     for _ in range(200):
-        w = stepped(w, one, one)
+        w = after_step(w, one, one)
     assert feature_rank(w) == pytest.approx(feature_rank(start()), abs=1e-9)
 
 
@@ -214,7 +214,7 @@ def test_the_opposite_filters_lower_it(online: Callable[[Tensor], Tensor], targe
     w = start()
     ranks = [feature_rank(w)]
     for _ in range(50):
-        w = stepped(w, online, target)
+        w = after_step(w, online, target)
         ranks.append(feature_rank(w))
     assert all(after < before for before, after in pairwise(ranks))
 
@@ -222,8 +222,8 @@ def test_the_opposite_filters_lower_it(online: Callable[[Tensor], Tensor], targe
 def test_the_assumption_is_needed() -> None:
     """A low-pass filter with values under 1 / 2(1 + e) lets the large directions grow faster: the rank falls."""
     w = start()
-    assert feature_rank(stepped(w, lambda s: 0.3 * s / s.max(), one)) < feature_rank(w)
-    assert feature_rank(stepped(w, ridge(1.0), one)) < feature_rank(w)
+    assert feature_rank(after_step(w, lambda s: 0.3 * s / s.max(), one)) < feature_rank(w)
+    assert feature_rank(after_step(w, ridge(1.0), one)) < feature_rank(w)
 
 
 # --- T1: without asymmetry no complete collapse, but fewer and fewer dimensions
@@ -241,7 +241,7 @@ def trained(target: tuple[TransformConfig, ...], epochs: int) -> tuple[list[floa
     The spread is the mean deviation of unit rows' entries times sqrt(D): 1 is healthy, 0 complete collapse.
     """
     torch.manual_seed(0)
-    view = ViewSpec(size=8, scale=(0.5, 1.0), flip=0, jitter=0, grey=0)
+    view = ViewSpec(size=8, scale=(0.5, 1.0), flip=0, jitter=0, grayscale=0)
     data = LoaderConfig(source="digits", batch_size=256, views=(view, view))
     loader = build_loader(data, open_source(data, "train"), seed=0)
     head = HeadConfig(layers=1, out=32, last_norm="plain")

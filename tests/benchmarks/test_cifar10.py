@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.methods.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,8 @@ def test_every_run_is_a_configuration(preset: str) -> None:
     from benchmarks.cifar10.reproduce import BUDGETS, recipe
 
     for budget in BUDGETS.values():
-        c = config.load([recipe(preset, budget.device), f"preset={preset}", *budget.settings])
-        assert c.preset == preset and c.train.device == budget.device and c.instruments.every != "0st"
+        c = run_config.load([recipe(preset, budget.device), f"preset={preset}", *budget.settings])
+        assert c.preset == preset and c.train.device == budget.device and c.analysis.every != "0st"
         assert (c.encoder.name, c.loader.subset) == (
             ("resnet18", None) if budget.device == "cuda" else ("resnet_small", 5000)
         )
@@ -53,8 +53,8 @@ def test_every_run_is_a_configuration(preset: str) -> None:
 
 def test_runs_come_in_order_of_priority_and_none_twice(tmp_path: Path) -> None:
     from benchmarks.cifar10.record import files
-    from benchmarks.cifar10.rows import FIELDS, append
     from benchmarks.cifar10.reproduce import FIRST, ORDER, jobs
+    from benchmarks.cifar10.rows import FIELDS, append
 
     found = files("cpu", tmp_path)
     found.rows.parent.mkdir()
@@ -68,9 +68,9 @@ def test_runs_come_in_order_of_priority_and_none_twice(tmp_path: Path) -> None:
 
 
 def row(preset: str, seed: int, trained: float, **more: Any) -> dict[str, Any]:
-    figures = {"random": 0.25, "trained": trained, "probe": 0.5, "rank_online": 2.0, "rank_target": 4.0, "loss": 1.0}
+    metrics = {"random": 0.25, "trained": trained, "probe": 0.5, "rank_online": 2.0, "rank_target": 4.0, "loss": 1.0}
     where = {"alarms": "", "cpu_seconds": 100, "commit": "abc", "torch": "2", "device": "a CPU"}
-    return {"preset": preset, "seed": seed, **figures, "raw_pixels": 0.375, **where, **more}
+    return {"preset": preset, "seed": seed, **metrics, "raw_pixels": 0.375, **where, **more}
 
 
 def test_the_record_holds_mean_spread_rank_difference_and_alarms(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_run_is_interrupted_goes_on_and_becomes_a_row(tmp_path: Path, monkeypa
     call += ["--presets", "rdm_simsiam_log1p", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     call += ["train.length=3ep", "loader.subset=160", "loader.batch_size=32", "encoder.width=8"]
     call += ["loader.views.*.size=16", "method.projector.hidden=16", "method.projector.out=16"]
-    call += ["instruments.every=50%", "instruments.replicates=10"]
+    call += ["analysis.every=50%", "analysis.replicates=10"]
     monkeypatch.setenv("PYTHONPATH", f"{BENCHMARKS}{os.pathsep}{ROOT}")
     short = subprocess.run([*call, "--minutes", "0.02"], capture_output=True, text=True, timeout=900)
     assert short.returncode == 0, short.stderr

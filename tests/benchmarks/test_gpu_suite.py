@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.methods.presets import PRESETS
 
 pytest.importorskip("torchvision")
@@ -112,7 +112,7 @@ def test_the_whole_suite_names_scripts_and_presets_that_exist(suite: ModuleType)
         assert part.needs is None or part.needs in suite.NEEDS
         assert part.command[0] == "-m" or Path(part.command[0]).exists(), part.name
         if "fastrdm" in part.command[0]:
-            config.load(part.command[1:])
+            run_config.load(part.command[1:])
 
 
 class Parsed(Exception):
@@ -145,7 +145,7 @@ def test_the_suites_benchmarks_take_their_arguments(suite: ModuleType, monkeypat
 def settings_are_sound(name: str, module: ModuleType, args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a benchmark would train makes a configuration."""
     if name == "bench_end_to_end":
-        assert config.load(args.settings).train.capture
+        assert run_config.load(args.settings).train.capture
     if name == "bench_step":
         monkeypatch.setattr(module, "Trainer", lambda settings: settings)
         for preset in args.presets:

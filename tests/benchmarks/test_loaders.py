@@ -69,8 +69,8 @@ def runs(shift: float) -> list[dict[str, str]]:
     rows = []
     for engine, moved in (("native", 0.0), ("dali", 0.0), ("ffcv", shift)):
         for seed in range(3):
-            figures = {"start": -0.01, "loss": -0.5 + seed / 100, "knn": 0.30 + seed / 100 + moved, "knn_random": 0.25}
-            row = {"task": "photos", "engine": engine, "seed": seed, "cpu_seconds": 30, **figures}
+            metrics = {"start": -0.01, "loss": -0.5 + seed / 100, "knn": 0.30 + seed / 100 + moved, "knn_random": 0.25}
+            row = {"task": "photos", "engine": engine, "seed": seed, "cpu_seconds": 30, **metrics}
             rows.append({key: str(value) for key, value in row.items()})
     return rows
 

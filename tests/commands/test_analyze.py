@@ -1,4 +1,4 @@
-"""`fastrdm theory`: from a finished run to its figures."""
+"""`fastrdm analyze`: from a finished run to its metrics."""
 
 import json
 import shutil
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fastrdm.analysis.spectral_analysis import collect
-from fastrdm.commands import analyze as theory
-from fastrdm.config import run_config as config
+from fastrdm.commands import analyze
+from fastrdm.config import run_config
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
+from fastrdm.training import periodic_analysis
 
 SETTINGS: dict[str, Any] = {
     "preset": "dino",
@@ -20,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "method": {
         "projector": {"hidden": 16, "out": 8},
         "online": [{"name": "prototypes", "count": 12, "freeze": "1st"}],
-        "target": [{"name": "prototypes", "count": 12, "freeze": "1st"}, {"name": "centre_sharpen", "warmup": "100%"}],
+        "target": [{"name": "prototypes", "count": 12, "freeze": "1st"}, {"name": "center_sharpen", "warmup": "100%"}],
     },
     "encoder": {"name": "resnet_small", "stem": "cifar", "width": 4},
     "loader": {"source": "digits", "batch_size": 64, "views": {"*": {"size": 8}}},
@@ -32,15 +33,15 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     run = tmp_path_factory.mktemp("theory") / "run"
-    trainer = Trainer(config.resolve(SETTINGS, {"run": str(run)}))
+    trainer = Trainer(run_config.resolve(SETTINGS, {"run": str(run)}))
     trainer.train()
     return trainer
 
 
 def test_the_model_is_that_of_the_last_step(trained: Trainer) -> None:
-    """Weights, queue and centre from the checkpoint; temperature and the like from the step."""
+    """Weights, queue and center from the checkpoint; temperature and the like from the step."""
     found = checkpoint.read(checkpoint.existing(trained.state.folder)[0])
-    method, epoch = theory.trained(found, trained.settings)
+    method, epoch = analyze.trained(found, trained.settings)
     assert epoch == 5 // 28
     expected = dict(trained.method.named_buffers()) | dict(trained.method.named_parameters())
     for key, x in (dict(method.named_buffers()) | dict(method.named_parameters())).items():
@@ -52,23 +53,23 @@ def test_the_model_is_that_of_the_last_step(trained: Trainer) -> None:
 
 def test_figures_are_written_printed_and_the_same_again(trained: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained.state.folder
-    assert theory.main([str(run), "--images", "640", "--replicates", "10"]) == 0
-    first = json.loads((run / "theory.json").read_text())
-    assert first["figures"]["images"] == 640
-    assert first["figures"]["dimension"] == 12
-    assert first["figures"]["scores/dimension"] == 8
+    assert analyze.main([str(run), "--images", "640", "--replicates", "10"]) == 0
+    first = json.loads((run / "analysis.json").read_text())
+    assert first["metrics"]["images"] == 640
+    assert first["metrics"]["dimension"] == 12
+    assert first["metrics"]["scores/dimension"] == 8
     said = capsys.readouterr().out
     assert f"{run}\n  640 images in 12 dimensions\n" in said
     assert "scores before softmax:" in said
-    assert theory.main(["--replicates", "10", str(run), "--images", "640", "loader.workers=1"]) == 0
-    assert json.loads((run / "theory.json").read_text()) == first
+    assert analyze.main(["--replicates", "10", str(run), "--images", "640", "loader.workers=1"]) == 0
+    assert json.loads((run / "analysis.json").read_text()) == first
 
 
 def test_a_run_can_be_measured_while_it_trains(trained: Trainer) -> None:
-    """The same figures as from its checkpoint."""
+    """The same metrics as from its checkpoint."""
     t = trained
-    live = theory.on_new_views(t.method, t.settings, t.source, 0, t.processes, images=128, replicates=10)
-    assert live == theory.of_run(trained.state.folder, images=128, replicates=10)
+    live = periodic_analysis.analyze_method(t.method, t.settings, t.source, 0, t.processes, images=128, replicates=10)
+    assert live == analyze.analyze_run(trained.state.folder, images=128, replicates=10)
 
 
 def test_views_are_none_of_training(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,9 +79,9 @@ def test_views_are_none_of_training(trained: Trainer, monkeypatch: pytest.Monkey
         seen.append(seed)
         raise ValueError("enough")
 
-    monkeypatch.setattr(theory, "build_loader", keep)
+    monkeypatch.setattr(periodic_analysis, "build_loader", keep)
     with pytest.raises(ValueError, match="enough"):
-        theory.of_run(trained.state.folder)
+        analyze.analyze_run(trained.state.folder)
     assert seen == [trained.settings.train.seed + 2**32]
 
 
@@ -96,7 +97,7 @@ def test_bad_input_is_refused(trained: Trainer, tmp_path: Path) -> None:
     }
     for message, arguments in refused.items():
         with pytest.raises(ValueError, match=message):
-            theory.main(arguments)
+            analyze.main(arguments)
     copy = shutil.copytree(run, tmp_path / "copy")
     with pytest.raises(checkpoint.CheckpointError, match="another model"):
-        theory.main([str(copy), "method.projector.out=9"])
+        analyze.main([str(copy), "method.projector.out=9"])

@@ -32,7 +32,7 @@ def test_a_broken_module_takes_no_other_down(modules: Path) -> None:
     sources = {
         "whole": "__version__ = '1.5'",
         "raises": "raise OSError('libnpp.so.13: cannot open\\nmore')",
-        "crashes": "import os; print('noise'); os.abort()",
+        "crashes": "import os; print('dummy_batch'); os.abort()",
         "leaves": "import sys; sys.exit(3)",
         "hangs": "import time; time.sleep(60)",
         "last": "__version__ = 2",

@@ -10,7 +10,7 @@ import torch
 
 from fastrdm import cli
 from fastrdm.commands import evaluate as offline
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.evaluation.evaluator import EvalConfig
 from fastrdm.evaluation.knn import wilson_interval
 from fastrdm.evaluation.published_settings import RECIPES
@@ -36,10 +36,10 @@ SMALL = [
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with the checkpoints of steps 3 and 6."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
-    trainer = Trainer(config.load([*SMALL, f"run={folder}"]))
+    trainer = Trainer(run_config.load([*SMALL, f"run={folder}"]))
     assert trainer.train()
-    figures = {"knn": trainer.figures["knn"], "knn_target": trainer.figures["knn_target"]}
-    (folder / "told.json").write_text(json.dumps(figures))
+    metrics = {"knn": trainer.metrics["knn"], "knn_target": trainer.metrics["knn_target"]}
+    (folder / "told.json").write_text(json.dumps(metrics))
     return folder
 
 
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without EMA."""
     folder = tmp_path_factory.mktemp("runs") / "simsiam"
-    assert Trainer(config.load([*SMALL, "preset=simsiam", "train.length=1st", f"run={folder}"])).train()
+    assert Trainer(run_config.load([*SMALL, "preset=simsiam", "train.length=1st", f"run={folder}"])).train()
     return folder
 
 
@@ -132,9 +132,10 @@ def test_transfer_to_another_source(run: Path, tmp_path: Path, monkeypatch: pyte
 
 SOURCE = """
 import numpy as np
+from fastrdm.loaders.sources.source import Source
 
-class Bright:
-    name, mean, std = "bright", None, None
+class Bright(Source):
+    name = "bright"
     def __init__(self, root, split):
         self.classes = ["dark", "bright"]
         self.labels = np.arange(60 if split == "train" else 20) % 2
@@ -151,7 +152,7 @@ class Other(Bright):
     def __init__(self, root, split):
         super().__init__(root, split)
         if split == "test":
-            self.classes = ["dark", "grey", "bright"]
+            self.classes = ["dark", "grayscale", "bright"]
 
 class Unlabelled(Bright):
     def __init__(self, root, split):

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastrdm.commands import export
 from fastrdm.commands.pretrained import Pretrained, from_file, from_run
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.trainer import Trainer
@@ -97,7 +97,7 @@ def test_a_file_that_gives_other_outputs_is_removed(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "byol"
-    assert Trainer(config.load([*SMALL, f"run={folder}", "encoder.width=4"])).train()
+    assert Trainer(run_config.load([*SMALL, f"run={folder}", "encoder.width=4"])).train()
     return folder
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastrdm.commands import plan
 from fastrdm.commands.plan import data, horizon_of, phases, throughput
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import build, measure, small_step
 from fastrdm.runtime import checkpoint
@@ -21,7 +21,7 @@ HEAD = (16 * 16 + 2 * 16) + (16 * 16 + 2 * 16) + 16 * 16 + (16 * 4 + 2 * 4) + (4
 
 
 def load(*settings: str) -> Config:
-    return config.load([*SMALL, *settings])
+    return run_config.load([*SMALL, *settings])
 
 
 def footprint(settings: Config, images: int = 16, classes: int = 0) -> Any:
@@ -130,7 +130,7 @@ def test_what_the_trainer_refuses_is_refused() -> None:
 
 
 def test_phases() -> None:
-    settings = config.load(
+    settings = run_config.load(
         [
             *(*SMALL, "preset=swav", "train.length=10ep", "optim.warmup=10%", "loader.views.0.size=16"),
             "loader.views.0.progressive=[[3, 8], [6, 12]]",
@@ -151,7 +151,7 @@ def test_phases() -> None:
 
 def test_temperature_is_a_phase(capsys: pytest.CaptureFixture[str]) -> None:
     out = told(capsys, "preset=dino", "train.length=60ep", "monitor.every=0st", "method.target.1.warmup=30ep")
-    assert "step 2,670 (epoch 30): centre_sharpen: temperature reaches 0.07" in out
+    assert "step 2,670 (epoch 30): center_sharpen: temperature reaches 0.07" in out
 
 
 def test_nothing_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +171,7 @@ def record(folder: Path, rates: list[float], settings: Config) -> Path:
     folder.mkdir()
     lines = [{"step": i, "epoch": i, "images_per_second": rate} for i, rate in enumerate(rates)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.yaml").write_text(config.to_yaml(settings))
+    (folder / "config.yaml").write_text(run_config.to_yaml(settings))
     return folder
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fastrdm import cli
-from fastrdm.config import help as fields
+from fastrdm.config import help
 from fastrdm.config.run_config import Config
 from fastrdm.methods.dual_branch import TransformConfig
 
@@ -12,9 +12,9 @@ def test_help_tells_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("usage: torchrun")
-    settings = [*fields.walk(Config)]
-    for transform in fields.options(TransformConfig):
-        settings += [s for s in fields.walk(transform, f"{transform.name}.") if s.key != f"{transform.name}.name"]
+    settings = [*help.walk(Config)]
+    for transform in help.options(TransformConfig):
+        settings += [s for s in help.walk(transform, f"{transform.name}.") if s.key != f"{transform.name}.name"]
     assert len(settings) > 90
     for setting in settings:
         assert setting.note, f"{setting.key} has no comment beside it"
@@ -33,5 +33,5 @@ def test_help_tells_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_fields(key: str, default: object, note: str) -> None:
-    (found,) = (setting for setting in fields.walk(Config) if setting.key == key)
+    (found,) = (setting for setting in help.walk(Config) if setting.key == key)
     assert (found.default, found.note) == (default, note)

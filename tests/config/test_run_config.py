@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fastrdm import cli
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.config.run_config import RECIPES
 from fastrdm.methods.predictor import PredictorConfig
 from fastrdm.methods.presets import PRESETS
@@ -110,20 +110,22 @@ REFUSED_TOGETHER = [
 @pytest.mark.parametrize(("arguments", "message"), REFUSED_TOGETHER)
 def test_refused_together(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError) as refused:
-        config.load(arguments)
+        run_config.load(arguments)
     assert str(refused.value).startswith(message)
 
 
 def test_filter_on_the_other_branch_takes_two_views() -> None:
     view, basis = {"size": 16}, {"name": "filter", "power": -0.5, "basis": "other"}
-    assert config.resolve({"method": {"target": [basis]}}).method.target[0] == FilterConfig(power=-0.5, basis="other")
+    assert run_config.resolve({"method": {"target": [basis]}}).method.target[0] == FilterConfig(
+        power=-0.5, basis="other"
+    )
     with pytest.raises(ValueError, match=r"^filter.basis=other takes two views, got 3 in loader.views$"):
-        config.resolve({"loader": {"views": [view] * 3}, "method": {"target": [basis]}})
+        run_config.resolve({"loader": {"views": [view] * 3}, "method": {"target": [basis]}})
 
 
 def test_every_wrong_setting_is_told_at_once() -> None:
     with pytest.raises(ValueError) as refused:
-        config.load(["optim.lrr=1", "train.compile=maybe", "loader.views.*.flip=2"])
+        run_config.load(["optim.lrr=1", "train.compile=maybe", "loader.views.*.flip=2"])
     assert [line.split(" ")[0] for line in str(refused.value).splitlines()] == [
         "train.compile:",
         "loader.views.0.flip",
@@ -136,32 +138,32 @@ def test_later_layers_win(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("preset: byol\noptim: {lr: 0.1, momentum: 0.5}\ntrain: {length: 7ep}\n")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "own.yaml").write_text("base: ../base.yaml\noptim: {lr: 0.2}\n")
-    found = config.load([str(tmp_path / "sub" / "own.yaml"), "optim.weight_decay=1e-3", "optim.weight_decay=1e-4"])
-    byol = config.resolve({"preset": "byol"})
+    found = run_config.load([str(tmp_path / "sub" / "own.yaml"), "optim.weight_decay=1e-3", "optim.weight_decay=1e-4"])
+    byol = run_config.resolve({"preset": "byol"})
     assert (found.preset, found.optim.eta, found.method) == ("byol", byol.optim.eta, byol.method)  # the preset's
     assert (found.optim.momentum, found.train.length) == (0.5, "7ep")  # the base's
     assert found.optim.lr == 0.2  # the file's
     assert found.optim.weight_decay == 1e-4  # the command line's last
-    other = config.load([str(tmp_path / "sub" / "own.yaml"), "preset=simsiam"])
-    assert (other.method, other.optim.lr) == (config.resolve({"preset": "simsiam"}).method, 0.2)
+    other = run_config.load([str(tmp_path / "sub" / "own.yaml"), "preset=simsiam"])
+    assert (other.method, other.optim.lr) == (run_config.resolve({"preset": "simsiam"}).method, 0.2)
 
 
 def test_an_empty_file_is_the_default_preset(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("# nothing\n")
-    assert config.load([str(tmp_path / "own.yaml")]) == config.resolve({})
-    assert config.resolve({}).preset == "simsiam"
+    assert run_config.load([str(tmp_path / "own.yaml")]) == run_config.resolve({})
+    assert run_config.resolve({}).preset == "simsiam"
 
 
 def test_own_file_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert config.load(["quickstart.yaml"]) == config.load([])
+    assert run_config.load(["quickstart.yaml"]) == run_config.load([])
     Path("quickstart.yaml").write_text("optim: {lr: 7}")
-    assert config.load(["quickstart.yaml"]).optim.lr == 7
+    assert run_config.load(["quickstart.yaml"]).optim.lr == 7
 
 
 def test_lists_by_item_and_whole(tmp_path: Path) -> None:
     def sizes(*arguments: str) -> list[int]:
-        return [view.size for view in config.load(arguments).loader.views]
+        return [view.size for view in run_config.load(arguments).loader.views]
 
     assert sizes("loader.views.*.size=24") == [24, 24]
     assert sizes("loader.views.1.size=24") == [16, 24]
@@ -169,14 +171,14 @@ def test_lists_by_item_and_whole(tmp_path: Path) -> None:
     assert sizes("loader.views.1.size=8", "loader.views.*.size=24") == [24, 24]  # the last one wins
     assert sizes("loader.views=[{size: 32}, {}, {size: 8}]") == [32, 32, 8]
     assert sizes("loader.views=[{size: 8}, {}]", "loader.views.1.size=9") == [8, 9]
-    assert config.load(["loader.views.0.scale.0=0.3"]).loader.views[0].scale == (0.3, 1.0)
+    assert run_config.load(["loader.views.0.scale.0=0.3"]).loader.views[0].scale == (0.3, 1.0)
     (tmp_path / "own.yaml").write_text('loader: {views: {1: {size: 8}, "*": {size: 24}}}')
     assert sizes(str(tmp_path / "own.yaml")) == [24, 8]  # in one file an item's own setting wins wherever it stands
 
 
 def test_transforms_by_item_and_whole() -> None:
     def online(*arguments: str) -> tuple[Any, ...]:
-        return config.load(["preset=byol", *arguments]).method.online
+        return run_config.load(["preset=byol", *arguments]).method.online
 
     byol = PredictorConfig(hidden=4096, bias=True, constant_lr=False)
     assert online() == (byol,)
@@ -185,51 +187,53 @@ def test_transforms_by_item_and_whole() -> None:
     assert online("method.online=[predictor]", "method.online.0.hidden=8") == (PredictorConfig(hidden=8),)
     assert online("method.online.0={name: filter, power: 1}") == (FilterConfig(power=1.0),)
     assert online("method.online=[]") == ()
-    assert config.load(["preset=rdm_simsiam", "method.target.0.power=-1"]).method.target == (FilterConfig(power=-1.0),)
-    assert config.load(["preset=rdm_simsiam", "method.target=[stop]"]).method.target == (StopConfig(),)
+    assert run_config.load(["preset=rdm_simsiam", "method.target.0.power=-1"]).method.target == (
+        FilterConfig(power=-1.0),
+    )
+    assert run_config.load(["preset=rdm_simsiam", "method.target=[stop]"]).method.target == (StopConfig(),)
 
 
 def test_null_takes_away_and_keys_bring_back() -> None:
-    assert config.load(["preset=byol", "method.ema=null"]).method.ema is None
-    assert config.load(["preset=byol", "method.ema="]).method.ema is None
-    ema = config.load(["preset=simsiam", "method.ema.momentum=0.9"]).method.ema
+    assert run_config.load(["preset=byol", "method.ema=null"]).method.ema is None
+    assert run_config.load(["preset=byol", "method.ema="]).method.ema is None
+    ema = run_config.load(["preset=simsiam", "method.ema.momentum=0.9"]).method.ema
     assert ema is not None
     assert (ema.momentum, ema.final) == (0.9, 1.0)
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("'1e-4'", 1e-4), ("1", 1.0), ("0.5", 0.5)])
 def test_numbers(text: str, value: float) -> None:
-    found = config.load([f"optim.lr={text}"]).optim.lr
+    found = run_config.load([f"optim.lr={text}"]).optim.lr
     assert (found, type(found)) == (value, float)
 
 
 def test_a_value_may_hold_the_sign() -> None:
-    assert config.load(["run=a=b"]).run == "a=b"
+    assert run_config.load(["run=a=b"]).run == "a=b"
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_printed_loads_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = config.resolve({"preset": name})
-    assert config.resolve(config.to_dict(made)) == made
+    made = run_config.resolve({"preset": name})
+    assert run_config.resolve(run_config.to_dict(made)) == made
     assert cli.train([f"preset={name}", "optim.lr=1e-5", "--print-config"]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    assert config.load([str(tmp_path / "printed.yaml")]) == config.load([f"preset={name}", "optim.lr=1e-5"])
+    assert run_config.load([str(tmp_path / "printed.yaml")]) == run_config.load([f"preset={name}", "optim.lr=1e-5"])
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.rglob("*.yaml")), ids=lambda f: str(f.relative_to(RECIPES)))
 def test_shipped_files_load(file: Path) -> None:
-    found = config.load([str(file)])
-    assert found == config.load([str(file.relative_to(RECIPES))])
+    found = run_config.load([str(file)])
+    assert found == run_config.load([str(file.relative_to(RECIPES))])
 
 
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
-        config.load([]).optim.lr = 3.0  # type: ignore[misc]
+        run_config.load([]).optim.lr = 3.0  # type: ignore[misc]
 
 
 def test_run_folder_is_the_same_for_the_same_settings() -> None:
     def folder(*arguments: str) -> str:
-        return str(config.run_folder(config.load(arguments)))
+        return str(run_config.run_folder(run_config.load(arguments)))
 
     assert folder().startswith("runs/simsiam-digits-")
     assert folder() == folder("optim.lr=0.2")  # as the file has it
@@ -239,8 +243,8 @@ def test_run_folder_is_the_same_for_the_same_settings() -> None:
 
 
 def test_a_resolved_config_is_plain_yaml() -> None:
-    text = config.to_yaml(config.load(["preset=dino"]))
-    assert yaml.safe_load(text) == config.to_dict(config.load(["preset=dino"]))
+    text = run_config.to_yaml(run_config.load(["preset=dino"]))
+    assert yaml.safe_load(text) == run_config.to_dict(run_config.load(["preset=dino"]))
     assert "!!" not in text
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastrdm import cli
-from fastrdm.config import run_config as config
-from fastrdm.config import tree as trees
+from fastrdm.config import run_config, tree
 
 
 @pytest.mark.parametrize(
@@ -45,13 +44,13 @@ def test_what_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_differences() -> None:
-    old = config.to_dict(config.load([]))
-    new = config.to_dict(config.load(["optim.lr=0.3", "loader.views.1.size=8", "method.online=[]", "run=x"]))
-    assert trees.differences(old, old) == []
-    assert trees.differences(old, new) == [
+    old = run_config.to_dict(run_config.load([]))
+    new = run_config.to_dict(run_config.load(["optim.lr=0.3", "loader.views.1.size=8", "method.online=[]", "run=x"]))
+    assert tree.differences(old, old) == []
+    assert tree.differences(old, new) == [
         "run: None -> x",
         f"method.online: {old['method']['online']} -> []",
         "loader.views.1.size: 16 -> 8",
         "optim.lr: 0.2 -> 0.3",
     ]
-    assert trees.differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b: None -> {'c': 2}"]
+    assert tree.differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b: None -> {'c': 2}"]

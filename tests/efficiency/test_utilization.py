@@ -13,10 +13,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastrdm import cli
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.efficiency.peak_flops import PEAKS, peak_tflops
 from fastrdm.efficiency.step_cost import build, small_step, step_flops
-from fastrdm.efficiency.utilization import Gauges, age, compile_cache, peak_memory
+from fastrdm.efficiency.utilization import UtilizationMeter, age, compile_cache, peak_memory
 from fastrdm.methods.presets import PRESETS
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.schema import Horizon
@@ -28,8 +28,8 @@ SMALL = ["encoder.width=4", "method.projector={hidden: 16, out: 12}", "loader.ba
 RUN = ["train.length=8st", "optim.warmup=1st", "loader.subset=80", "evaluate.baselines=false", "log.report=false"]
 
 
-def load(*arguments: str) -> config.Config:
-    return config.load([*SMALL, *arguments])
+def load(*arguments: str) -> run_config.Config:
+    return run_config.load([*SMALL, *arguments])
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -58,7 +58,7 @@ def test_arithmetic_grows_with_the_views_and_is_counted_for_each_size_once(monke
         return step_flops(*arguments)
 
     monkeypatch.setattr("fastrdm.efficiency.utilization.step_flops", counted)
-    small, _, large, _ = (trainer.gauges.step_flops(epoch) for epoch in range(4))
+    small, _, large, _ = (trainer.utilization.step_flops(epoch) for epoch in range(4))
     assert asked == [(8, (4, 4)), (8, (8, 8))]
     assert large == 2 * step_flops(trainer.settings, trainer.horizon, 10, 8, [8, 8]) > 2 * small
 
@@ -112,10 +112,10 @@ def test_filters_are_timed_with_their_gradient_and_without_what_warms_up(monkeyp
     monkeypatch.setattr(Stopwatch, "lap", lambda self: next(laps))
     for transform in (trainer.method.online_transforms[0], trainer.method.target_transforms[0]):
         transform.register_forward_hook(lambda t, args, y: seen.append((t.side, y.shape, y.requires_grad)))
-    figures = trainer.gauges.read(0, steps=10, seconds=20.0)
-    assert figures["filter_share"] == pytest.approx((0.2 + 0.04) * 2 * 10 / 20)
+    metrics = trainer.utilization.read(0, steps=10, seconds=20.0)
+    assert metrics["filter_share"] == pytest.approx((0.2 + 0.04) * 2 * 10 / 20)
     assert set(seen) == {("online", (2, 8, 12), True), ("target", (2, 8, 12), False)}
-    assert "filter_share" in trainer.gauges.read(0, steps=1, seconds=1.0), "timed once"
+    assert "filter_share" in trainer.utilization.read(0, steps=1, seconds=1.0), "timed once"
 
 
 def test_the_age_of_a_process_is_counted_from_its_start() -> None:
@@ -147,13 +147,13 @@ def test_memory_is_the_largest_that_the_process_had() -> None:
 
 def test_the_first_step_is_told_once_with_the_state_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     method: Any = SimpleNamespace()
-    gauge = Gauges(load(), method, HORIZON, 0, SimpleNamespace(device=CPU, world=1))  # type: ignore[arg-type]
+    gauge = UtilizationMeter(load(), method, HORIZON, 0, SimpleNamespace(device=CPU, world=1))  # type: ignore[arg-type]
     monkeypatch.setitem(counters, "inductor", {"fxgraph_cache_hit": 0, "fxgraph_cache_miss": 0})
     assert compile_cache() == "nothing was compiled"
     monkeypatch.setitem(counters, "inductor", {"fxgraph_cache_hit": 3, "fxgraph_cache_miss": 1})
     said: list[str] = []
-    gauge.stepped(said.append)
-    gauge.stepped(said.append)
+    gauge.after_step(said.append)
+    gauge.after_step(said.append)
     assert len(said) == 1
     assert said[0].endswith("s after the start of the process; 3 of 4 compiled graphs were in the cache")
 

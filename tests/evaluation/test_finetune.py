@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrdm.evaluation.evaluator import Machine, Measures
+from fastrdm.evaluation.evaluator import Evaluator, Machine
 from fastrdm.evaluation.finetune import FinetuneConfig, classified, finetune
 from fastrdm.evaluation.linear_probe import LinearConfig
 from fastrdm.loaders.sources.source import Source
@@ -18,10 +18,10 @@ SILENT = Machine(torch.device("cpu"), False, 64, 1)
 VIEW = ViewSpec(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-class Stripes:
+class Stripes(Source):
     """Noise with a bright row for class 0 and a bright column for class 1, in memory."""
 
-    name, mean, std = "stripes", None, None
+    name = "stripes"
 
     def __init__(self, count: int, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -48,8 +48,8 @@ def collapsed() -> Encoder:
     return encoder.eval()
 
 
-def measures(train: Source, test: Source) -> Measures:
-    return Measures(collapsed(), VIEW, train, test, SILENT, lambda _: None)
+def measures(train: Source, test: Source) -> Evaluator:
+    return Evaluator(collapsed(), VIEW, train, test, SILENT, lambda _: None)
 
 
 def test_fine_tuning_beats_frozen_features_that_hold_nothing() -> None:

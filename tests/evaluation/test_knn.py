@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastrdm.evaluation.features import FeatureSet, feature_set
 from fastrdm.evaluation.knn import knn_accuracy, knn_hits, top_hits, wilson_interval
-from fastrdm.evaluation.online_probe import LinearProbe
+from fastrdm.evaluation.online_probe import OnlineProbe
 
 
 def reference(bank: FeatureSet, query: FeatureSet, k: int, temperature: float) -> float:
@@ -30,8 +30,8 @@ def reference(bank: FeatureSet, query: FeatureSet, k: int, temperature: float) -
 def random_set(rows: int, seed: int, classes: int = 5, width: int = 6) -> FeatureSet:
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (rows,), generator=g)
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
-    return FeatureSet(centres[labels] + 1.5 * torch.randn(rows, width, generator=g), labels)
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    return FeatureSet(centers[labels] + 1.5 * torch.randn(rows, width, generator=g), labels)
 
 
 def rows(*vectors: list[float], labels: list[int]) -> FeatureSet:
@@ -102,7 +102,7 @@ def test_rows_without_label_take_no_part() -> None:
     unknown = FeatureSet(torch.randn(4, 6), torch.full((4,), -1))
     assert math.isnan(knn_accuracy(unknown, query, 5, 0.07))
     assert math.isnan(knn_accuracy(bank, unknown, 5, 0.07))
-    assert math.isnan(LinearProbe(6, 5).accuracy(unknown))
+    assert math.isnan(OnlineProbe(6, 5).accuracy(unknown))
 
 
 def test_feature_sets_keep_the_order_of_the_source() -> None:
@@ -120,9 +120,9 @@ def test_feature_sets_carry_no_gradient() -> None:
     assert not found.features.requires_grad
 
 
-def probe_and_batch() -> tuple[LinearProbe, Tensor, Tensor]:
+def probe_and_batch() -> tuple[OnlineProbe, Tensor, Tensor]:
     torch.manual_seed(0)
-    return LinearProbe(4, 3).double(), torch.randn(2, 5, 4, dtype=torch.float64), torch.tensor([0, -1, 2, 1, -1])
+    return OnlineProbe(4, 3).double(), torch.randn(2, 5, 4, dtype=torch.float64), torch.tensor([0, -1, 2, 1, -1])
 
 
 def test_probe_is_cross_entropy_over_labelled_rows_of_all_views() -> None:

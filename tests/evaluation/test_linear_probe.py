@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrdm.evaluation.features import FeatureSet
-from fastrdm.evaluation.linear_probe import FitConfig, LinearConfig, Probed, Sweep, Task, cached_batches, linear_probe
+from fastrdm.evaluation.linear_probe import (
+    FitConfig,
+    LinearConfig,
+    Probed,
+    ProbeSweep,
+    Task,
+    cached_batches,
+    linear_probe,
+)
 from fastrdm.optim.optimizers import Role, build_optimizer, parameter_groups
 
 RATES = (0.02, 0.5, 4.0)
@@ -17,8 +25,8 @@ RATES = (0.02, 0.5, 4.0)
 def clusters(rows: int, seed: int, spread: float = 1.0, classes: int = 6, width: int = 12) -> FeatureSet:
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(rows) % classes
-    centres = 2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(9))
-    return FeatureSet(centres[labels] + spread * torch.randn(rows, width, generator=g), labels)
+    centers = 2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(9))
+    return FeatureSet(centers[labels] + spread * torch.randn(rows, width, generator=g), labels)
 
 
 def alone(rate: float, first: Tensor, config: FitConfig, batches: list[tuple[Tensor, Tensor, Tensor]]) -> nn.Linear:
@@ -51,7 +59,7 @@ def test_the_sweep_equals_separate_runs(optimizer: Any) -> None:
         seen = torch.rand(16, len(RATES), generator=g) < 0.7
         x = torch.randn(16, 7, generator=g, dtype=torch.float64)
         batches.append((x, torch.randint(5, (16,), generator=g), seen))
-    sweep = Sweep(RATES, first, config)
+    sweep = ProbeSweep(RATES, first, config)
     for step, (x, y, seen) in enumerate(batches):
         sweep.step(x, y, seen.double(), config.factor(step, 4))
     for s, rate in enumerate(RATES):

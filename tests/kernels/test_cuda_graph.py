@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastrdm import trainer
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.kernels.cuda_graph import WARM_UP, Captured
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
@@ -19,7 +19,7 @@ from fastrdm.training import step
 
 STEPS = 14  # three epochs of five, the last one short: prototypes thaw at step 5, the queue joins at 9
 SMALL: dict[str, dict[str, Any]] = {
-    "filter": {"solver": "ladder"},
+    "filter": {"solver": "newton_schulz"},
     "prototypes": {"count": 20, "freeze": "1ep"},
     "sinkhorn": {"queue": 32, "queue_start": "9st"},
     "predictor": {"hidden": 16},
@@ -112,7 +112,7 @@ def build(preset: str, *layers: dict[str, Any], capture: bool = False) -> Traine
         "loader": {**loader, "augment": "reference"},  # the compiled views are no operators of torch
         "optim": {"warmup": "4st"},
     }
-    return Trainer(config.resolve(tree, *layers))
+    return Trainer(run_config.resolve(tree, *layers))
 
 
 def trained(run: Trainer) -> list[Tensor]:
@@ -133,7 +133,7 @@ def trained(run: Trainer) -> list[Tensor]:
 def host(monkeypatch: pytest.MonkeyPatch) -> HostRecorder:
     """Records on the CPU what would be recorded on CUDA."""
     made = HostRecorder()
-    for module in (step.capture, trainer):
+    for module in (step.cuda_graph, trainer):
         monkeypatch.setattr(module, "recorder", lambda device, key: made)
     return made
 

@@ -1,4 +1,4 @@
-"""The centre view against torchvision; every sample once, on any number of processes."""
+"""The center view against torchvision; every sample once, on any number of processes."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastrdm.loaders.evaluation import centre_view, evaluation_batches
+from fastrdm.loaders.evaluation import center_view, evaluation_batches
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels
 from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -29,12 +30,12 @@ PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         ((1, 1), 8, 8),
     ],
 )
-def test_centre_view(mode: Any, shape: tuple[int, int], size: int, short: int) -> None:
+def test_center_view(mode: Any, shape: tuple[int, int], size: int, short: int) -> None:
     tv = pytest.importorskip("torchvision.transforms.v2.functional")
     images = torch.randint(0, 256, (2, *shape, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     x = images.permute(0, 3, 1, 2).float().div(255)
     x = tv.resize(x, [short], interpolation=tv.InterpolationMode(mode), antialias=True).clamp(0, 1)
-    got = centre_view(images, ViewSpec(size=size, interpolation=mode, **PLAIN))
+    got = center_view(images, ViewSpec(size=size, interpolation=mode, **PLAIN))
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert (got - tv.center_crop(x, [size])).abs().max() < 3e-5
 
@@ -46,13 +47,13 @@ def test_small_sets_pass_unchanged() -> None:
     spec = ViewSpec(size=8)
     wanted = images.permute(0, 3, 1, 2) / 255
     wanted = (wanted - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
-    assert (centre_view(images, spec) - wanted).abs().max() < 1e-6
+    assert (center_view(images, spec) - wanted).abs().max() < 1e-6
 
 
-class Ragged:
+class Ragged(Source):
     """25 images of different sizes that must be read one by one."""
 
-    name, classes, images, mean, std = "ragged", ["a"], None, None, None
+    name, classes = "ragged", ["a"]
     labels = np.arange(25) % 4
 
     def __init__(self, bad: tuple[int, ...] = ()) -> None:
@@ -80,7 +81,7 @@ def test_every_sample_once(world: int, size: int) -> None:
         assert index.tolist() == list(range(count)) and label.tolist() == source.labels.tolist()
         assert max(len(batch[1]) for rank in found for batch in rank) <= size
         for i in (0, count // 2, count - 1):
-            assert torch.equal(views[i], centre_view(torch.from_numpy(source.read(i))[None], spec)[0])
+            assert torch.equal(views[i], center_view(torch.from_numpy(source.read(i))[None], spec)[0])
 
 
 def test_dtype_and_layout() -> None:

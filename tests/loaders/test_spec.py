@@ -22,7 +22,7 @@ from fastrdm.loaders.spec import LoaderConfig, ViewSpec
         ("blur_kernel", 4),
         ("blur_kernel", -3),
         ("blur_sigma", (0.0, 1.0)),
-        ("solarise_threshold", 300),
+        ("solarize_threshold", 300),
         ("std", (0.2, 0.0, 0.2)),
     ],
 )

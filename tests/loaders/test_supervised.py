@@ -38,9 +38,9 @@ def test_small_classes_give_what_they_have() -> None:
 
 
 def test_crops_and_flips_are_all_that_is_random() -> None:
-    view = ViewSpec(size=8, blur=0.5, solarise=0.2, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+    view = ViewSpec(size=8, blur=0.5, solarize=0.2, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
     plain = crop_and_flip(view, (0.08, 1.0), 0.5)
-    assert (plain.jitter, plain.grey, plain.blur, plain.solarise) == (0, 0, 0, 0)
+    assert (plain.jitter, plain.grayscale, plain.blur, plain.solarize) == (0, 0, 0, 0)
     assert (plain.size, plain.interpolation, plain.mean) == (8, "bilinear", (0.1, 0.2, 0.3))
     assert (plain.scale, plain.flip) == ((0.08, 1.0), 0.5)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.methods.dual_branch import DualBranch, MethodConfig
-from fastrdm.methods.transform import Place
+from fastrdm.methods.transform import TransformContext
 from fastrdm.schema import Horizon
 
 HORIZON = Horizon(steps_per_epoch=5, total=20)
@@ -64,11 +64,11 @@ def views() -> Callable[..., list[Tensor]]:
 
 
 @pytest.fixture
-def place() -> Callable[..., Place]:
+def place() -> Callable[..., TransformContext]:
     """What a transform is told when it is built."""
 
-    def make(side: Any = "online", width: int = 5, prototypes: int | None = None, **other: Any) -> Place:
+    def make(side: Any = "online", width: int = 5, prototypes: int | None = None, **other: Any) -> TransformContext:
         values: dict[str, Any] = {"batch_size": 4, "sync_bn": True, "horizon": HORIZON, **other}
-        return Place(side=side, width=width, prototypes=prototypes, **values)
+        return TransformContext(side=side, width=width, prototypes=prototypes, **values)
 
     return make

@@ -1,4 +1,4 @@
-"""Centring and sharpening equal DINO's formulas; the centre moves after it was used."""
+"""Centering and sharpening equal DINO's formulas; the center moves after it was used."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fastrdm.methods.alignment import AlignmentConfig, align
-from fastrdm.methods.center_sharpen import CentreSharpen, CentreSharpenConfig
-from fastrdm.methods.transform import Branch, Place
+from fastrdm.methods.center_sharpen import CenterSharpen, CenterSharpenConfig
+from fastrdm.methods.transform import BranchContext, TransformContext
 from fastrdm.schema import Horizon
 
 K = 5
-NOTHING = Branch(None, None)
+NOTHING = BranchContext(None, None)
 HORIZON = Horizon(steps_per_epoch=5, total=20)
 
 
@@ -21,10 +21,10 @@ def draw(seed: int) -> Tensor:
 
 
 @pytest.fixture
-def sharpen(place: Callable[..., Place]) -> Callable[..., CentreSharpen]:
-    def build(horizon: Horizon = HORIZON, **config: object) -> CentreSharpen:
+def sharpen(place: Callable[..., TransformContext]) -> Callable[..., CenterSharpen]:
+    def build(horizon: Horizon = HORIZON, **config: object) -> CenterSharpen:
         where = place("target", prototypes=K, horizon=horizon)
-        return CentreSharpen(CentreSharpenConfig(**config), where).double()  # type: ignore[arg-type]
+        return CenterSharpen(CenterSharpenConfig(**config), where).double()  # type: ignore[arg-type]
 
     return build
 
@@ -33,29 +33,29 @@ def softmax_by_hand(x: Tensor) -> Tensor:
     return x.exp() / x.exp().sum(-1, keepdim=True)
 
 
-def test_probabilities_and_centre_equal_their_formulas(sharpen: Callable[..., CentreSharpen]) -> None:
-    transform, centre = sharpen(momentum=0.8, temperature=0.2, warmup_temperature=0.2), torch.zeros(K).double()
+def test_probabilities_and_center_equal_their_formulas(sharpen: Callable[..., CenterSharpen]) -> None:
+    transform, center = sharpen(momentum=0.8, temperature=0.2, warmup_temperature=0.2), torch.zeros(K).double()
     for step in range(4):
         scores = draw(step)
         transform.set_step(step)
         out = transform(scores.requires_grad_(), NOTHING)
         assert not out.requires_grad
-        expected = softmax_by_hand((scores.detach() - centre) / 0.2)  # the centre of the steps before
+        expected = softmax_by_hand((scores.detach() - center) / 0.2)  # the center of the steps before
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-14)
         mean = sum(scores[view, row] for view in range(2) for row in range(6)) / 12
-        centre = 0.8 * centre + 0.2 * mean.detach()  # type: ignore[union-attr]
-        torch.testing.assert_close(transform.centre, centre, rtol=0, atol=1e-14)
-    assert set(transform.state_dict()) == {"centre"}
+        center = 0.8 * center + 0.2 * mean.detach()  # type: ignore[union-attr]
+        torch.testing.assert_close(transform.center, center, rtol=0, atol=1e-14)
+    assert set(transform.state_dict()) == {"center"}
 
 
-def test_centring_evens_out_what_all_rows_share(sharpen: Callable[..., CentreSharpen]) -> None:
+def test_centering_evens_out_what_all_rows_share(sharpen: Callable[..., CenterSharpen]) -> None:
     transform, scores = sharpen(momentum=0.0), draw(0)
     scores[..., 2] += 3
     transform(scores, NOTHING)
     moved = transform(scores, NOTHING)
     plain = torch.softmax(scores / transform.temperature, -1)
     assert plain[..., 2].mean() > 0.8 > 0.4 > moved[..., 2].mean()
-    torch.testing.assert_close(transform.centre, scores.mean((0, 1)), rtol=0, atol=1e-14)
+    torch.testing.assert_close(transform.center, scores.mean((0, 1)), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_centring_evens_out_what_all_rows_share(sharpen: Callable[..., CentreSha
     ],
 )
 def test_the_temperature_warms_up(
-    sharpen: Callable[..., CentreSharpen], warmup: str, total: int, expected: dict[int, float]
+    sharpen: Callable[..., CenterSharpen], warmup: str, total: int, expected: dict[int, float]
 ) -> None:
     transform = sharpen(Horizon(5, total), warmup=warmup)
     for step, temperature in expected.items():
@@ -76,13 +76,13 @@ def test_the_temperature_warms_up(
         assert transform.temperature.item() == pytest.approx(temperature, abs=1e-12)
 
 
-def test_evaluation_leaves_the_centre_alone(sharpen: Callable[..., CentreSharpen]) -> None:
+def test_evaluation_leaves_the_center_alone(sharpen: Callable[..., CenterSharpen]) -> None:
     transform = sharpen().eval()
     transform(draw(0), NOTHING)
-    assert transform.centre.count_nonzero() == 0
+    assert transform.center.count_nonzero() == 0
 
 
-def test_three_steps_equal_lightlys_loss(sharpen: Callable[..., CentreSharpen]) -> None:
+def test_three_steps_equal_lightlys_loss(sharpen: Callable[..., CenterSharpen]) -> None:
     lightly = pytest.importorskip("lightly.loss")
     oracle = lightly.DINOLoss(K, teacher_temp=0.05, warmup_teacher_temp_epochs=1, warmup_teacher_temp=0.05).double()
     transform = sharpen(temperature=0.05, warmup_temperature=0.05, momentum=0.9)
@@ -95,4 +95,4 @@ def test_three_steps_equal_lightlys_loss(sharpen: Callable[..., CentreSharpen]) 
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)  # its temperature is a float32 tensor
         grads = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
         torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-8)
-        torch.testing.assert_close(transform.centre, oracle.center[0, 0], rtol=0, atol=1e-14)
+        torch.testing.assert_close(transform.center, oracle.center[0, 0], rtol=0, atol=1e-14)

@@ -18,7 +18,7 @@ Draw = Callable[..., list[Tensor]]
 
 SCORES = {"name": "prototypes", "count": 4, "freeze": "2st"}
 FILTER = {"name": "filter", "power": -0.5}
-SHARPEN = {"name": "centre_sharpen", "momentum": 1.0}  # the centre stays
+SHARPEN = {"name": "center_sharpen", "momentum": 1.0}  # the center stays
 BYOL: dict[str, Any] = {"alignment": {"name": "byol", "directions": "sum"}, "ema": {"momentum": 0.9, "final": 1.0}}
 METHODS: dict[str, dict[str, Any]] = {
     "symsimsiam": {"online": [], "target": []},
@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "swav": {"online": [SCORES], "target": [SCORES, "sinkhorn"], "alignment": {"name": "cross_entropy"}},
     "dino": {
         "online": [SCORES],
-        "target": [SCORES, "centre_sharpen"],
+        "target": [SCORES, "center_sharpen"],
         "ema": {},
         "alignment": {"name": "cross_entropy"},
     },
@@ -205,7 +205,7 @@ def test_global_views_come_first_and_crops_are_students_only(branch: Build, view
     method.target.register_forward_pre_hook(lambda _, args: seen.append([tuple(v.shape) for v in args[0]]))
     few = method(images[:2])
     many = copy.deepcopy(method)
-    many.target_transforms[1].centre.zero_()
+    many.target_transforms[1].center.zero_()
     out = many(images)
     assert seen[0] == [(8, 3, 8, 8)] * 2 and len(seen) == 2 and seen[1] == seen[0]
     torch.testing.assert_close(out.target, few.target)

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 
 SCORES = {"name": "prototypes", "count": 50}
 CROSS_ENTROPY = {"name": "cross_entropy"}
 SWAV = {"online": [SCORES], "target": [SCORES, "sinkhorn"], "alignment": CROSS_ENTROPY}
 
 
-def resolve(method: dict[str, Any]) -> config.Config:
-    return config.resolve({"preset": "simsiam", "method": method})
+def resolve(method: dict[str, Any]) -> run_config.Config:
+    return run_config.resolve({"preset": "simsiam", "method": method})
 
 
 def with_target(*transforms: Any) -> dict[str, Any]:
@@ -29,11 +29,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "method.alignment.temperature: input should be greater than 0, got 0.0",
     ),
     "negative sharpening": (
-        with_target({"name": "centre_sharpen", "temperature": -0.07}),
+        with_target({"name": "center_sharpen", "temperature": -0.07}),
         "method.target.1.temperature: input should be greater than 0, got -0.07",
     ),
     "no warm-up temperature": (
-        with_target({"name": "centre_sharpen", "warmup_temperature": 0}),
+        with_target({"name": "center_sharpen", "warmup_temperature": 0}),
         "method.target.1.warmup_temperature: input should be greater than 0, got 0",
     ),
     "no epsilon": (
@@ -48,8 +48,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         with_target({"name": "sinkhorn", "queue": -1}),
         "method.target.1.queue: input should be greater than or equal to 0, got -1",
     ),
-    "centre momentum": (
-        with_target({"name": "centre_sharpen", "momentum": 1.5}),
+    "center momentum": (
+        with_target({"name": "center_sharpen", "momentum": 1.5}),
         "method.target.1.momentum: input should be less than or equal to 1, got 1.5",
     ),
     "EMA below 0": (
@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown solver": (
         {"target": [{"name": "filter", "power": -1.0, "solver": "svd"}]},
-        "method.target.0.solver must be one of auto, eigh64, ladder, even, got 'svd'",
+        "method.target.0.solver must be one of auto, eigh, newton_schulz, gram_power, got 'svd'",
     ),
     "two numbers of prototypes": (
         {**SWAV, "online": [{"name": "prototypes", "count": 51}]},

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrdm.config import run_config as config
-from fastrdm.config import tree as trees
+from fastrdm.config import run_config, tree
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import FilterConfig
@@ -34,7 +33,7 @@ def test_the_composition_trains() -> None:
         "optim": {"warmup": "0st"},
         "evaluate": {"baselines": False},
     }
-    trainer = Trainer(config.resolve(trees.merge(trees.parse(block, "the block"), small)))
+    trainer = Trainer(run_config.resolve(tree.merge(tree.parse(block, "the block"), small)))
     before = {name: p.detach().clone() for name, p in trainer.method.online.named_parameters()}
     for batch in itertools.islice(trainer.loader, 2):
         output = trainer.train_step(batch)
@@ -60,7 +59,7 @@ def test_the_authors_flags(flags: str, here: str) -> None:
     assert len(ROWS) == 9
     words = flags.split()
     told = dict(zip(words[::2], words[1::2], strict=True))
-    method = config.resolve({"preset": "symsimsiam", "method": trees.parse(here, "the row")}).method
+    method = run_config.resolve({"preset": "symsimsiam", "method": tree.parse(here, "the row")}).method
     (transform,) = method.online if told["--pred-location"] == "online" else method.target
     assert isinstance(transform, FilterConfig)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.methods.alignment import ALIGNMENTS
 from fastrdm.methods.dual_branch import DualBranch
@@ -19,7 +19,7 @@ from fastrdm.trainer import Trainer
 
 Build = Callable[..., DualBranch]
 Draw = Callable[..., list[Tensor]]
-VIEWS = [{"size": 16}, {"size": 16, "solarise": 0.2}, {"size": 8}, {"size": 8}]
+VIEWS = [{"size": 16}, {"size": 16, "solarize": 0.2}, {"size": 8}, {"size": 8}]
 
 
 def make(preset: str, **sections: Any) -> Trainer:
@@ -32,7 +32,7 @@ def make(preset: str, **sections: Any) -> Trainer:
         "optim": {"warmup": "0st"},
         "evaluate": {"baselines": False},
     }
-    return Trainer(config.resolve(small, *({name: section} for name, section in sections.items())))
+    return Trainer(run_config.resolve(small, *({name: section} for name, section in sections.items())))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -72,19 +72,21 @@ def test_one_encoder_pass_for_a_resolution_and_one_of_the_projector(branch: Buil
 
 
 def test_durations_beyond_the_run_are_told() -> None:
-    assert list(make("dino").method.beyond_the_run()) == [
+    assert list(make("dino").method.unfinished_durations()) == [
         "method.online.0.freeze=1ep is not over within this run: the prototypes never learn",
         "method.target.0.freeze=1ep is not over within this run: the prototypes never learn",
         "method.target.1.warmup=50ep is not over within this run: the temperature rises over the whole run instead",
     ]
     long = {"train": {"length": "60ep"}}
-    assert list(make("dino", **long).method.beyond_the_run()) == []
+    assert list(make("dino", **long).method.unfinished_durations()) == []
     swav = make("swav", train={"length": "40ep"}, method={"target": {"1": {"queue": 32}}})
-    assert list(swav.method.beyond_the_run()) == [
+    assert list(swav.method.unfinished_durations()) == [
         "method.target.1.queue_start=50ep is not over within this run: the queue is never used"
     ]
     assert (
-        list(make("swav", train={"length": "40ep"}, method={"target": {"1": {"queue": 0}}}).method.beyond_the_run())
+        list(
+            make("swav", train={"length": "40ep"}, method={"target": {"1": {"queue": 0}}}).method.unfinished_durations()
+        )
         == []
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
@@ -101,7 +101,7 @@ SWAV_PROTOTYPES = {"name": "prototypes", "count": 3000, "freeze": "2ep"}
 DINO_PROTOTYPES = {"name": "prototypes", "count": 4096, "freeze": "1ep"}
 SINKHORN = {"name": "sinkhorn", "epsilon": 0.05, "iterations": 3, "queue": 3840, "queue_start": "50ep"}
 SHARPEN = {
-    "name": "centre_sharpen",
+    "name": "center_sharpen",
     "temperature": 0.07,
     "warmup_temperature": 0.04,
     "warmup": "50ep",
@@ -143,7 +143,7 @@ for base in ("rdm_simsiam", "rdm_byol"):
 
 
 def resolved(preset: str) -> Config:
-    return config.resolve({"preset": preset})
+    return run_config.resolve({"preset": preset})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -166,14 +166,14 @@ def test_recipes(preset: str) -> None:
         "ema": m.ema and (m.ema.momentum, m.ema.final),
         "alignment": (m.alignment.name, m.alignment.directions, *scored),
         "optim": (o.name, o.lr, o.min_lr, o.weight_decay, o.momentum, *lars),
-        "views": [(v.brightness, v.contrast, v.saturation, v.hue, v.blur, v.solarise) for v in c.loader.views],
+        "views": [(v.brightness, v.contrast, v.saturation, v.hue, v.blur, v.solarize) for v in c.loader.views],
         "zero_init_residual": c.encoder.zero_init_residual,
     } == expected
     assert (o.warmup, o.warmup_lr, o.clip_grad, o.name == "sgd" and o.exclude_bias_norm) == ("10ep", 3e-5, None, False)
     assert (c.encoder.name, c.loader.batch_size, c.evaluate.probe_lr) == ("resnet18", 256, 0.1)
     for view in c.loader.views:
-        assert (view.size, view.scale, view.jitter, view.grey, view.flip) == (32, (0.08, 1.0), 0.8, 0.2, 0.5)
-        assert (view.interpolation, view.solarise_threshold) == ("bicubic", 128)
+        assert (view.size, view.scale, view.jitter, view.grayscale, view.flip) == (32, (0.08, 1.0), 0.8, 0.2, 0.5)
+        assert (view.interpolation, view.solarize_threshold) == ("bicubic", 128)
 
 
 @pytest.mark.parametrize("preset", BASE)
@@ -185,5 +185,5 @@ def test_groups(preset: str) -> None:
 
 
 def test_rates_scale_with_the_batch() -> None:
-    groups = Trainer(config.resolve({"preset": "byol", "loader": {"batch_size": 64}})).stepper.groups
+    groups = Trainer(run_config.resolve({"preset": "byol", "loader": {"batch_size": 64}})).stepper.groups
     assert [g["base_lr"] for g in groups] == [0.25, 0.25, 0.25, 0.25, 0.025, 0.025]

@@ -105,9 +105,9 @@ def dino(method: DualBranch, a: Tensor, b: Tensor) -> tuple[Tensor, list[Plain]]
     layers = ([nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 7), nn.GELU(), nn.Linear(7, 5)] for _ in range(2))
     student, teacher = (Plain(method, side, head) for side, head in zip(("online", "target"), layers, strict=True))
     s1, s2 = student.scores(student(a)), student.scores(student(b))
-    centre, temperature = torch.tensor([0.1, -0.2, 0.3, 0.0], dtype=torch.float64), 0.04
+    center, temperature = torch.tensor([0.1, -0.2, 0.3, 0.0], dtype=torch.float64), 0.04
     with torch.no_grad():
-        t1, t2 = (torch.softmax((teacher.scores(teacher(x)) - centre) / temperature, 1) for x in (a, b))
+        t1, t2 = (torch.softmax((teacher.scores(teacher(x)) - center) / temperature, 1) for x in (a, b))
     losses = [-(t * F.log_softmax(s / 0.1, dim=1)).sum(1).mean() for t, s in ((t1, s2), (t2, s1))]
     return (losses[0] + losses[1]) / 2, [student, teacher]
 
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[DualBranch, Tensor, Tensor], tu
     "byol": ({**BYOL, "online": [{"name": "predictor", "hidden": 3, "bias": True}]}, byol),
     "swav": ({"projector": BYOL_HEAD, "online": [SCORES], "target": [SCORES, "sinkhorn"], **CROSS_ENTROPY}, swav),
     "dino": (
-        {"projector": DINO_HEAD, "ema": {}, "online": [SCORES], "target": [SCORES, "centre_sharpen"], **CROSS_ENTROPY},
+        {"projector": DINO_HEAD, "ema": {}, "online": [SCORES], "target": [SCORES, "center_sharpen"], **CROSS_ENTROPY},
         dino,
     ),
     "rdm_simsiam_log1p": ({"projector": SIMSIAM_HEAD, **RDM}, rdm_simsiam_online),
@@ -182,8 +182,8 @@ def test_loss_gradients_and_statistics_equal_the_plain_version(branch: Build, vi
     method, (a, b) = branch(config), views()
     method.set_step(0)
     for transform in method.target_transforms:
-        if hasattr(transform, "centre"):
-            transform.centre.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+        if hasattr(transform, "center"):
+            transform.center.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
     expected, networks = plain(method, a, b)
     loss = method([a, b]).loss
     torch.testing.assert_close(loss, expected, rtol=0, atol=TOLERANCE)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrdm.methods.alignment import AlignmentConfig, align
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
-from fastrdm.methods.transform import Branch, Place
+from fastrdm.methods.transform import BranchContext, TransformContext
 
 B, D, K, RING = 4, 3, 6, 12
 
@@ -25,7 +25,7 @@ def cosines(*shape: int, seed: int = 0) -> Tensor:
 
 
 def published(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> NDArray[np.float64]:
-    """SwAV's iterations of one view (B, K), prototypes as rows, each normalisation where the authors have it."""
+    """SwAV's iterations of one view (B, K), prototypes as rows, each normalization where the authors have it."""
     q = np.exp(scores.numpy() / epsilon).T
     q = q / q.sum()
     prototypes, samples = q.shape
@@ -88,7 +88,7 @@ def test_the_loss_equals_lightlys(queued: int) -> None:
 class Ring:
     """A Sinkhorn transform fed step by step, beside a list of all that it was fed."""
 
-    def __init__(self, place: Callable[..., Place], start: str) -> None:
+    def __init__(self, place: Callable[..., TransformContext], start: str) -> None:
         self.prototypes = F.normalize(draw(K, D, seed=9), dim=-1)
         place_ = place("target", width=D, prototypes=K, batch_size=B)
         self.transform = Sinkhorn(SinkhornConfig(queue=RING, queue_start=start), place_).double()
@@ -101,7 +101,7 @@ class Ring:
     def feed(self) -> tuple[Tensor, Tensor]:
         """Assignments of the next step, and its scores."""
         x = draw(2, B, D, seed=self.step)
-        branch = Branch(None, self.score, x, self.score(x))
+        branch = BranchContext(None, self.score, x, self.score(x))
         self.transform.set_step(self.step)
         out = self.transform(branch.scores, branch)
         self.step += 1
@@ -109,7 +109,7 @@ class Ring:
         return out, self.score(x)
 
 
-def test_the_queue_is_a_ring_of_unit_features(place: Callable[..., Place]) -> None:
+def test_the_queue_is_a_ring_of_unit_features(place: Callable[..., TransformContext]) -> None:
     ring = Ring(place, start="0st")
     queue = ring.transform.queue
     assert queue.shape == (2, RING, D)
@@ -123,7 +123,9 @@ def test_the_queue_is_a_ring_of_unit_features(place: Callable[..., Place]) -> No
 
 
 @pytest.mark.parametrize(("start", "first"), [("0st", 3), ("2st", 3), ("3st", 3), ("5st", 5), ("1ep", 5)])
-def test_the_queue_joins_when_it_is_due_and_full(place: Callable[..., Place], start: str, first: int) -> None:
+def test_the_queue_joins_when_it_is_due_and_full(
+    place: Callable[..., TransformContext], start: str, first: int
+) -> None:
     ring = Ring(place, start)
     for step in range(8):
         earlier = ring.transform.queue.clone()
@@ -134,7 +136,7 @@ def test_the_queue_joins_when_it_is_due_and_full(place: Callable[..., Place], st
         np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
 
 
-def test_the_queue_is_scored_by_the_prototypes_of_this_step(place: Callable[..., Place]) -> None:
+def test_the_queue_is_scored_by_the_prototypes_of_this_step(place: Callable[..., TransformContext]) -> None:
     ring = Ring(place, start="0st")
     for _ in range(3):
         ring.feed()
@@ -145,7 +147,7 @@ def test_the_queue_is_scored_by_the_prototypes_of_this_step(place: Callable[...,
     np.testing.assert_allclose(ours[1].numpy(), expected, rtol=1e-12)
 
 
-def test_evaluation_leaves_the_queue_alone(place: Callable[..., Place]) -> None:
+def test_evaluation_leaves_the_queue_alone(place: Callable[..., TransformContext]) -> None:
     ring = Ring(place, start="0st")
     ring.transform.eval()
     ring.feed()
@@ -153,13 +155,13 @@ def test_evaluation_leaves_the_queue_alone(place: Callable[..., Place]) -> None:
 
 
 @pytest.mark.parametrize("queue", [10, 2, 13])
-def test_a_queue_that_batches_do_not_divide_is_refused(place: Callable[..., Place], queue: int) -> None:
+def test_a_queue_that_batches_do_not_divide_is_refused(place: Callable[..., TransformContext], queue: int) -> None:
     with pytest.raises(ValueError, match=rf"sinkhorn.queue must be a multiple of loader.batch_size=4 .*, got {queue}"):
         Sinkhorn(SinkhornConfig(queue=queue), place("target", width=D, prototypes=K))
 
 
 def test_a_queue_that_processes_do_not_divide_is_refused(
-    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+    place: Callable[..., TransformContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastrdm.methods.sinkhorn.process_count", lambda: 3)
     with pytest.raises(ValueError, match=r"sinkhorn.queue must be .* of the 3 processes, got 8"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.loaders.spec import Batch
 from fastrdm.trainer import Trainer
 
@@ -21,7 +21,7 @@ def small(preset: str, method: dict[str, Any] | None = None, **train: Any) -> Tr
     """A run of 16 steps, five an epoch, in float64."""
     heads = {"projector": {"hidden": 16, "out": 12}, **(method or {})}
     return Trainer(
-        config.resolve(
+        run_config.resolve(
             {
                 "preset": preset,
                 "train": {"length": f"{STEPS}st", "precision": "fp64", **train},

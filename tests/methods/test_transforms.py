@@ -12,9 +12,9 @@ from fastrdm.methods.predictor import Predictor, PredictorConfig
 from fastrdm.methods.prototypes import PrototypeLayer
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
 from fastrdm.methods.stop import Stop, StopConfig
-from fastrdm.methods.transform import Branch, Place
+from fastrdm.methods.transform import BranchContext, TransformContext
 
-NOTHING = Branch(None, None)
+NOTHING = BranchContext(None, None)
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "power": lambda s: s**1.5,
     "log": torch.log,
@@ -41,7 +41,7 @@ def weights_of(x: Tensor, kind: str, scale: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("rows", [3, 9])
 @pytest.mark.parametrize("scale", ["raw", "rms"])
 def test_the_online_filter_is_x_w_with_gradient_g_w(
-    place: Callable[..., Place], kind: str, rows: int, scale: str
+    place: Callable[..., TransformContext], kind: str, rows: int, scale: str
 ) -> None:
     x, g = draw(2, rows, 5).requires_grad_(), draw(2, rows, 5, seed=1)
     out = SpectralFilter(filters(kind, scale=scale), place("online"))(x, NOTHING)
@@ -52,7 +52,7 @@ def test_the_online_filter_is_x_w_with_gradient_g_w(
         torch.testing.assert_close(grad[view], g[view] @ w, rtol=0, atol=1e-12)
 
 
-def test_a_filter_from_the_left_would_have_another_gradient(place: Callable[..., Place]) -> None:
+def test_a_filter_from_the_left_would_have_another_gradient(place: Callable[..., TransformContext]) -> None:
     x, g = draw(1, 3, 5).requires_grad_(), draw(1, 3, 5, seed=1)
     u, s, _ = torch.linalg.svd(x[0].detach(), full_matrices=False)
     left = u @ torch.diag(FUNCTIONS["log1p"](s)) @ u.mT
@@ -65,7 +65,7 @@ def test_a_filter_from_the_left_would_have_another_gradient(place: Callable[...,
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_the_target_filter_has_the_value_and_no_gradient(place: Callable[..., Place], kind: str) -> None:
+def test_the_target_filter_has_the_value_and_no_gradient(place: Callable[..., TransformContext], kind: str) -> None:
     x = draw(2, 4, 5).requires_grad_()
     out = SpectralFilter(filters(kind), place("target"))(x, NOTHING)
     assert not out.requires_grad
@@ -74,7 +74,7 @@ def test_the_target_filter_has_the_value_and_no_gradient(place: Callable[..., Pl
 
 
 @pytest.mark.parametrize("power", [-0.3, -0.5, -0.7, -1.0, 1.0, 2.0])
-def test_power_is_the_exponent_of_the_multiplier(place: Callable[..., Place], power: float) -> None:
+def test_power_is_the_exponent_of_the_multiplier(place: Callable[..., TransformContext], power: float) -> None:
     x = draw(1, 4, 6)
     u, s, vh = torch.linalg.svd(x[0], full_matrices=False)
     for side in ("online", "target"):
@@ -82,11 +82,11 @@ def test_power_is_the_exponent_of_the_multiplier(place: Callable[..., Place], po
         torch.testing.assert_close(out[0], u @ torch.diag(s ** (1 + power)) @ vh, rtol=0, atol=1e-12)
 
 
-def test_the_other_branchs_basis(place: Callable[..., Place]) -> None:
+def test_the_other_branchs_basis(place: Callable[..., TransformContext]) -> None:
     x, other, g = draw(2, 9, 5).requires_grad_(), draw(2, 9, 5, seed=1), draw(2, 9, 5, seed=2)
     for side in ("online", "target"):
         config = FilterConfig(power=1.5, basis="other")
-        out = SpectralFilter(config, place(side))(x, Branch(other, None))
+        out = SpectralFilter(config, place(side))(x, BranchContext(other, None))
         for view in range(2):
             torch.testing.assert_close(out[view], x[view] @ weights_of(other[view], "power"), rtol=0, atol=1e-12)
         if side == "online":
@@ -94,7 +94,7 @@ def test_the_other_branchs_basis(place: Callable[..., Place]) -> None:
             torch.testing.assert_close(grad[1], g[1] @ weights_of(other[1], "power"), rtol=0, atol=1e-12)
 
 
-def test_null_directions_get_weight_zero(place: Callable[..., Place]) -> None:
+def test_null_directions_get_weight_zero(place: Callable[..., TransformContext]) -> None:
     x = draw(1, 4, 6)
     x = x - x.mean(1, keepdim=True)  # rank 3 of 4 rows, as behind a BatchNorm
     u, s, vh = torch.linalg.svd(x[0], full_matrices=False)
@@ -120,7 +120,7 @@ def plain_predictor(ours: Predictor) -> nn.Sequential:
     [({}, 1, False), ({"hidden": 6, "bias": True}, 6, True), ({"hidden": 3}, 3, False)],
 )
 def test_predictor_is_linear_norm_relu_linear(
-    place: Callable[..., Place], config: dict[str, Any], hidden: int, bias: bool
+    place: Callable[..., TransformContext], config: dict[str, Any], hidden: int, bias: bool
 ) -> None:
     ours = Predictor(PredictorConfig(**config), place()).double()
     plain = plain_predictor(ours)
@@ -130,7 +130,7 @@ def test_predictor_is_linear_norm_relu_linear(
 
 
 @pytest.mark.parametrize("constant", [True, False])
-def test_predictor_says_whether_its_rate_is_constant(place: Callable[..., Place], constant: bool) -> None:
+def test_predictor_says_whether_its_rate_is_constant(place: Callable[..., TransformContext], constant: bool) -> None:
     assert Predictor(PredictorConfig(constant_lr=constant), place()).constant_lr is constant
 
 
@@ -150,7 +150,7 @@ def test_prototypes_are_cosines_and_differentiate_like_weight_norm() -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-def test_stop_ends_the_gradient(place: Callable[..., Place]) -> None:
+def test_stop_ends_the_gradient(place: Callable[..., TransformContext]) -> None:
     x = draw(2, 3, 5).requires_grad_()
     out = Stop(StopConfig(), place("target"))(x, NOTHING)
     assert not out.requires_grad and torch.equal(out, x)

@@ -15,12 +15,12 @@ TAPS = ("target", "hidden", "features")
 
 def line(step: int, loss: float = -0.6, **taps: dict[str, float]) -> dict[str, float]:
     """Figures of a log step, healthy but for what is given."""
-    figures = {"step": step, "loss": loss}
+    metrics = {"step": step, "loss": loss}
     for tap in TAPS:
         values = HEALTHY | taps.get(tap, {})
-        figures |= {f"{tap}/erank_l/unit/{about}/batch": values[about] for about in ("moment", "cov")}
-        figures[f"{tap}/std/batch"] = values["std"]
-    return figures
+        metrics |= {f"{tap}/erank_l/unit/{about}/batch": values[about] for about in ("moment", "cov")}
+        metrics[f"{tap}/std/batch"] = values["std"]
+    return metrics
 
 
 def alarms(**config: Any) -> Alarms:
@@ -84,8 +84,8 @@ def test_thresholds_and_patience_are_fields() -> None:
 
 def test_scores_stand_for_the_target_where_there_are_prototypes() -> None:
     lines = [line(step, target={"std": 0.01, "moment": 1.0}) for step in range(10, 101, 10)]
-    for figures in lines:
-        figures |= {f"target_scores/{k.partition('/')[2]}": v for k, v in figures.items() if k.startswith("hidden/")}
+    for metrics in lines:
+        metrics |= {f"target_scores/{k.partition('/')[2]}": v for k, v in metrics.items() if k.startswith("hidden/")}
     assert raised(lines) == []
 
 

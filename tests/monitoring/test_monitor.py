@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fastrdm import cli
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.kernels.linalg.effective_rank import effective_rank
 from fastrdm.methods.dual_branch import Output
 from fastrdm.monitoring import monitor
-from fastrdm.monitoring.monitor import CONVENTION, MonitorConfig, RankMonitor, tap_widths, taps
-from fastrdm.monitoring.window import Reading
+from fastrdm.monitoring.monitor import HEADLINE_CONVENTION, MonitorConfig, RankMonitor, tap_widths, taps
+from fastrdm.monitoring.window import WindowReport
 from fastrdm.trainer import Trainer
 
 SMALL = [
@@ -39,7 +39,7 @@ SCORES = "{name: prototypes, count: 20}"
 
 
 def make(tmp_path: Path, *arguments: str) -> Trainer:
-    return Trainer(config.load([*SMALL, f"run={tmp_path / 'run'}", *arguments]))
+    return Trainer(run_config.load([*SMALL, f"run={tmp_path / 'run'}", *arguments]))
 
 
 def lines(run: Path, name: str = "metrics") -> list[dict[str, Any]]:
@@ -67,14 +67,14 @@ def fill(watcher: RankMonitor, steps: int, start: int = 1, **widths: int) -> Non
         watcher.push(output(seed=10 * step, **widths), step)
 
 
-def poll(watcher: RankMonitor) -> Reading:
+def poll(watcher: RankMonitor) -> WindowReport:
     reading = watcher.poll()
     assert reading is not None
     return reading
 
 
 @pytest.mark.parametrize("arguments", [(), ("preset=byol",), ("preset=dino", f"method.online=[{SCORES}]",
-    f"method.target=[{SCORES}, centre_sharpen]")])  # fmt: skip
+    f"method.target=[{SCORES}, center_sharpen]")])  # fmt: skip
 def test_widths_are_those_of_the_outputs(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     t = make(tmp_path, *arguments)
     batch = next(iter(t.loader))
@@ -101,33 +101,33 @@ def test_a_window_says_what_all_its_rows_say(tmp_path: Path) -> None:
                 normalize=scale == "unit",
                 center=about == "cov",
             )
-            assert reading.figures[f"{tap}/{convention}/window"] == pytest.approx(expected.item()), (tap, convention)
+            assert reading.metrics[f"{tap}/{convention}/window"] == pytest.approx(expected.item()), (tap, convention)
         unit = rows / rows.norm(dim=1, keepdim=True)
         deviation = unit.std(0, correction=0).mean() * rows.shape[1] ** 0.5
-        assert reading.figures[f"{tap}/std/window"] == pytest.approx(deviation.item())
+        assert reading.metrics[f"{tap}/std/window"] == pytest.approx(deviation.item())
         shares = torch.linalg.svdvals(unit) ** 2 / len(rows)
-        assert reading.figures[f"{tap}/participation_ratio/window"] == pytest.approx(1 / (shares**2).sum().item())
-        assert reading.figures[f"{tap}/stable_rank/window"] == pytest.approx(1 / shares[0].item())
+        assert reading.metrics[f"{tap}/participation_ratio/window"] == pytest.approx(1 / (shares**2).sum().item())
+        assert reading.metrics[f"{tap}/stable_rank/window"] == pytest.approx(1 / shares[0].item())
         (spectrum,) = (line for line in reading.spectra if line["tap"] == tap)
         assert spectrum["rows"] == 128
         assert spectrum["eigenvalues"] == pytest.approx(shares.tolist())
     features = torch.cat([o.features.flatten(0, 1) for o in outputs])
-    assert reading.figures["rankme"] == pytest.approx(effective_rank(features, convention="singular_values").item())
-    assert reading.figures["lidar"] > 1
+    assert reading.metrics["rankme"] == pytest.approx(effective_rank(features, convention="singular_values").item())
+    assert reading.metrics["lidar"] > 1
 
 
 def test_the_amplified_branch_has_the_lower_rank_and_the_null_none(tmp_path: Path) -> None:
     watcher = watch(tmp_path, "monitor.rows=1280")
     fill(watcher, 40, **watcher.shape.widths)
-    figures = poll(watcher).figures
+    metrics = poll(watcher).metrics
     for convention in ("erank_l/unit/moment", "erank_l/unit/cov"):
-        online, target = (figures[f"{branch}/{convention}/window"] for branch in ("online", "target"))
+        online, target = (metrics[f"{branch}/{convention}/window"] for branch in ("online", "target"))
         key = f"difference/{convention}/window"
-        assert figures[key] == pytest.approx(target - online)
-        assert 0 < figures[f"{key}/low"] < figures[key] < figures[f"{key}/high"]
+        assert metrics[key] == pytest.approx(target - online)
+        assert 0 < metrics[f"{key}/low"] < metrics[key] < metrics[f"{key}/high"]
         key = f"null/{convention}/window"
-        assert figures[f"{key}/low"] < 0 < figures[f"{key}/high"]
-    assert figures["filter/negative_share/window"] == 0
+        assert metrics[f"{key}/low"] < 0 < metrics[f"{key}/high"]
+    assert metrics["filter/negative_share/window"] == 0
 
 
 def test_taps_wider_than_asked_are_sampled_and_say_so(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_taps_wider_than_asked_are_sampled_and_say_so(tmp_path: Path) -> None:
     reading = poll(watcher)
     rows = output(seed=10, **watcher.shape.widths).target.flatten(0, 1)[:12]
     expected = effective_rank(rows, normalize=True).item()
-    assert reading.figures["target/erank_l/unit/moment/sample"] == pytest.approx(expected)
-    assert not [key for key in reading.figures if key.startswith(("target/", "difference/")) and "/window" in key]
+    assert reading.metrics["target/erank_l/unit/moment/sample"] == pytest.approx(expected)
+    assert not [key for key in reading.metrics if key.startswith(("target/", "difference/")) and "/window" in key]
     assert {line["tap"]: line["rows"] for line in reading.spectra}["target"] == 12
 
 
@@ -153,16 +153,16 @@ def test_windows_open_where_they_should_and_can_be_switched_off(tmp_path: Path) 
     off = watch(tmp_path / "off", "monitor.every=0st")
     fill(off, 5, **watcher.shape.widths)
     assert watch(tmp_path / "short", "monitor.every=0.5%").every == 1, "a share of a short run is not switched off"
-    assert off.window is None and off.introduction() == ["monitor: figures of batches only"]
+    assert off.window is None and off.introduction() == ["monitor: metrics of batches only"]
 
 
 def test_figures_of_a_batch_are_means_over_views(tmp_path: Path) -> None:
     watcher = watch(tmp_path)
     out = output()
-    figures = watcher.batch(out)
+    metrics = watcher.batch(out)
     expected = [effective_rank(view, normalize=True).item() for view in out.target]
-    assert figures[f"target/{CONVENTION}/batch"] == pytest.approx(sum(expected) / 2)
-    assert figures["target/std/batch"] == pytest.approx(1, abs=0.1), "white rows are healthy"
+    assert metrics[f"target/{HEADLINE_CONVENTION}/batch"] == pytest.approx(sum(expected) / 2)
+    assert metrics["target/std/batch"] == pytest.approx(1, abs=0.1), "white rows are healthy"
     constant = out._replace(target=torch.ones(2, 16, 12))
     assert watcher.batch(constant)["target/std/batch"] == pytest.approx(0, abs=1e-6)
 
@@ -172,7 +172,7 @@ def test_rows_that_are_not_finite_give_no_figures_and_no_error(tmp_path: Path) -
     for step in (1, 2):
         out = output(**watcher.shape.widths)
         watcher.push(out._replace(hidden=out.hidden * torch.nan), step)
-    assert poll(watcher).figures == {}
+    assert poll(watcher).metrics == {}
 
 
 def test_rows_that_are_all_zero_have_rank_0(tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_rows_that_are_all_zero_have_rank_0(tmp_path: Path) -> None:
         out = output(**watcher.shape.widths)
         watcher.push(Output(*(x * 0 if isinstance(x, Tensor) else x for x in out)), step)
     reading = poll(watcher)
-    assert {value for key, value in reading.figures.items() if "erank" in key or key in ("rankme", "lidar")} == {0.0}
-    assert all(torch.tensor(value).isfinite() for value in reading.figures.values())
+    assert {value for key, value in reading.metrics.items() if "erank" in key or key in ("rankme", "lidar")} == {0.0}
+    assert all(torch.tensor(value).isfinite() for value in reading.metrics.values())
     assert set(reading.spectra[0]["eigenvalues"]) == {0.0}
 
 
@@ -190,9 +190,9 @@ def test_too_few_rows_for_a_spectrum_are_refused_with_the_bound(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"monitor.rows must be at least 16, .*widest tap.*, got 15"):
         make(tmp_path, "monitor.rows=15")
     with pytest.raises(ValueError, match=r"monitor.groups must be 0 .no interval. or 4 to 32, got 3"):
-        config.load(["monitor.groups=3"])
+        run_config.load(["monitor.groups=3"])
     with pytest.raises(ValueError, match=r"monitor.conventions must be a list with erank_l/unit/moment"):
-        config.load(["monitor.conventions=[erank_s/raw/moment]"])
+        run_config.load(["monitor.conventions=[erank_s/raw/moment]"])
 
 
 def test_a_run_too_short_for_a_window_is_told(tmp_path: Path) -> None:
@@ -244,10 +244,10 @@ def test_two_processes_read_what_one_reads(tmp_path: Path) -> None:
 
 def test_what_is_logged_and_drawn(tmp_path: Path) -> None:
     assert make(tmp_path, "monitor.rows=128").train()
-    figures = next(line for line in lines(tmp_path / "run") if "loss" in line)
+    metrics = next(line for line in lines(tmp_path / "run") if "loss" in line)
     for key in ("difference/erank_l/unit/moment/window/low", "null/erank_l/unit/cov/window", "features/slope/window",
                 "hidden/std/batch", "rankme", "lidar", "monitor_seconds", "monitor_share"):  # fmt: skip
-        assert isinstance(figures[key], float), key
+        assert isinstance(metrics[key], float), key
     spectra = lines(tmp_path / "run", "spectra")
     assert [(line["step"], line["tap"]) for line in spectra] == [
         (step, tap) for step in (4, 8) for tap in ("online", "target", "hidden", "features")
@@ -296,7 +296,7 @@ def test_pushing_and_polling_do_not_wait_for_the_device(
     readings, begin = [], threading.Event()
     read = monitor._read_on_cuda
 
-    def read_later(*arguments: Any) -> Reading:
+    def read_later(*arguments: Any) -> WindowReport:
         begin.wait()  # the reader may wait for its stream, but torch refuses that to all threads at once
         return read(*arguments)
 
@@ -314,7 +314,7 @@ def test_pushing_and_polling_do_not_wait_for_the_device(
         torch.cuda.set_sync_debug_mode("default")
         begin.set()
         watcher.finish()
-        readings.append(poll(watcher).figures)
+        readings.append(poll(watcher).metrics)
         watcher.close()
     assert readings[1] == pytest.approx(readings[0], rel=1e-6, abs=1e-9)
 

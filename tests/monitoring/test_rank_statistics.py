@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import effective_rank
-from fastrdm.monitoring import rank_statistics as readings
+from fastrdm.monitoring import rank_statistics
 from fastrdm.monitoring.moments import Moments, add, unit_rows, zeros
 from fastrdm.monitoring.rank_statistics import eigen, influence, rank
 
@@ -75,8 +75,8 @@ def test_influence_is_the_derivative_of_the_rank_with_respect_to_a_groups_weight
 
 def difference(a: Tensor, b: Tensor, center: bool = False) -> tuple[float, float, float]:
     pair = [(m, eigen(m, center)) for m in (moments(x, groups=8) for x in (a, b))]
-    figures = readings.difference(pair[0], pair[1], center, "d")
-    return figures["d"], figures["d/low"], figures["d/high"]
+    metrics = rank_statistics.difference(pair[0], pair[1], center, "d")
+    return metrics["d"], metrics["d/low"], metrics["d/high"]
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -105,7 +105,7 @@ def test_what_both_populations_share_does_not_widen_the_interval() -> None:
 
 def test_students_t_is_as_tabulated() -> None:
     for degrees, quantile in ((3, 3.182), (7, 2.365), (15, 2.131), (31, 2.040)):
-        assert readings.student_t(degrees) == pytest.approx(quantile, rel=0.01)
+        assert rank_statistics.student_t(degrees) == pytest.approx(quantile, rel=0.01)
 
 
 def test_the_filters_negative_directions_are_counted() -> None:
@@ -115,7 +115,7 @@ def test_the_filters_negative_directions_are_counted() -> None:
     p = z @ (target.vectors * weights) @ target.vectors.mT
     cross = zeros(4, 1, CPU)
     add(cross, p[None], z[None])
-    assert readings.negative_share(target, cross) == 0.25
+    assert rank_statistics.negative_share(target, cross) == 0.25
 
 
 def test_rankme_of_white_features_is_their_dimension() -> None:
@@ -128,19 +128,19 @@ def test_lidar_counts_directions_that_tell_images_apart() -> None:
     images[:, 4:] *= 1e-3  # two directions hold noise alone
     a, b = (images + noise * draw(4000, 6, seed=s) for s in (1, 2))
     parts = moments((a + b) / 2), moments((a - b) / 2)
-    assert readings.lidar(*parts) == pytest.approx(4, abs=0.2)
+    assert rank_statistics.lidar(*parts) == pytest.approx(4, abs=0.2)
     within, between = parts[1].matrix() + 1e-4 * torch.eye(6), parts[0].matrix(center=True)
     values, vectors = torch.linalg.eigh(within)
     root = vectors @ torch.diag(values.rsqrt()) @ vectors.mT
     shares = torch.linalg.eigvalsh(root @ between @ root)
     shares = shares / shares.sum()
-    assert readings.lidar(*parts) == pytest.approx(math.exp(-(shares * shares.log()).sum().item()))
+    assert rank_statistics.lidar(*parts) == pytest.approx(math.exp(-(shares * shares.log()).sum().item()))
 
 
 def test_a_shown_spectrum_is_shares_of_the_whole() -> None:
-    line = readings.shown(eigen(moments(rows_with([3.0, 2.0, 1.0]))))
+    line = rank_statistics.shown(eigen(moments(rows_with([3.0, 2.0, 1.0]))))
     assert line["ranks"] == [1, 2, 3]
     assert line["eigenvalues"] == pytest.approx([0.5, 1 / 3, 1 / 6])
-    wide = readings.shown(eigen(moments(draw(400, 300))))
+    wide = rank_statistics.shown(eigen(moments(draw(400, 300))))
     assert len(wide["ranks"]) <= 128 and wide["ranks"][0] == 1 and wide["ranks"][-1] == 300
     assert sum(wide["eigenvalues"]) < 1

@@ -1,10 +1,13 @@
 """Mistakes that a trainer of this kind can make, each as one small patch, and the fast test that must turn red."""
 
-TRANSFORMS, BRANCH, STEP = (f"tests/methods/test_{name}.py::test_" for name in ("transforms", "branch", "step"))
-SINKHORN, CENTRE, ALIGN = (
-    f"tests/methods/test_{name}.py::test_" for name in ("sinkhorn", "centre_sharpen", "alignment")
+TRANSFORMS, BRANCH, STEP = (f"tests/methods/test_{name}.py::test_" for name in ("transforms", "dual_branch", "step"))
+SINKHORN, CENTER, ALIGN = (
+    f"tests/methods/test_{name}.py::test_" for name in ("sinkhorn", "center_sharpen", "alignment")
 )
-EIGENSPACES, INSTRUMENTS = "tests/analysis/test_branch_comparison.py::test_", "tests/analysis/test_spectral_analysis.py::test_"
+EIGENSPACES, INSTRUMENTS = (
+    "tests/analysis/test_branch_comparison.py::test_",
+    "tests/analysis/test_spectral_analysis.py::test_",
+)
 PRESETS = "tests/methods/test_presets.py::test_"
 PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equal_the_plain_version"
 PARITY = "tests/training/test_parity.py::test_processes_do_not_change_the_run"
@@ -14,8 +17,10 @@ TO_THE_LEFT = """lambda x, *rest, **named: spectral_filter(x, *rest, **named) if
 
 # of each file: the mistake, what stands there once, what takes its place, the test that is killed by it
 MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
-    "fastrdm/methods/sinkhorn.py": [
+    "fastrdm/methods/stop.py": [
         ("stop-gradient dropped", "return x.detach()", "return x", f"{PLAIN}[simsiam]"),
+    ],
+    "fastrdm/methods/sinkhorn.py": [
         (
             "prototypes' mass summed over this process only",
             "sum_over_processes(q.sum(1, keepdim=True))",
@@ -60,33 +65,35 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "queue not in the checkpoint",
-            "torch.zeros(2, config.queue, place.width))",
-            "torch.zeros(2, config.queue, place.width), persistent=False)",
+            "torch.zeros(2, config.queue, context.width))",
+            "torch.zeros(2, config.queue, context.width), persistent=False)",
             f"{SINKHORN}the_queue_is_a_ring_of_unit_features",
         ),
+    ],
+    "fastrdm/methods/center_sharpen.py": [
         (
-            "centre of this process only",
+            "center of this process only",
             "sum_over_processes(x.mean((0, 1))) / process_count()",
             "x.mean((0, 1))",
             f"{PARITY}[fp64-dino-2]",
         ),
         (
-            "centre added",
-            "(x - self.centre)",
-            "(x + self.centre)",
-            f"{CENTRE}probabilities_and_centre_equal_their_formulas",
+            "center added",
+            "(x - self.center)",
+            "(x + self.center)",
+            f"{CENTER}probabilities_and_center_equal_their_formulas",
         ),
         (
-            "centre of the first view",
+            "center of the first view",
             "x.mean((0, 1))",
             "x[0].mean(0)",
-            f"{CENTRE}probabilities_and_centre_equal_their_formulas",
+            f"{CENTER}probabilities_and_center_equal_their_formulas",
         ),
         (
             "temperatures swapped: sharp at the end",
             "self.config.warmup_temperature, self.config.temperature)",
             "self.config.temperature, self.config.warmup_temperature)",
-            f"{CENTRE}the_temperature_warms_up",
+            f"{CENTER}the_temperature_warms_up",
         ),
     ],
     "fastrdm/methods/alignment.py": [
@@ -116,8 +123,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "fastrdm/methods/dual_branch.py": [
         (
             "basis of the same view's partner branch",
-            "Branch(z.projection[:2].flip(0).detach()",
-            "Branch(z.projection[:2].detach()",
+            "BranchContext(z.projection[:2].flip(0).detach()",
+            "BranchContext(z.projection[:2].detach()",
             f"{PLAIN}[rdm_imagenet]",
         ),
         (
@@ -176,7 +183,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{STEP}rates_follow_the_step_and_simsiams_predictor_keeps_its_own",
         ),
     ],
-    "fastrdm/methods/transform.py": [
+    "fastrdm/methods/spectral_filter.py": [
         (
             "filter from the left: the same value, another gradient",
             "return spectral_filter(",
@@ -190,6 +197,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "x_all=x",
             f"{PARITY}[fp64-rdm_simsiam_log1p-2]",
         ),
+    ],
+    "fastrdm/methods/prototypes.py": [
         (
             "prototypes not of unit length",
             "F.normalize(self.weight, dim=-1)",
@@ -287,12 +296,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tests/loaders/augment/test_reference.py::test_jitter_in_every_order",
         ),
         (
-            "normalised before solarised",
-            "x = solarise(x, parameters[:, Column.SOLARISE], spec.solarise_threshold / 255)\n"
-            "    return normalise(x, spec.mean, spec.std, dtype)",
-            "return solarise(normalise(x, spec.mean, spec.std, dtype), parameters[:, Column.SOLARISE], "
-            "spec.solarise_threshold / 255)\n    return normalise(x, spec.mean, spec.std, dtype)",
-            "tests/methods/test_views.py::test_solarised_before_normalised[reference]",
+            "normalized before solarized",
+            "x = solarize(x, parameters[:, Column.SOLARIZE], spec.solarize_threshold / 255)\n"
+            "    return normalize(x, spec.mean, spec.std, dtype)",
+            "return solarize(normalize(x, spec.mean, spec.std, dtype), parameters[:, Column.SOLARIZE], "
+            "spec.solarize_threshold / 255)\n    return normalize(x, spec.mean, spec.std, dtype)",
+            "tests/methods/test_views.py::test_solarized_before_normalized[reference]",
         ),
     ],
     "kernels/augment/augment_triton.py": [
@@ -359,7 +368,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{INSTRUMENTS}every_process_gets_the_figures_of_one",
         ),
     ],
-    "fastrdm/commands/analyze.py": [
+    "fastrdm/training/periodic_analysis.py": [
         (
             "measured on views of training",
             "seed=settings.train.seed + OTHER",

@@ -38,7 +38,7 @@ ARGUMENTS = [
 SCORES = "{name: prototypes, count: 20, freeze: 1st}"
 SWAV = ["preset=swav", f"method.online=[{SCORES}]"]
 SWAV += [f"method.target=[{SCORES}, {{name: sinkhorn, queue: 48, queue_start: 3st}}]"]
-DINO = ["preset=dino", f"method.online=[{SCORES}]", f"method.target=[{SCORES}, centre_sharpen]"]
+DINO = ["preset=dino", f"method.online=[{SCORES}]", f"method.target=[{SCORES}, center_sharpen]"]
 STEP = trainer.Trainer.train_step
 
 
@@ -64,16 +64,16 @@ def between_parts(number: int) -> Callable[[], None]:
     """Die between the two parts of the `number`-th batch."""
 
     def patch() -> None:
-        counter, whole = itertools.count(1), step.in_parts
+        counter, whole = itertools.count(1), step.microbatches
 
-        def in_parts(*batch_and_parts: Any) -> Iterator[Any]:
+        def microbatches(*batch_and_parts: Any) -> Iterator[Any]:
             wanted = next(counter) == number
             for part in whole(*batch_and_parts):
                 yield part
                 if wanted:
                     die()
 
-        step.in_parts = in_parts
+        step.microbatches = microbatches
 
     return patch
 
@@ -111,7 +111,7 @@ def weights(run: Path) -> bytes:
     return (checkpoint.folder(run, 12) / checkpoint.WEIGHTS).read_bytes()
 
 
-def figures(run: Path) -> list[dict[str, float]]:
+def metrics(run: Path) -> list[dict[str, float]]:
     """What a run logged, without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     clock = {"time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share"}
@@ -136,7 +136,7 @@ def main() -> None:
             codes = [train(world, place / "unbroken", arguments), train(world, place / "killed", arguments, patch)]
             codes.append(train(world, place / "killed", arguments))
             same = weights(place / "unbroken") == weights(place / "killed")
-            logged = figures(place / "unbroken") == figures(place / "killed")
+            logged = metrics(place / "unbroken") == metrics(place / "killed")
             print(
                 json.dumps({"world": world, "case": name, "codes": codes, "same": same, "logged": logged}), flush=True
             )

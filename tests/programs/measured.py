@@ -1,6 +1,6 @@
 """`python measured.py OUT`: the instruments on one method, on 1 and on 2 processes with half of each batch.
 
-Writes OUT/<world>-<rank>.json: every process's figures.
+Writes OUT/<world>-<rank>.json: every process's metrics.
 """
 
 import json
@@ -41,8 +41,8 @@ def work(rank: int, world: int, out: Path) -> None:
     images = torch.randn(8, 2, BATCH, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     share = BATCH // world
     batches = (tuple(views[:, rank * share : (rank + 1) * share]) for views in images)
-    figures = measure(method, batches, batch_size=BATCH, replicates=10).figures
-    (out / f"{world}-{rank}.json").write_text(json.dumps(figures))
+    metrics = measure(method, batches, batch_size=BATCH, replicates=10).metrics
+    (out / f"{world}-{rank}.json").write_text(json.dumps(metrics))
     distributed.stop()
 
 

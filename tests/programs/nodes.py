@@ -1,6 +1,6 @@
 """`python nodes.py OUT CASE...`: runs of two nodes with two processes each under the agents of torchrun, on loopback.
 
-Prints a JSON line for each: how the nodes ended, which errors were told, whether the final weights and figures equal
+Prints a JSON line for each: how the nodes ended, which errors were told, whether the final weights and metrics equal
 the unbroken run's, and whether a process other than rank 0 wrote into the run's folder.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import free_port
-from kills import ARGUMENTS, SWAV, at_step, die, figures, weights
+from kills import ARGUMENTS, SWAV, at_step, die, metrics, weights
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -118,7 +118,7 @@ def main() -> None:
                     "codes": codes,
                     "errors": "".join(file.read_text() for file in sorted(place.rglob("stderr.log"))),
                     "same": weights(run) == weights(out / "unbroken" / "run"),
-                    "logged": figures(run) == figures(out / "unbroken" / "run"),
+                    "logged": metrics(run) == metrics(out / "unbroken" / "run"),
                     "written": run.with_suffix(".written").exists(),
                 }
             ),

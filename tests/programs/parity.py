@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from forked import launch
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.kernels.collectives import process_count
 from fastrdm.runtime import distributed
 from fastrdm.trainer import Trainer
@@ -30,7 +30,7 @@ SMALL = [
 STEPS = 4
 _SINKHORN = "{name: sinkhorn, queue: 32, queue_start: 1st}"
 _SCORES = "{name: prototypes, count: 20, freeze: 1st}"
-_SHARPEN = "{name: centre_sharpen, warmup: 50%}"
+_SHARPEN = "{name: center_sharpen, warmup: 50%}"
 _HALF, _LOG1P = "{name: filter, power: -0.5}", "{name: filter, kind: log1p}"
 SCORED = {  # small prototypes and a queue that is full from the second step on
     "swav": [f"method.online=[{_SCORES}]", f"method.target=[{_SCORES}, {_SINKHORN}]"],
@@ -52,7 +52,7 @@ def record(name: str, precision: str, run: Path) -> dict[str, torch.Tensor]:
     """Everything that must not depend on the number of processes."""
     own = MORE.get(name) or [f"preset={name}", *SCORED.get(name, [])]
     settings = [f"train.precision={precision}", f"run={run}", *SMALL, *own]
-    trainer = Trainer(config.load(settings))
+    trainer = Trainer(run_config.load(settings))
     seen: dict[str, torch.Tensor] = {}
     names = {id(p): key for key, p in trainer.learner.named_parameters()}
 

@@ -19,16 +19,16 @@ from fastrdm.report.svg.line_chart import (
     Line,
     Mark,
     chart,
-    colour_at,
-    colour_of,
+    color_at,
+    color_of,
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def points(drawing: str, colour: str) -> list[list[tuple[float, float]]]:
-    """The vertices of each stretch of the curves of one colour."""
-    paths = [p for p in ElementTree.fromstring(drawing).iter(f"{SVG}path") if p.get("stroke") == colour]
+def points(drawing: str, color: str) -> list[list[tuple[float, float]]]:
+    """The vertices of each stretch of the curves of one color."""
+    paths = [p for p in ElementTree.fromstring(drawing).iter(f"{SVG}path") if p.get("stroke") == color]
     curves = [p.attrib["d"] for p in paths if p.get("stroke-width") == "1.8"]
     stretches = [s for d in curves for s in d.split("M") if s]
     return [[tuple(map(float, pair.split())) for pair in s.split("L")] for s in stretches]
@@ -177,8 +177,8 @@ def test_words_stay_inside_the_drawing() -> None:
         assert start + width <= WIDTH
 
 
-def test_colours_tell_many_runs_apart_and_time_runs_from_light_to_dark() -> None:
-    assert len({colour_of(i) for i in range(21)}) == 21
-    assert colour_of(0) == (PALETTE[0], "")
-    brightness = [sum(bytes.fromhex(colour_at(i / 10)[1:])) for i in range(11)]
+def test_colors_tell_many_runs_apart_and_time_runs_from_light_to_dark() -> None:
+    assert len({color_of(i) for i in range(21)}) == 21
+    assert color_of(0) == (PALETTE[0], "")
+    brightness = [sum(bytes.fromhex(color_at(i / 10)[1:])) for i in range(11)]
     assert brightness == sorted(brightness, reverse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastrdm import cli
-from fastrdm.monitoring.rank_statistics import CONVENTION
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.page import main, page, verdict, write
 from fastrdm.report.run_files import read_runs
 from fastrdm.report.run_set import with_alarms
@@ -62,7 +62,7 @@ def line(step: int, **figures: float) -> dict[str, float]:
 def metrics(count: int = 5) -> list[dict[str, float]]:
     lines = [line(0, knn_raw_pixels=0.5, knn_random_encoder=0.25)]
     for i in range(1, count + 1):
-        branches = {f"{tap}/{CONVENTION}/batch": i * k for tap, k in (("online", 1.0), ("target", 3.0))}
+        branches = {f"{tap}/{HEADLINE_CONVENTION}/batch": i * k for tap, k in (("online", 1.0), ("target", 3.0))}
         lines.append(
             line(10 * i, loss=-i / 10, learning_rate=0.1, images_per_second=1000.0 + i, data_wait=0.01, **branches)
         )
@@ -129,9 +129,13 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
 
 
 def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path) -> None:
-    windows: dict[str, float] = {f"{tap}/{CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))}
+    windows: dict[str, float] = {
+        f"{tap}/{HEADLINE_CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))
+    }
     for key, value in (("difference", 11.5), ("null", 0.5)):
-        windows |= {f"{key}/{CONVENTION}/window{end}": value + d for end, d in (("", 0), ("/low", -1), ("/high", 1))}
+        windows |= {
+            f"{key}/{HEADLINE_CONVENTION}/window{end}": value + d for end, d in (("", 0), ("/low", -1), ("/high", 1))
+        }
     html = page(read_runs([make(tmp_path / "run", [line(10, **windows), line(20, **windows)])]))
     told = text(html)
     assert "20.0 31.5 +11.5" in told
@@ -289,16 +293,22 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
 
 
 def measured(epoch: float, difference: float, few: bool = False) -> dict[str, Any]:
-    """A line of instruments.jsonl."""
+    """A line of analysis.jsonl."""
     figures: dict[str, float] = {"images": 640, "dimension": 64, "biased": float(few), "filter/verdict": 1}
-    figures |= {f"online/{CONVENTION}": 10.0, f"target/{CONVENTION}": 10.0 + difference}
-    figures |= {f"difference/{CONVENTION}{end}": difference + d for end, d in (("", 0), ("/low", -1), ("/high", 1))}
-    figures |= {f"null/online/{CONVENTION}": -0.25, f"null/target/{CONVENTION}": 0.125, "filter/directions": 7}
+    figures |= {f"online/{HEADLINE_CONVENTION}": 10.0, f"target/{HEADLINE_CONVENTION}": 10.0 + difference}
+    figures |= {
+        f"difference/{HEADLINE_CONVENTION}{end}": difference + d for end, d in (("", 0), ("/low", -1), ("/high", 1))
+    }
+    figures |= {
+        f"null/online/{HEADLINE_CONVENTION}": -0.25,
+        f"null/target/{HEADLINE_CONVENTION}": 0.125,
+        "filter/directions": 7,
+    }
     figures |= {"filter/body": 0.75, "filter/tail": -0.5, "filter/tilt": 4.0}
     figures |= {f"alignment/{k}": v for k, v in (("value", 0.5), ("chance", 0.125), ("crossed", 0.4), ("ceiling", 0.6))}
     curves = {name: [[1, 0.5], [4, 0.25], [64, 0.01]] for name in ("spectrum/online", "spectrum/target")}
     curves["filter/root"] = [[1, 1.5], [4, 0.75]]
-    return {"step": int(epoch * 10), "epoch": epoch, "figures": figures, "curves": curves}
+    return {"step": int(epoch * 10), "epoch": epoch, "metrics": figures, "curves": curves}
 
 
 def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
@@ -322,26 +332,26 @@ def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> Non
 
 
 def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
-    """From instruments of a run, from `fastrdm theory`, and none."""
+    """From instruments of a run, from `fastrdm analyze`, and none."""
     whole = measured(0, 100.0)
     whole["curves"] = {name: [v for _, v in pairs] for name, pairs in whole["curves"].items()}
-    theory = json.dumps({key: whole[key] for key in ("figures", "curves")})
+    theory = json.dumps({key: whole[key] for key in ("metrics", "curves")})
     lines = jsonl(measured(0, 1.0), measured(4, 2.0))
     runs = [make(tmp_path / "one", instruments_jsonl=lines), make(tmp_path / "two", theory_json=theory)]
     one, two, three = read_runs([*runs, make(tmp_path / "three")])
     assert two.theory[-1].epoch == 5 and two.theory[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
-    assert "Not measured: three (train with instruments.every=10ep, or call fastrdm theory RUN)." in told
+    assert "Not measured: three (train with analysis.every=10ep, or call fastrdm analyze RUN)." in told
     assert told.count("Spectra when last measured, of what enters the loss, ") == 4  # title and caption of two runs
     assert "throughout training, two" not in told
 
 
 def test_instruments_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    broken = jsonl({"epoch": 1, "figures": {}}) + '{"epoch": 2, "fig'
+    broken = jsonl({"epoch": 1, "metrics": {}}) + '{"epoch": 2, "fig'
     told = text(page(read_runs([make(tmp_path / "run", instruments_jsonl=broken, theory_json="[1]")])))
-    assert "instruments.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
-    assert "theory.json: could not be read" in told
+    assert "analysis.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
+    assert "analysis.json: could not be read" in told
     assert "Theory" not in told
 
 

@@ -38,7 +38,7 @@ def some_state(net: nn.Module) -> State:
 
 def save(run: Path, step: int = 7, seed: int = 0) -> Path:
     net = model(seed)
-    return checkpoint.save(run, step, net.state_dict(), some_state(net), {"figures": {"loss": 0.1}, "config": {"a": 1}})
+    return checkpoint.save(run, step, net.state_dict(), some_state(net), {"metrics": {"loss": 0.1}, "config": {"a": 1}})
 
 
 def assert_same(a: object, b: object) -> None:
@@ -66,11 +66,11 @@ def readable(run: Path) -> list[int]:
 def test_round_trip_is_bit_for_bit(tmp_path: Path) -> None:
     net = model()
     state = some_state(net)
-    path = checkpoint.save(tmp_path, 12, net.state_dict(), state, {"figures": {"knn": 0.1}, "pair": (1, 2)})
+    path = checkpoint.save(tmp_path, 12, net.state_dict(), state, {"metrics": {"knn": 0.1}, "pair": (1, 2)})
     assert path == tmp_path / "checkpoints" / "step-00000012"
     found = checkpoint.read(path)
     assert_same(found.state, state)
-    expected = {"format": "fastrdm-1", "step": 12, "figures": {"knn": 0.1}, "pair": [1, 2]}
+    expected = {"format": "fastrdm-1", "step": 12, "metrics": {"knn": 0.1}, "pair": [1, 2]}
     assert {k: v for k, v in found.meta.items() if k != "files"} == expected
 
     other = model(seed=1)

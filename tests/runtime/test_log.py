@@ -130,8 +130,8 @@ def test_wandb_gets_the_settings_and_the_figures(tmp_path: Path, monkeypatch: py
     calls: list[Any] = []
 
     class Run:
-        def log(self, figures: dict[str, float], step: int) -> None:
-            calls.append((figures, step))
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            calls.append((metrics, step))
 
         def finish(self) -> None:
             calls.append("finished")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.trainer import Trainer
 
 SMALL = ["train.length=8st", "optim.warmup=1st", "encoder.width=4", "method.projector={hidden: 16, out: 12}"]
@@ -17,7 +17,7 @@ SMALL += ["evaluate.baselines=false", "log.report=false", "log.every=3"]
 
 
 def run(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
-    trainer = Trainer(config.load([*SMALL, f"run={folder}", *arguments]))
+    trainer = Trainer(run_config.load([*SMALL, f"run={folder}", *arguments]))
     assert trainer.train()
     return trainer.learner.state_dict()
 
@@ -67,7 +67,7 @@ def test_a_trace_ends_with_the_run(
 
 
 def test_a_run_that_goes_on_behind_the_steps_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    first = Trainer(config.load([*SMALL, f"run={tmp_path}"]))
+    first = Trainer(run_config.load([*SMALL, f"run={tmp_path}"]))
     first.stop.asked = True
     assert not first.train()
     run(tmp_path, "log.profile={start: 0st, steps: 2}")

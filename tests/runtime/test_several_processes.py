@@ -15,8 +15,7 @@ import pytest
 
 from fastrdm import cli
 from fastrdm.kernels import collectives
-from fastrdm.runtime import checkpoint
-from fastrdm.runtime import watchdog as watch
+from fastrdm.runtime import checkpoint, watchdog
 from fastrdm.runtime.distributed import Processes
 from fastrdm.runtime.watchdog import Pace, Position
 
@@ -25,7 +24,7 @@ PROGRAMS = ROOT / "tests" / "programs"
 
 
 def errors_of_two_nodes(out: Path, case: str) -> str:
-    """What the processes of a broken run said; it must end with the unbroken run's weights and figures."""
+    """What the processes of a broken run said; it must end with the unbroken run's weights and metrics."""
     command = [sys.executable, str(PROGRAMS / "nodes.py"), str(out), case]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -51,19 +50,19 @@ def test_two_nodes_start_again_when_a_process_hangs_and_name_it(tmp_path: Path) 
 
 def test_ranks_outside_collectives_are_those_that_others_wait_for() -> None:
     positions = [Position(9, 4, True, "a"), Position(9, 4, False, "host b, native.py:7 in __next__")] * 2
-    first, *rest = watch.hang(positions, 30)
+    first, *rest = watchdog.hang(positions, 30)
     assert first == "fastrdm: no process has moved for 30 s: not arrived: rank 1, 3; the others wait"
     assert rest == [f"  rank {r} at step 4: host b, native.py:7 in __next__" for r in (1, 3)]
 
 
 def test_without_such_ranks_it_is_the_one_with_fewest_signs_of_life() -> None:
-    first, *rest = watch.hang([Position(9, 4, True, "a"), Position(8, 3, True, "b")], 30)
+    first, *rest = watchdog.hang([Position(9, 4, True, "a"), Position(8, 3, True, "b")], 30)
     assert first.endswith("not arrived: rank 1; the others wait")
     assert rest == ["  rank 1 at step 3: b"]
 
 
 def test_a_hang_of_all_is_told_as_such() -> None:
-    first, *rest = watch.hang([Position(9, 4, True, "a")] * 2, 30)
+    first, *rest = watchdog.hang([Position(9, 4, True, "a")] * 2, 30)
     assert "no rank is behind the others" in first and len(rest) == 2
 
 
@@ -80,7 +79,7 @@ def test_the_stack_tells_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         thread = threading.Thread(target=work)
         thread.start()
         entered.wait()
-        found = watch._place(sys._current_frames()[thread.ident or 0])
+        found = watchdog._place(sys._current_frames()[thread.ident or 0])
         leave.set()
         thread.join()
         return found
@@ -92,11 +91,11 @@ def test_the_stack_tells_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_late_data_and_slow_devices_are_named() -> None:
     even = [Pace(data=0.002, work=0.001)] * 3
-    assert watch.slow([*even, Pace(0.003, 0.0011)], step=0.1) == {}
-    found = watch.slow([*even, Pace(0.04, 0.001)], step=0.1)
+    assert watchdog.slow([*even, Pace(0.003, 0.0011)], step=0.1) == {}
+    found = watchdog.slow([*even, Pace(0.04, 0.001)], step=0.1)
     assert found.keys() == {"data 3"}
     assert found["data 3"].startswith("rank 3 gets its data late: it waits 40.0 ms of a step's 100.0 ms, the median")
-    found = watch.slow([Pace(0.002, 0.003), *even], step=0.1)
+    found = watchdog.slow([Pace(0.002, 0.003), *even], step=0.1)
     assert found.keys() == {"work 0"}
     assert "rank 0 computes slowly: 3.0 times" in found["work 0"]
 
@@ -104,34 +103,34 @@ def test_late_data_and_slow_devices_are_named() -> None:
 def test_a_slow_rank_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    ranks = watch.SlowRanks(Processes(0, 2, torch.device("cpu")))
-    monkeypatch.setattr(watch.distributed, "gather_rows", lambda x: torch.cat([x * 0, x * 0 + 0.05]) + 1e-3)
-    assert len(ranks.judge(0.0, 0.1)) == 2, "data and work of rank 1"
-    assert ranks.judge(0.0, 0.1) == []
+    ranks = watchdog.StragglerDetector(Processes(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(watchdog.distributed, "gather_rows", lambda x: torch.cat([x * 0, x * 0 + 0.05]) + 1e-3)
+    assert len(ranks.update(0.0, 0.1)) == 2, "data and work of rank 1"
+    assert ranks.update(0.0, 0.1) == []
 
 
 def test_one_process_is_not_watched() -> None:
     import torch
 
     alone = Processes(0, 1, torch.device("cpu"))
-    guard = watch.HangWatch(alone, 1e-3)
-    guard.beat(1)
+    guard = watchdog.Watchdog(alone, 1e-3)
+    guard.heartbeat(1)
     guard.close()
     assert not guard._thread.is_alive()
-    assert watch.SlowRanks(alone).judge(1.0, 1.0) == []
-    assert watch.mixed_devices(alone) == []
+    assert watchdog.StragglerDetector(alone).update(1.0, 1.0) == []
+    assert watchdog.mixed_devices(alone) == []
 
 
 def test_different_devices_are_told() -> None:
-    (line,) = watch.mixed(["H100", "A100", "H100"])
+    (line,) = watchdog.mixed(["H100", "A100", "H100"])
     assert line.startswith("devices differ (H100: ranks 0, 2; A100: ranks 1)")
-    assert watch.mixed(["H100"] * 3) == []
+    assert watchdog.mixed(["H100"] * 3) == []
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    start = Processes(0, 3, watch.torch.device("cpu"))
+    start = Processes(0, 3, watchdog.torch.device("cpu"))
     monkeypatch.setattr("fastrdm.trainer.distributed.start", lambda *_: start)
     code = cli.train(["loader.batch_size=16", f"run={tmp_path / 'run'}"])
     assert code == cli.EXIT_REFUSED

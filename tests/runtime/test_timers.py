@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastrdm.runtime.timers import Clock, LossWatch, NonFiniteLoss, Stopwatch
+from fastrdm.runtime.timers import LossTracker, NonFiniteLoss, Stopwatch, TrainingClock
 
 CPU = torch.device("cpu")
 
 
-def watch() -> LossWatch:
-    return LossWatch(CPU)
+def watch() -> LossTracker:
+    return LossTracker(CPU)
 
 
 def test_mean_is_of_the_steps_since_the_last_look() -> None:
@@ -77,7 +77,7 @@ def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPat
             yield object()
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock = Clock(CPU)
+    clock = TrainingClock(CPU)
     for _ in clock.waiting(slow_batches()):
         pass_time(5.0)
         with clock.paused():
@@ -143,7 +143,7 @@ def test_waiting_is_what_the_device_waits(monkeypatch: pytest.MonkeyPatch, loadi
             device.now += loading
             yield object()
 
-    clock = Clock(torch.device("cuda"))
+    clock = TrainingClock(torch.device("cuda"))
     for _ in clock.waiting(batches()):
         device.give(launch=0.5, work=4.5)
     steps, seconds, idle = clock.lap()

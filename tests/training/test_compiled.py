@@ -9,9 +9,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastrdm.config import run_config as config
+from fastrdm.config import run_config
 from fastrdm.kernels.linalg.matmul import HAS_TRITON
-from fastrdm.methods import dual_branch as branch
+from fastrdm.methods import dual_branch
 from fastrdm.methods.alignment import align
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import SpectralFilter
@@ -27,7 +27,7 @@ SMALL = [
     *("train.length=2ep", "evaluate.baselines=false", "log.every=100"),
 ]
 QUICK = {"prototypes": {"count": 24, "freeze": "5st"}, "sinkhorn": {"queue": 64, "queue_start": "8st"}}
-QUICK["centre_sharpen"] = {"warmup": "12st"}
+QUICK["center_sharpen"] = {"warmup": "12st"}
 SHOWN = ("swav", "rdm_byol_log1p")  # always tested, in fp32; all of them with -m slow
 
 
@@ -47,13 +47,13 @@ class Run(NamedTuple):
     phases: list[Any]  # what a step works on and how
 
 
-def settings(preset: str, *more: str) -> config.Config:
+def settings(preset: str, *more: str) -> run_config.Config:
     """Everything that a method changes over time happens within the run."""
-    c = config.load([f"preset={preset}", *SMALL])
+    c = run_config.load([f"preset={preset}", *SMALL])
     for side in ("online", "target"):
         for i, transform in enumerate(getattr(c.method, side)):
             more += tuple(f"method.{side}.{i}.{k}={v}" for k, v in QUICK.get(transform.name, {}).items())
-    return config.load([f"preset={preset}", *SMALL, *more])
+    return run_config.load([f"preset={preset}", *SMALL, *more])
 
 
 def parameters(trainer: Trainer) -> Tensor:
@@ -193,7 +193,7 @@ def test_the_method_is_one_graph_on_cuda(preset: str, monkeypatch: pytest.Monkey
     transforms = *method.online_transforms, *method.target_transforms
     assert len(filters) == sum(isinstance(t, SpectralFilter) for t in transforms)
     best = "fp16x3-triton" if HAS_TRITON else "fp16x3"
-    assert all(node.args[-2:] in (("ladder", best), ("even", best)) for node in filters)
+    assert all(node.args[-2:] in (("newton_schulz", best), ("gram_power", best)) for node in filters)
 
 
 @pytest.mark.parametrize("fault", ["compiler", "graph break"])
@@ -205,7 +205,7 @@ def test_a_failure_ends_in_one_message(tmp_path: Path, fault: str, monkeypatch: 
         monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
         monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     else:
-        monkeypatch.setattr(branch, "align", lambda *x: torch._dynamo.graph_break() or align(*x))
+        monkeypatch.setattr(dual_branch, "align", lambda *x: torch._dynamo.graph_break() or align(*x))
     with pytest.raises(ValueError, match=r"train.compile=true failed: .*; train.compile=false runs eagerly") as caught:
         trainer.train_step(next(iter(trainer.loader)))
     assert "\n" not in str(caught.value) and trainer.step == 0

@@ -8,33 +8,31 @@ from typing import Any
 
 import pytest
 
-from fastrdm.commands.analyze import of_run
-from fastrdm.config import run_config as config
+from fastrdm.commands.analyze import analyze_run
+from fastrdm.config import run_config
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 STEPS = [0, 5, 10, 12]
-PLAIN = {"step", "epoch", "loss", "learning_rate", "knn", "probe", "rankme", "lidar", "figures", "curves"}
+PLAIN = {"step", "epoch", "loss", "learning_rate", "knn", "probe", "rankme", "lidar", "metrics", "curves"}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("throughout")
-    subprocess.run([sys.executable, str(PROGRAMS / "throughout.py"), str(out)], check=True, timeout=900)
+    subprocess.run([sys.executable, str(PROGRAMS / "periodic_analysis.py"), str(out)], check=True, timeout=900)
     return out
 
 
 def lines(run: Path, name: str) -> list[dict[str, Any]]:
     """What a run wrote, without what depends on the clock and the machine."""
     found = [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if ("/" in k and k != "instruments/seconds") or k in PLAIN} for line in found
-    ]
+    return [{k: v for k, v in line.items() if ("/" in k and k != "analysis/seconds") or k in PLAIN} for line in found]
 
 
-def figures(run: Path) -> list[dict[str, float]]:
-    return [{"step": line["step"], **line["figures"]} for line in lines(run, "instruments")]
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [{"step": line["step"], **line["metrics"]} for line in lines(run, "analysis")]
 
 
 def weights(run: Path) -> bytes:
@@ -42,55 +40,55 @@ def weights(run: Path) -> bytes:
 
 
 def test_they_measure_at_the_start_every_so_often_and_at_the_end(runs: Path) -> None:
-    """As lines of both files, as figures of the run's end, and in words."""
-    found = lines(runs / "on", "instruments")
+    """As lines of both files, as metrics of the run's end, and in words."""
+    found = lines(runs / "on", "analysis")
     assert [line["step"] for line in found] == STEPS
-    logged = [line for line in lines(runs / "on", "metrics") if "instruments/images" in line]
+    logged = [line for line in lines(runs / "on", "metrics") if "analysis/images" in line]
     assert [line["step"] for line in logged] == STEPS
     for one, other in zip(found, logged, strict=True):
-        assert {f"instruments/{key}": value for key, value in one["figures"].items()}.items() <= other.items()
-        assert one["figures"]["images"] == 80 and one["figures"]["dimension"] == 12 and one["figures"]["biased"] == 1
-        assert {"scores/images", "difference/erank_l/unit/moment/low", "alignment/chance"} <= one["figures"].keys()
+        assert {f"analysis/{key}": value for key, value in one["metrics"].items()}.items() <= other.items()
+        assert one["metrics"]["images"] == 80 and one["metrics"]["dimension"] == 12 and one["metrics"]["biased"] == 1
+        assert {"scores/images", "difference/erank_l/unit/moment/low", "alignment/chance"} <= one["metrics"].keys()
         assert {"filter/root", "spectrum/target", "scores/filter/root"} <= one["curves"].keys()
         assert [i for i, _ in one["curves"]["spectrum/online"]] == list(range(1, 13))
     summary = json.loads((runs / "on" / "summary.json").read_text())
-    assert summary["instruments/filter/body"] == found[-1]["figures"]["filter/body"]
-    assert summary["instruments/seconds"] > 0
+    assert summary["analysis/filter/body"] == found[-1]["metrics"]["filter/body"]
+    assert summary["analysis/seconds"] > 0
     said = (runs / "on.0.log").read_text()
     assert said.count("instruments: rank online ") == 4
     assert "note: instruments on 80 images are biased: a white spectrum of 12 dimensions reads 11" in said
 
 
 def test_the_end_is_what_the_command_measures(runs: Path) -> None:
-    """`fastrdm theory` on the last checkpoint."""
-    measured = of_run(runs / "on", images=80, replicates=10)
-    expected = {"step": 12, **measured.figures}  # on another number of threads
-    assert figures(runs / "on")[-1] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    """`fastrdm analyze` on the last checkpoint."""
+    measured = analyze_run(runs / "on", images=80, replicates=10)
+    expected = {"step": 12, **measured.metrics}  # on another number of threads
+    assert metrics(runs / "on")[-1] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize(("off", "on"), [("off", "on"), ("two_off", "two")])
 def test_the_run_does_not_notice(runs: Path, off: str, on: str) -> None:
     """Weights, running statistics, queue: bit for bit; everything else that was logged."""
     assert weights(runs / off) == weights(runs / on)
-    without = [line for line in lines(runs / on, "metrics") if "instruments/images" not in line]
+    without = [line for line in lines(runs / on, "metrics") if "analysis/images" not in line]
     assert lines(runs / off, "metrics") == without
-    assert not (runs / off / "instruments.jsonl").exists()
+    assert not (runs / off / "analysis.jsonl").exists()
 
 
 def test_processes_do_not_change_the_figures(runs: Path) -> None:
-    for one, two in zip(figures(runs / "on"), figures(runs / "two"), strict=True):
+    for one, two in zip(metrics(runs / "on"), metrics(runs / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-8, abs=1e-8)
 
 
 def test_a_stopped_run_goes_on_with_the_same_figures(runs: Path) -> None:
     assert weights(runs / "resumed") == weights(runs / "on")
-    for name in ("instruments", "metrics"):
+    for name in ("analysis", "metrics"):
         assert lines(runs / "resumed", name) == lines(runs / "on", name)
 
 
 def test_a_run_may_switch_them_on_later(runs: Path) -> None:
     assert weights(runs / "small") == weights(runs / "off")
-    assert figures(runs / "small") == [line for line in figures(runs / "on") if line["step"] >= 10]
+    assert metrics(runs / "small") == [line for line in metrics(runs / "on") if line["step"] >= 10]
 
 
 SMALL: dict[str, Any] = {
@@ -105,30 +103,30 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"every": "3ep"}, "instruments.every must be no longer than the run of 4 steps, got '3ep'"),
-        ({"every": "1ep", "images": 81}, "instruments.images must be at most the 80 of .* in batches of 40, got 81"),
-        ({"every": "1ep", "images": 31}, "instruments.images must be at least the 32 dimensions, and 10 times that"),
-        ({"every": "soon"}, "instruments.every: .*a duration is written '50ep'"),
-        ({"every": "1ep", "replicates": 9}, "instruments.replicates: .*greater than or equal to 10, got 9"),
-        ({"every": "1ep", "split": "val"}, "instruments.split: .*'train' or 'test', got 'val'"),
+        ({"every": "3ep"}, "analysis.every must be no longer than the run of 4 steps, got '3ep'"),
+        ({"every": "1ep", "images": 81}, "analysis.images must be at most the 80 of .* in batches of 40, got 81"),
+        ({"every": "1ep", "images": 31}, "analysis.images must be at least the 32 dimensions, and 10 times that"),
+        ({"every": "soon"}, "analysis.every: .*a duration is written '50ep'"),
+        ({"every": "1ep", "replicates": 9}, "analysis.replicates: .*greater than or equal to 10, got 9"),
+        ({"every": "1ep", "split": "val"}, "analysis.split: .*'train' or 'test', got 'val'"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Trainer(config.resolve(SMALL, {"instruments": settings, "run": str(tmp_path / "run")}))
+        Trainer(run_config.resolve(SMALL, {"analysis": settings, "run": str(tmp_path / "run")}))
 
 
 def test_a_set_of_fewer_images_than_dimensions_is_refused(tmp_path: Path) -> None:
-    wide = {"method": {"projector": {"out": 96}}, "instruments": {"every": "1ep"}}
-    with pytest.raises(ValueError, match=r"instruments.images must be at least the 96 dimensions.*, got 80"):
-        Trainer(config.resolve(SMALL, wide, {"run": str(tmp_path / "run")}))
+    wide = {"method": {"projector": {"out": 96}}, "analysis": {"every": "1ep"}}
+    with pytest.raises(ValueError, match=r"analysis.images must be at least the 96 dimensions.*, got 80"):
+        Trainer(run_config.resolve(SMALL, wide, {"run": str(tmp_path / "run")}))
 
 
 def test_the_test_split_can_be_measured(tmp_path: Path) -> None:
     settings = {"train": {"length": "1st"}, "evaluate": {"baselines": False}}
-    settings |= {"instruments": {"every": "1%", "split": "test", "replicates": 10}}  # less than a step: each
-    trainer = Trainer(config.resolve(SMALL, settings, {"run": str(tmp_path / "run")}))
+    settings |= {"analysis": {"every": "1%", "split": "test", "replicates": 10}}  # less than a step: each
+    trainer = Trainer(run_config.resolve(SMALL, settings, {"run": str(tmp_path / "run")}))
     assert trainer.train()
-    found = figures(tmp_path / "run")
+    found = metrics(tmp_path / "run")
     assert [line["step"] for line in found] == [0, 1] and found[0]["images"] == 360
     assert found[1] != found[0] | {"step": 1}

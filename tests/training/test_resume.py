@@ -11,7 +11,9 @@ PROGRAMS = Path(__file__).parents[1] / "programs"
 
 
 def lines(script: str, out: Path) -> list[dict[str, object]]:
-    done = subprocess.run([sys.executable, str(PROGRAMS / script), str(out)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / script), str(out)], capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

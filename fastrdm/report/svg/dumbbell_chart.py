@@ -17,7 +17,7 @@ class Pair(NamedTuple):
     label: str  # empty: one more pair of the row above
     ring: float
     disc: float
-    colour: str
+    color: str
 
 
 def dumbbells(pairs: Sequence[Pair], axis: Axis, *, title: str) -> str:
@@ -42,8 +42,8 @@ def dumbbells(pairs: Sequence[Pair], axis: Axis, *, title: str) -> str:
             out.append(text(left - 10, y + 4, shorten(pair.label), "end"))
         if not (scale.holds(pair.ring) and scale.holds(pair.disc)):
             continue
-        a, b, colour = scale(pair.ring), scale(pair.disc), pair.colour
-        out.append(f'<path d="M{a:.1f} {y:.1f}H{b:.1f}" stroke="{colour}" stroke-width="1.5"/>')
-        out.append(f'<circle cx="{a:.1f}" cy="{y:.1f}" r="3" fill="#fff" stroke="{colour}" stroke-width="1.5"/>')
-        out.append(f'<circle cx="{b:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        a, b, color = scale(pair.ring), scale(pair.disc), pair.color
+        out.append(f'<path d="M{a:.1f} {y:.1f}H{b:.1f}" stroke="{color}" stroke-width="1.5"/>')
+        out.append(f'<circle cx="{a:.1f}" cy="{y:.1f}" r="3" fill="#fff" stroke="{color}" stroke-width="1.5"/>')
+        out.append(f'<circle cx="{b:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
     return "\n".join([*out, "</svg>"])

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from fastrdm.report.svg.axes import POINTS, Axis, Scale, spread, thin
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#000000")  # Okabe and Ito, 2008
-DASHES = ("", "7 3", "2 3")  # after the last colour the first one comes again, dashed
+DASHES = ("", "7 3", "2 3")  # after the last color the first one comes again, dashed
 TIME = ((94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))  # viridis, light to dark: early to late
 HALO = ' paint-order="stroke" stroke="#fff" stroke-width="3"'  # keeps words readable on lines
-GREY, INK, GRID = "#666666", "#222222", "#e4e4e4"
+GRAYSCALE, INK, GRID = "#666666", "#222222", "#e4e4e4"
 WIDTH, HEIGHT = 640, 320  # units of the drawing; the page scales it
 LEFT, TOP, BOTTOM = 62, 30, 44
 LINE, LETTER = 13, 5.9  # height of a line of text, mean width of a letter at 11 units
@@ -23,7 +23,7 @@ class Line(NamedTuple):
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: str
+    color: str
     dash: str = ""
     low: Sequence[float] = ()  # of a band around it, or empty
     high: Sequence[float] = ()
@@ -34,7 +34,7 @@ class Level(NamedTuple):
 
     y: float
     label: str
-    colour: str = GREY
+    color: str = GRAYSCALE
 
 
 class Mark(NamedTuple):
@@ -42,17 +42,17 @@ class Mark(NamedTuple):
 
     x: float
     label: str
-    colour: str
+    color: str
     title: str = ""  # shown when pointed at
 
 
-def colour_of(index: int) -> tuple[str, str]:
-    """Colour and dash of the run of that number."""
+def color_of(index: int) -> tuple[str, str]:
+    """Color and dash of the run of that number."""
     return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
 
 
-def colour_at(share: float) -> str:
-    """Colour of a moment: share 0 is the start, 1 the end."""
+def color_at(share: float) -> str:
+    """Color of a moment: share 0 is the start, 1 the end."""
     place = min(max(share, 0.0), 1.0) * (len(TIME) - 1)
     i = min(int(place), len(TIME) - 2)
     mixed = (round(a + (b - a) * (place - i)) for a, b in zip(TIME[i], TIME[i + 1], strict=True))
@@ -64,9 +64,9 @@ def shorten(text: str, most: int = LONGEST) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", colour: str = INK) -> str:
+def text(x: float, y: float, words: str, anchor: str = "start", color: str = INK) -> str:
     """A line of text as an SVG element."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{HALO}>{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}"{HALO}>{escape(words)}</text>'
 
 
 def chart(
@@ -125,9 +125,9 @@ def _levels(levels: Sequence[Level], across: Scale, up: Scale) -> list[str]:
     out = []
     for level, place, label in zip(levels, places, spread(places, LINE, TOP + LINE, HEIGHT - BOTTOM), strict=True):
         out.append(
-            f'<path d="M{across.start} {place:.1f}H{across.end:.1f}" stroke="{level.colour}" stroke-dasharray="4 4"/>'
+            f'<path d="M{across.start} {place:.1f}H{across.end:.1f}" stroke="{level.color}" stroke-dasharray="4 4"/>'
         )
-        out.append(text(across.start + 6, label - 4, level.label, colour=level.colour))
+        out.append(text(across.start + 6, label - 4, level.label, color=level.color))
     return out
 
 
@@ -139,9 +139,9 @@ def _marks(marks: Sequence[Mark], across: Scale) -> list[str]:
     for mark, place, label in zip(shown, places, spread(places, 20, across.start, across.end), strict=True):
         out.append(
             f'<g><title>{escape(mark.title)}</title><path d="M{place:.1f} {HEIGHT - BOTTOM}V{TOP}" '
-            f'stroke="{mark.colour}" stroke-dasharray="1 3" stroke-width="1.5"/>'
+            f'stroke="{mark.color}" stroke-dasharray="1 3" stroke-width="1.5"/>'
         )
-        out.append(text(label, TOP - 5, mark.label, "middle", mark.colour) + "</g>")
+        out.append(text(label, TOP - 5, mark.label, "middle", mark.color) + "</g>")
     return out
 
 
@@ -170,13 +170,13 @@ def _line(line: Line, across: Scale, up: Scale, points: int) -> str:
     out = []
     for stretch in _runs_of(drawn(row, 4) for row in rows) if line.low else []:
         edge = [(p[0], p[3]) for p in stretch] + [(p[0], p[2]) for p in reversed(stretch)]
-        out.append(f'<path d="{_path(edge)}Z" fill="{line.colour}" fill-opacity="0.18"/>')
+        out.append(f'<path d="{_path(edge)}Z" fill="{line.color}" fill-opacity="0.18"/>')
     stretches = _runs_of(drawn(row, 2) for row in rows)
     path = "".join(_path(s) for s in stretches)
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
-    out.append(f'<path d="{path}" fill="none" stroke="{line.colour}" stroke-width="1.8"{dash}/>' if path else "")
+    out.append(f'<path d="{path}" fill="none" stroke="{line.color}" stroke-width="1.8"{dash}/>' if path else "")
     dots = [p for s in stretches if len(kept) <= 12 or len(s) == 1 for p in s]
-    out += [f'<circle cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="2.2" fill="{line.colour}"/>' for p in dots]
+    out += [f'<circle cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="2.2" fill="{line.color}"/>' for p in dots]
     return f"<g><title>{escape(line.label)}</title>{''.join(out)}</g>"
 
 
@@ -195,16 +195,16 @@ def _labels(lines: Sequence[Line], across: Scale, up: Scale) -> list[str]:
     out = []
     for (line, x, y), place in zip(ends, places, strict=True):
         out.append(
-            f'<path d="M{x + 3:.1f} {y:.1f}L{across.end + 9:.1f} {place:.1f}" stroke="{line.colour}" opacity="0.4"/>'
+            f'<path d="M{x + 3:.1f} {y:.1f}L{across.end + 9:.1f} {place:.1f}" stroke="{line.color}" opacity="0.4"/>'
         )
-        out.append(text(across.end + 12, place + 4, shorten(line.label), colour=line.colour))
+        out.append(text(across.end + 12, place + 4, shorten(line.label), color=line.color))
     return out
 
 
 def _key(key: tuple[str, str], right: float) -> list[str]:
-    """A strip of the colours of time, at the top right."""
+    """A strip of the colors of time, at the top right."""
     left = right - LETTER * len(key[1]) - 6 - 100
     strip = [
-        f'<rect x="{left + 5 * i:.1f}" y="4" width="5.2" height="9" fill="{colour_at(i / 19)}"/>' for i in range(20)
+        f'<rect x="{left + 5 * i:.1f}" y="4" width="5.2" height="9" fill="{color_at(i / 19)}"/>' for i in range(20)
     ]
     return [text(left - 5, 12, key[0], "end"), *strip, text(right, 12, key[1], "end")]

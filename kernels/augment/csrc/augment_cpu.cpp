@@ -15,8 +15,8 @@ extern "C" struct Spec {  // as kernels/augment/augment_cpu.py's _Spec
     int32_t size;         // output height and width, pixels
     int32_t cubic;        // 0: bilinear
     int32_t blur_kernel;  // pixels, odd
-    int32_t jitter, grey, blur, solarise;  // 0: never drawn, whatever the parameters hold
-    float threshold;      // solarise: values at or above are inverted
+    int32_t jitter, grayscale, blur, solarize;  // 0: never drawn, whatever the parameters hold
+    float threshold;      // solarize: values at or above are inverted
     float mean[3];        // on the scale 0 to 255, as std
     float std[3];
 };
@@ -24,7 +24,7 @@ extern "C" struct Spec {  // as kernels/augment/augment_cpu.py's _Spec
 namespace {
 
 // Columns of the parameters, as fastrdm.loaders.parameters.Column.
-enum { TOP, LEFT, HEIGHT, WIDTH, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY = 13, BLUR, SOLARISE, COLUMNS };
+enum { TOP, LEFT, HEIGHT, WIDTH, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAYSCALE = 13, BLUR, SOLARIZE, COLUMNS };
 enum { OP_BRIGHTNESS, OP_CONTRAST, OP_SATURATION, OP_HUE };
 
 constexpr int WIDE = 16;
@@ -82,12 +82,12 @@ struct Axis {
         start.assign(size, 0);
         weight.assign(size_t(size) * taps, 0.0f);
         for (int i = 0; i < size; i++) {
-            const float centre = (i + 0.5f) * scale;
+            const float center = (i + 0.5f) * scale;
             const int place = flip ? size - 1 - i : i;
-            const int first = std::clamp(int(std::floor(centre - support + 0.5f)), 0, length - taps);
+            const int first = std::clamp(int(std::floor(center - support + 0.5f)), 0, length - taps);
             float* w = &weight[size_t(place) * taps];
             float sum = 0;
-            for (int k = 0; k < taps; k++) sum += w[k] = filter((first + k + 0.5f - centre) / wider, cubic);
+            for (int k = 0; k < taps; k++) sum += w[k] = filter((first + k + 0.5f - center) / wider, cubic);
             for (int k = 0; k < taps; k++) w[k] /= sum;
             start[place] = first;
         }
@@ -253,14 +253,14 @@ void turn_hue(Row row, int n, float turns) {
     }
 }
 
-void grey(Row row, int n) {
+void gray(Row row, int n) {
     for (int i = 0; i < n; i += WIDE) {
         const Floats y = luma(load<Floats>(row.r + i), load<Floats>(row.g + i), load<Floats>(row.b + i));
         store(row.r + i, y), store(row.g + i, y), store(row.b + i, y);
     }
 }
 
-double grey_sum(Row row, int size) {
+double gray_sum(Row row, int size) {
     double sum = 0;
     for (int x = 0; x < size; x++) sum += 0.2989f * row.r[x] + 0.587f * row.g[x] + 0.114f * row.b[x];
     return sum;
@@ -280,10 +280,10 @@ void jitter(Row row, int n, const float* drawn, int from, int to, float mean) {
     }
 }
 
-// Solarised where drawn, normalised, interleaved.
+// Solarized where drawn, normalized, interleaved.
 void finish(Row row, const Job& job, float* out) {
     const Spec& spec = *job.spec;
-    const float above = spec.solarise && job.drawn[SOLARISE] > 0 ? spec.threshold : 1e9f;
+    const float above = spec.solarize && job.drawn[SOLARIZE] > 0 ? spec.threshold : 1e9f;
     const float* planes[] = {row.r, row.g, row.b};
     for (int channel = 0; channel < 3; channel++) {
         const float factor = 1 / spec.std[channel], shift = -spec.mean[channel] / spec.std[channel];
@@ -307,13 +307,13 @@ void make(View& view, const Job& job, float* out) {
     for (int y = 0; y < size; y++) {
         const Row row = view.resize_row(job, y);
         jitter(row, n, drawn, 0, contrast, 0);
-        if (contrast < turns) sum += grey_sum(row, size);
+        if (contrast < turns) sum += gray_sum(row, size);
     }
     const float mean = float(sum / (double(size) * size)), sigma = spec.blur ? drawn[BLUR] : 0;
     for (int y = 0; y < size; y++) {
         const Row row = view.at(y);
         jitter(row, n, drawn, contrast, turns, mean);
-        if (spec.grey && drawn[GREY] > 0) grey(row, n);
+        if (spec.grayscale && drawn[GRAYSCALE] > 0) gray(row, n);
         if (sigma <= 0) finish(row, job, out + size_t(3) * size * y);
     }
     if (sigma <= 0) return;

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment import augment_cpu as compiled
+from fastrdm.kernels.augment import augment_cpu
 from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ragged
 from fastrdm.loaders.augment import reference
 from fastrdm.loaders.augment.parameters import Column, sample_parameters
@@ -19,7 +19,7 @@ from fastrdm.loaders.spec import ViewSpec
 CUDA = torch.cuda.is_available()
 SIZES = [(1, 1), (1, 9), (7, 1), (9, 14), (40, 31), (23, 75)]  # height, width
 PLAIN = ViewSpec(
-    size=19, jitter=1.0, grey=1.0, blur=1.0, blur_kernel=9, solarise=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    size=19, jitter=1.0, grayscale=1.0, blur=1.0, blur_kernel=9, solarize=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
 EXACT, EIGHT_BITS = 0.01 / 255, 2 / 255  # bars for values in [0, 1]
 
@@ -36,11 +36,11 @@ def by_triton(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec) -> T
 @pytest.fixture(params=["cpu", "triton"])
 def kernel(request: pytest.FixtureRequest) -> tuple[Augment, float]:
     """An implementation and what it may differ from the reference."""
-    return {"cpu": (compiled.augment_cpu, EXACT), "triton": (by_triton, EIGHT_BITS)}[request.param]
+    return {"cpu": (augment_cpu.augment_cpu, EXACT), "triton": (by_triton, EIGHT_BITS)}[request.param]
 
 
 def pictures(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> list[Tensor]:
-    """One (H, W, 3) uint8 a size: noise, a ramp, black and white halves, grey noise, in turn."""
+    """One (H, W, 3) uint8 a size: noise, a ramp, black and white halves, gray noise, in turn."""
     generator, images = torch.Generator().manual_seed(seed), []
     for number, (height, width) in enumerate(sizes):
         image = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
@@ -80,7 +80,7 @@ def worst(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("size", [1, 8, 33])
 def test_crop_of_odd_sizes(kernel: tuple[Augment, float], mode: Any, size: int) -> None:
     augment, bar = kernel
-    spec = replace(PLAIN, size=size, interpolation=mode, blur=0.0, solarise=0.0)
+    spec = replace(PLAIN, size=size, interpolation=mode, blur=0.0, solarize=0.0)
     images = pictures()
     parameters = whole(images, flip=torch.arange(6) % 2)
     parameters[3:, :4] = torch.tensor([(8, 13, 1, 1), (3, 2, 30, 29), (0, 70, 23, 5)])
@@ -99,9 +99,9 @@ OPERATIONS = {
     "contrast": {"contrast": [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]},
     "saturation": {"saturation": [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]},
     "hue": {"hue": [-0.5, -0.3, -0.1, 0.05, 0.2, 0.5]},
-    "grey": {"grey": [0, 1, 0, 1, 1, 1]},
+    "grayscale": {"grayscale": [0, 1, 0, 1, 1, 1]},
     "blur": {"blur": [0.0, 0.1, 0.3, 1.0, 2.0, 8.0]},
-    "solarise": {"solarise": [0, 1, 0, 1, 1, 1]},
+    "solarize": {"solarize": [0, 1, 0, 1, 1, 1]},
     "flip": {"flip": [0, 1, 0, 1, 1, 1]},
 }
 
@@ -119,7 +119,7 @@ def test_each_operation_alone(kernel: tuple[Augment, float], operation: str) -> 
 @pytest.mark.parametrize("spec", [ViewSpec(), ViewSpec(size=37, interpolation="bilinear", scale=(0.05, 1.0))])
 def test_all_operations_together(kernel: tuple[Augment, float], spec: ViewSpec) -> None:
     augment, bar = kernel
-    spec = replace(spec, jitter=0.9, hue=0.3, grey=0.3, blur=0.5, solarise=0.3)
+    spec = replace(spec, jitter=0.9, hue=0.3, grayscale=0.3, blur=0.5, solarize=0.3)
     images = pictures(SIZES * (4 if bar == EXACT else 1))  # the interpreter is slow
     height, width = torch.tensor([image.shape[:2] for image in images]).unbind(1)
     parameters = sample_parameters(spec, 0, 0, torch.arange(len(images)), 0, height, width)
@@ -186,7 +186,7 @@ def test_no_pixel_outside_the_image_is_read(column: str, value: float) -> None:
     parameters = whole(images)
     parameters[1, Column[column]] = value
     with pytest.raises(ValueError, match=r"image 1 of \(height, width\) \(5, 6\) has no such crop"):
-        compiled.augment_cpu(images, parameters, PLAIN)
+        augment_cpu.augment_cpu(images, parameters, PLAIN)
 
 
 def test_refused_where_it_cannot_run() -> None:
@@ -211,9 +211,9 @@ def test_auto_on_cuda_is_triton_where_it_is_installed(there: bool, monkeypatch: 
 def test_no_compiler_is_said(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(compiled.NoCompiler, match=compiler):
-        compiled.library.__wrapped__()
-    monkeypatch.setattr(reference, "library", compiled.library.__wrapped__)
+    with pytest.raises(augment_cpu.NoCompiler, match=compiler):
+        augment_cpu.library.__wrapped__()
+    monkeypatch.setattr(reference, "library", augment_cpu.library.__wrapped__)
     with pytest.warns(UserWarning, match=f"plain torch.*{compiler}"):
         assert reference._best_on_cpu.__wrapped__() == "reference"
     with pytest.raises(ValueError, match=compiler):
@@ -222,10 +222,10 @@ def test_no_compiler_is_said(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_the_library_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiled.library.__wrapped__()
+    augment_cpu.library.__wrapped__()
     (built,) = (tmp_path / "fastrdm").iterdir()
     monkeypatch.setattr(subprocess, "run", None)
-    compiled.library.__wrapped__()
+    augment_cpu.library.__wrapped__()
     assert [built] == list((tmp_path / "fastrdm").iterdir())
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fastrdm.kernels.linalg import fp16x3_triton as halves
+from fastrdm.kernels.linalg import fp16x3_triton
 from fastrdm.kernels.linalg.fp16x3_triton import (
     axpby_reference,
     axpby_triton,
@@ -88,14 +88,14 @@ def test_halves_are_kept_until_the_matrix_changes() -> None:
     a = rand(1, 20, 20)
     a = (a + a.mT).float() / 20
     out = axpby_triton(a, a, a, 1.0, 0.5, 0.0)
-    kept = halves.halves(out, 1.0)
-    assert kept is halves.halves(out, 1.0)
+    kept = fp16x3_triton.halves(out, 1.0)
+    assert kept is fp16x3_triton.halves(out, 1.0)
     close(kept.high.double() + kept.low.double() / 2048, out.double(), 5e-7)
     out.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    again = halves.halves(out, 1.0)
+    again = fp16x3_triton.halves(out, 1.0)
     assert again is not kept
     close(again.high.double() + again.low.double() / 2048, out.double(), 5e-7)
-    scaled = halves.halves(out, 64.0)
+    scaled = fp16x3_triton.halves(out, 64.0)
     close((scaled.high.double() + scaled.low.double() / 2048) / 64, out.double(), 5e-7)
 
 

@@ -65,10 +65,10 @@ def test_crops_have_torchvisions_statistics() -> None:
 
 
 def test_probabilities() -> None:
-    spec = ViewSpec(flip=0.5, jitter=0.8, grey=0.2, blur=0.3, solarise=0.1)
+    spec = ViewSpec(flip=0.5, jitter=0.8, grayscale=0.2, blur=0.3, solarize=0.1)
     parameters = draw(spec, 20000, 32, 32)
     jittered = (parameters[:, Column.BRIGHTNESS : Column.HUE] != 1).any(dim=1)
-    drawn = {Column.FLIP: 0.5, Column.GREY: 0.2, Column.BLUR: 0.3, Column.SOLARISE: 0.1}
+    drawn = {Column.FLIP: 0.5, Column.GRAYSCALE: 0.2, Column.BLUR: 0.3, Column.SOLARIZE: 0.1}
     for column, probability in drawn.items():
         assert (parameters[:, column] != 0).double().mean().item() == pytest.approx(probability, abs=0.015), column.name
     assert jittered.double().mean().item() == pytest.approx(0.8, abs=0.015)
@@ -80,9 +80,9 @@ def test_probabilities() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_never_and_always(probability: float) -> None:
-    settings: dict[str, Any] = dict.fromkeys(("flip", "jitter", "grey", "blur", "solarise"), probability)
+    settings: dict[str, Any] = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), probability)
     parameters = draw(ViewSpec(**settings), 2000, 32, 32)
-    columns = [Column.FLIP, Column.HUE, Column.GREY, Column.BLUR, Column.SOLARISE]
+    columns = [Column.FLIP, Column.HUE, Column.GRAYSCALE, Column.BLUR, Column.SOLARIZE]
     assert ((parameters[:, columns] != 0) == bool(probability)).all()
 
 
@@ -106,7 +106,7 @@ def test_every_order_is_as_frequent() -> None:
 
 
 def test_parameters_belong_to_the_sample() -> None:
-    spec = ViewSpec(blur=0.5, solarise=0.5)
+    spec = ViewSpec(blur=0.5, solarize=0.5)
     index = torch.tensor([7, 2, 900, 41, 2**31])
     height, width = torch.tensor([32, 20, 375, 1, 64]), torch.tensor([32, 31, 500, 1, 8])
     together = sample_parameters(spec, 5, 6, index, 1, height, width)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.loaders.augment import reference as ours
+from fastrdm.loaders.augment import reference
 from fastrdm.loaders.augment.parameters import COLUMNS, Column, sample_parameters
 from fastrdm.loaders.spec import ViewSpec
 
@@ -18,7 +18,7 @@ LEVEL = 1 / 255  # one step of an 8-bit image
 
 
 def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """(N, H, W, 3) uint8 with smooth parts, flat parts, pure black, white and grey ones."""
+    """(N, H, W, 3) uint8 with smooth parts, flat parts, pure black, white and gray ones."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
     ramp = torch.linspace(0, 255, height)[:, None, None] * torch.linspace(0, 1, width)[None, :, None]
@@ -62,15 +62,15 @@ def expected_jitter(x: Tensor, row: Tensor) -> Tensor:
 def expected(image: Tensor, row: Tensor, spec: ViewSpec) -> Tensor:
     """The whole chain for one (3, H, W) image."""
     x = expected_jitter(expected_crop(image, row, spec), row)
-    if row[Column.GREY]:
+    if row[Column.GRAYSCALE]:
         x = tv.rgb_to_grayscale(x, 3)
     if row[Column.BLUR]:
         reach = min(spec.blur_kernel // 2, spec.size - 1)
         x = tv.gaussian_blur(x, [2 * reach + 1] * 2, [row[Column.BLUR].item()] * 2)
-    if row[Column.SOLARISE]:
-        x = tv.solarize(x, spec.solarise_threshold / 255)
-    normalised: Tensor = tv.normalize(x, spec.mean, spec.std)
-    return normalised
+    if row[Column.SOLARIZE]:
+        x = tv.solarize(x, spec.solarize_threshold / 255)
+    normalized: Tensor = tv.normalize(x, spec.mean, spec.std)
+    return normalized
 
 
 def worst(a: Tensor, b: Tensor) -> float:
@@ -89,10 +89,10 @@ def test_crop_resize(mode: Any, size: int) -> None:
     parameters = identity(len(images), 9, 14)
     parameters[:, :4] = torch.tensor(BOXES * 2)
     parameters[len(BOXES) :, Column.FLIP] = 1
-    got = ours.crop_resize(images, parameters, spec)
+    got = reference.crop_resize(images, parameters, spec)
     wanted = torch.stack([expected_crop(*pair, spec) for pair in zip(unit(images), parameters, strict=True)])
     assert worst(got, wanted) < 1e-5
-    ragged = [ours.crop_resize_one(*pair, spec) for pair in zip(images, parameters, strict=True)]
+    ragged = [reference.crop_resize_one(*pair, spec) for pair in zip(images, parameters, strict=True)]
     assert worst(torch.stack(ragged), wanted) < 1e-5
 
 
@@ -104,14 +104,14 @@ def test_crop_resize_of_a_photograph(mode: Any) -> None:
     parameters[1:, :4] = torch.tensor([(10, 20, 311, 403), (100, 7, 77, 93), (1, 300, 374, 200)])
     parameters[2, Column.FLIP] = 1
     wanted = torch.stack([expected_crop(*pair, spec) for pair in zip(unit(images), parameters, strict=True)])
-    assert worst(ours.crop_resize(images, parameters, spec), wanted) < 3e-5
-    ragged = [ours.crop_resize_one(*pair, spec) for pair in zip(images, parameters, strict=True)]
+    assert worst(reference.crop_resize(images, parameters, spec), wanted) < 3e-5
+    ragged = [reference.crop_resize_one(*pair, spec) for pair in zip(images, parameters, strict=True)]
     assert worst(torch.stack(ragged), wanted) < 1e-5
 
 
 def test_crop_of_the_whole_image_copies_it() -> None:
     images = pictures(5, 16, 16)
-    x = ours.crop_resize(images, identity(5, 16, 16), ViewSpec(size=16))
+    x = reference.crop_resize(images, identity(5, 16, 16), ViewSpec(size=16))
     assert torch.equal(x, unit(images))
 
 
@@ -121,31 +121,31 @@ def test_single_operations(shape: tuple[int, int]) -> None:
     factor = torch.linspace(0, 2, 12)
     for operation, function in enumerate((tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)):
         wanted = torch.stack([function(image, f.item()) for image, f in zip(x, factor, strict=True)])
-        assert worst(ours.blend(x, torch.full((12,), operation), factor), wanted) < 1e-6, function.__name__
+        assert worst(reference.blend(x, torch.full((12,), operation), factor), wanted) < 1e-6, function.__name__
     turns = torch.linspace(-0.5, 0.5, 12)
     wanted = torch.stack([tv.adjust_hue(image, t.item()) for image, t in zip(x, turns, strict=True)])
-    assert worst(ours.adjust_hue(x, turns), wanted) < 5e-6
+    assert worst(reference.adjust_hue(x, turns), wanted) < 5e-6
     drawn = torch.arange(12) % 2
-    grey = torch.stack([tv.rgb_to_grayscale(i, 3) if d else i for i, d in zip(x, drawn, strict=True)])
-    assert worst(ours.greyscale(x, drawn), grey) < 1e-6
+    gray = torch.stack([tv.rgb_to_grayscale(i, 3) if d else i for i, d in zip(x, drawn, strict=True)])
+    assert worst(reference.grayscale(x, drawn), gray) < 1e-6
     inverted = torch.stack([tv.solarize(i, 128 / 255) if d else i for i, d in zip(x, drawn, strict=True)])
-    assert worst(ours.solarise(x, drawn, 128 / 255), inverted) == 0
+    assert worst(reference.solarize(x, drawn, 128 / 255), inverted) == 0
     wanted = tv.normalize(x, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
-    assert worst(ours.normalise(x, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), wanted) < 1e-6
+    assert worst(reference.normalize(x, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), wanted) < 1e-6
 
 
 def test_hue_of_every_sector_edge() -> None:
-    """Colours on the borders of the six sectors, where the formula changes branch."""
+    """Colors on the borders of the six sectors, where the formula changes branch."""
     levels = torch.tensor(list(itertools.product([0.0, 0.25, 0.5, 1.0], repeat=3)))
     x = levels.T.reshape(1, 3, 8, 8).expand(25, -1, -1, -1)
     turns = torch.linspace(-0.5, 0.5, 25)
     wanted = torch.stack([tv.adjust_hue(image, t.item()) for image, t in zip(x, turns, strict=True)])
-    assert worst(ours.adjust_hue(x, turns), wanted) < 5e-6
+    assert worst(reference.adjust_hue(x, turns), wanted) < 5e-6
 
 
-def test_solarise_inverts_the_threshold_itself() -> None:
+def test_solarize_inverts_the_threshold_itself() -> None:
     x = (torch.arange(256.0) / 255).reshape(1, 1, 16, 16).expand(1, 3, -1, -1)
-    changed = (ours.solarise(x, torch.ones(1), 128 / 255) != x)[0, 0].flatten()
+    changed = (reference.solarize(x, torch.ones(1), 128 / 255) != x)[0, 0].flatten()
     assert changed.nonzero().flatten().tolist() == list(range(128, 256))
 
 
@@ -155,7 +155,7 @@ def test_blur(size: int, kernel: int) -> None:
     sigma = torch.tensor([0.0, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 0.0])
     used = 2 * min(kernel // 2, size - 1) + 1
     wanted = [tv.gaussian_blur(i, [used] * 2, [s.item()] * 2) if s else i for i, s in zip(x, sigma, strict=True)]
-    got = ours.blur(x, sigma, kernel)
+    got = reference.blur(x, sigma, kernel)
     assert worst(got, torch.stack(wanted)) < 1e-5
     assert torch.equal(got[[0, -1]], x[[0, -1]])
 
@@ -168,7 +168,7 @@ def test_jitter_in_every_order(order: tuple[int, ...]) -> None:
     parameters[:, Column.BRIGHTNESS : Column.HUE] = 0.6 + 0.8 * torch.rand(6, 3)
     parameters[:, Column.HUE] = torch.linspace(-0.1, 0.1, 6)
     wanted = torch.stack([expected_jitter(*pair) for pair in zip(x, parameters, strict=True)])
-    assert worst(ours.jitter(x, parameters), wanted) < 2e-5
+    assert worst(reference.jitter(x, parameters), wanted) < 2e-5
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -176,24 +176,26 @@ def test_jitter_in_every_order(order: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
 def test_the_whole_chain(interpolation: Any, size: int, shape: tuple[int, int], implementation: str) -> None:
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # so that the error is in units of the image
-    spec = ViewSpec(size=size, interpolation=interpolation, blur=0.5, solarise=0.3, mean=mean, std=std)
+    spec = ViewSpec(size=size, interpolation=interpolation, blur=0.5, solarize=0.3, mean=mean, std=std)
     images = pictures(64, *shape)
     sides = (torch.full((64,), side) for side in shape)
     parameters = sample_parameters(spec, 7, 3, torch.arange(64), 1, *sides)
     wanted = torch.stack([expected(*pair, spec) for pair in zip(unit(images), parameters, strict=True)])
-    rare = replace(spec, jitter=0.01, grey=0.01, blur=0.01, solarise=0.01)  # drawn is drawn, however rarely
-    error = (ours.augment(images, parameters, rare, implementation=implementation) - wanted).abs().amax(dim=(1, 2, 3))
+    rare = replace(spec, jitter=0.01, grayscale=0.01, blur=0.01, solarize=0.01)  # drawn is drawn, however rarely
+    error = (
+        (reference.augment(images, parameters, rare, implementation=implementation) - wanted).abs().amax(dim=(1, 2, 3))
+    )
     assert error.max() <= 2 * LEVEL
     assert error.median() < 1e-5
 
 
-def test_output_is_normalised_channels_last_and_of_the_dtype() -> None:
-    spec = ViewSpec(size=8, jitter=0, grey=0)
+def test_output_is_normalized_channels_last_and_of_the_dtype() -> None:
+    spec = ViewSpec(size=8, jitter=0, grayscale=0)
     images = pictures(3, 8, 8)
-    full = ours.augment(images, identity(3, 8, 8), spec)
+    full = reference.augment(images, identity(3, 8, 8), spec)
     assert full.is_contiguous(memory_format=torch.channels_last) and full.dtype == torch.float32
     assert worst(full, tv.normalize(unit(images), spec.mean, spec.std)) < 1e-6
-    half = ours.augment(images, identity(3, 8, 8), spec, torch.bfloat16)
+    half = reference.augment(images, identity(3, 8, 8), spec, torch.bfloat16)
     assert half.dtype == torch.bfloat16 and torch.equal(half, full.bfloat16())
 
 
@@ -204,9 +206,9 @@ def test_blending_a_large_image_rounds_alike_on_any_number_of_threads(operation:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        together = ours.blend(x, operations, factor)
+        together = reference.blend(x, operations, factor)
         torch.set_num_threads(2)
-        alone = [ours.blend(x[k : k + 1], operations[:1], factor[k : k + 1]) for k in range(20)]
+        alone = [reference.blend(x[k : k + 1], operations[:1], factor[k : k + 1]) for k in range(20)]
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.cat(alone), together)
@@ -216,11 +218,11 @@ def test_blending_a_large_image_rounds_alike_on_any_number_of_threads(operation:
 @pytest.mark.parametrize("side", [8, 17, 32])
 def test_a_view_does_not_depend_on_the_rest_of_the_batch(side: int, implementation: str) -> None:
     """Bit for bit: in any batch, at any place, alone, on one thread or two."""
-    spec = ViewSpec(size=side, blur=0.5, solarise=0.2)
+    spec = ViewSpec(size=side, blur=0.5, solarize=0.2)
     images = pictures(70, side, side)
     height = torch.full((70,), side)
     parameters = sample_parameters(spec, 0, 0, torch.arange(70), 0, height, height)
-    augment = partial(ours.augment, implementation=implementation)
+    augment = partial(reference.augment, implementation=implementation)
     together = augment(images, parameters, spec)
     threads = torch.get_num_threads()
     try:
@@ -234,12 +236,12 @@ def test_a_view_does_not_depend_on_the_rest_of_the_batch(side: int, implementati
 
 def test_augment_compiles_to_one_graph() -> None:
     """No data-dependent shape and no host read: what a CUDA graph needs."""
-    spec = ViewSpec(size=8, blur=0.5, solarise=0.2)
+    spec = ViewSpec(size=8, blur=0.5, solarize=0.2)
     index, side = torch.arange(4), torch.full((4,), 8)
 
     def views(images: Tensor, epoch: Tensor) -> Tensor:
         parameters = sample_parameters(spec, 0, epoch, index, 0, side, side)
-        return ours.augment(images, parameters, spec, implementation="reference")
+        return reference.augment(images, parameters, spec, implementation="reference")
 
     images = pictures(4, 8, 8)
     graph = torch.compile(views, backend="eager", fullgraph=True)

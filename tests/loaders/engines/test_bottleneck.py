@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fastrdm.loaders.build import build_loader
-from fastrdm.loaders.engines import bottleneck as diagnosis
+from fastrdm.loaders.engines import bottleneck
 from fastrdm.loaders.engines.bottleneck import Diagnosis
-from fastrdm.loaders.sources.decode import Pixels, Place
+from fastrdm.loaders.sources.decode import Allocate, Pixels
 from fastrdm.loaders.sources.packed import PackedSource
 from fastrdm.loaders.sources.source import ReadTime
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
@@ -51,22 +51,22 @@ def test_short_times_are_not_judged() -> None:
 class Disk(PackedSource):
     """20 images; reading one takes `seconds`, decoding almost none."""
 
-    name, classes, labels, side, stored = "disk", ["a"], np.zeros(20, np.int64), None, 144_000_000_000
+    name, classes, labels, side, stored_bytes = "disk", ["a"], np.zeros(20, np.int64), None, 144_000_000_000
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def read_into(self, index: int, place: Place, spent: ReadTime) -> Pixels:
+    def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
         began = time.perf_counter()
         time.sleep(self.seconds)
         spent.read += time.perf_counter() - began
-        pixels = place(4, 4)
+        pixels = allocate(4, 4)
         pixels[...] = index
         return pixels
 
 
 def test_a_source_that_slows_down_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "LEAST", 0.0)
+    monkeypatch.setattr(bottleneck, "LEAST", 0.0)
     source = Disk()
     loader = build_loader(LoaderConfig(batch_size=10, views=(ViewSpec(size=4),) * 2), source, seed=0)
     said = []

@@ -23,7 +23,7 @@ from fastrdm.loaders.spec import Batch, Loader, LoaderConfig, ViewSpec
 
 VIEWS = (
     ViewSpec(size=12, blur=0.5),
-    ViewSpec(size=12, blur=0.1, solarise=0.2, interpolation="bilinear"),
+    ViewSpec(size=12, blur=0.1, solarize=0.2, interpolation="bilinear"),
     ViewSpec(size=6),
 )
 COUNT = 50
@@ -193,9 +193,9 @@ def test_resident_refuses_files(folder: str) -> None:
 
 
 def test_native_agrees_with_resident_to_its_rounding() -> None:
-    """Crops of 8 bits: half a level before the colours, which can at most multiply it by (1 + strength) ** 3."""
+    """Crops of 8 bits: half a level before the colors, which can at most multiply it by (1 + strength) ** 3."""
     plain: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    for view, bound in ((ViewSpec(size=16, jitter=0, grey=0, **plain), 0.51), (ViewSpec(size=16, **plain), 2.0)):
+    for view, bound in ((ViewSpec(size=16, jitter=0, grayscale=0, **plain), 0.51), (ViewSpec(size=16, **plain), 2.0)):
         config = LoaderConfig(subset=COUNT, batch_size=10, views=(view, view))
         source: Source = open_source(config, "train")
         pair = [build_loader(replace(config, engine=engine), source, seed=0) for engine in ("resident", "native")]

@@ -14,15 +14,16 @@ from PIL import Image
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.build import build_loader
-from fastrdm.loaders.engines import dali as dali_loader
+from fastrdm.loaders.engines import dali
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels, decode
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch, Loader, LoaderConfig, ViewSpec
 
 COUNT = 24
-OFF: dict[str, Any] = {"flip": 0, "jitter": 0, "grey": 0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+OFF: dict[str, Any] = {"flip": 0, "jitter": 0, "grayscale": 0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 FLAT: dict[str, Any] = {**OFF, "scale": (1, 1), "ratio": (1, 1), "size": 24}  # the whole square: no resampling
 WHICH = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -47,10 +48,10 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-class Squares:
-    """16 images of 24 x 24 held as pixels, each of a different colour pattern."""
+class Squares(Source):
+    """16 images of 24 x 24 held as pixels, each of a different color pattern."""
 
-    name, classes, images, mean, std = "squares", ["a"], None, None, None
+    name, classes = "squares", ["a"]
     labels = np.arange(16)
 
     def __len__(self) -> int:
@@ -85,12 +86,12 @@ def levels(batch: Batch, source: Any, spec: ViewSpec) -> torch.Tensor:
         {"jitter": 1.0, **WHICH, "saturation": 0.8},
         {"jitter": 1.0, **WHICH, "hue": 0.5},
         {"jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
-        {"grey": 0.5},
+        {"grayscale": 0.5},
         {"blur": 0.5},
         {"blur": 1.0, "blur_kernel": 5},
-        {"solarise": 0.5, "solarise_threshold": 100},
+        {"solarize": 0.5, "solarize_threshold": 100},
         {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)},
-        {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarise": 0.2},
+        {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "blur": 0.5, "solarize": 0.2},
     ],
     ids=lambda settings: "-".join(settings) or "nothing",
 )
@@ -103,7 +104,7 @@ def test_every_operation_is_the_reference(settings: dict[str, Any]) -> None:
     loader.close()
     difference = levels(batch, Squares(), spec)
     assert difference.mean() < 1e-3
-    assert difference.max() < 0.05 or "solarise" in settings  # a value at the threshold may fall on either side
+    assert difference.max() < 0.05 or "solarize" in settings  # a value at the threshold may fall on either side
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -232,7 +233,7 @@ def test_the_seed_decides(folder: Path) -> None:
 def test_views_are_distributed_as_the_reference_draws_them(folder: Path) -> None:
     """Means, spreads and histograms of each channel, over twelve epochs of all operations."""
     needs_dali()
-    spec = ViewSpec(size=24, blur=0.5, solarise=0.2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    spec = ViewSpec(size=24, blur=0.5, solarize=0.2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     loader, source = opened(folder, views=(spec, spec)), FolderSource(folder)
     made, wanted = [], []
     for epoch in range(12):
@@ -293,7 +294,7 @@ def test_dali_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_refused(settings: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dali_loader, "_pipeline", lambda: None)
+    monkeypatch.setattr(dali, "_pipeline", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = LoaderConfig(engine="dali", **settings)
     with pytest.raises(ValueError, match=message):
@@ -302,4 +303,4 @@ def test_refused(settings: dict[str, Any], device: str, message: str, monkeypatc
 
 def test_a_pixmap_is_read_back() -> None:
     pixels = np.asarray(image(0, 7, 5))
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(dali_loader.pixmap(pixels).tobytes()))), pixels)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(dali.pixmap(pixels).tobytes()))), pixels)

@@ -20,7 +20,7 @@ from fastrdm.loaders.spec import Batch, Loader, LoaderConfig, ViewSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numba's, at its end
 COUNT = 50
-VIEWS = (ViewSpec(size=12, blur=0.5), ViewSpec(size=12, solarise=0.2), ViewSpec(size=6))
+VIEWS = (ViewSpec(size=12, blur=0.5), ViewSpec(size=12, solarize=0.2), ViewSpec(size=6))
 ffcv = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('ffcv')", reason="needs ffcv")
 
 
@@ -139,13 +139,13 @@ def test_what_ffcv_cannot_decode_is_replaced_and_named(packed: Path, tmp_path: P
 
 @ffcv
 def test_mixed_kinds_of_images_are_what_the_native_engine_reads(tmp_path: Path) -> None:
-    """Grey, CMYK, palette, alpha, 16 bits, turned by EXIF, progressive, one pixel; no plain JPEG: becomes one."""
+    """Gray, CMYK, palette, alpha, 16 bits, turned by EXIF, progressive, one pixel; no plain JPEG: becomes one."""
     root = tmp_path / "images" / "all"
     root.mkdir(parents=True)
     image = Image.fromarray(np.random.default_rng(9).integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((40, 30))
     turned = Image.Exif()
     turned[0x0112] = 6
-    image.convert("L").save(root / "grey.jpg")
+    image.convert("L").save(root / "gray.jpg")
     image.convert("CMYK").save(root / "cmyk.jpg")
     image.convert("P").save(root / "palette.png")
     image.convert("RGBA").save(root / "alpha.png")

@@ -15,15 +15,16 @@ from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.native import NativeLoader
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels
+from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch, Loader, LoaderConfig, ViewSpec
 
 VIEWS = (ViewSpec(size=4), ViewSpec(size=4))
 
 
-class Numbers:
-    """40 images, each of its own colour; some cannot be read, one is a bug."""
+class Numbers(Source):
+    """40 images, each of its own color; some cannot be read, one is a bug."""
 
-    name, classes, images, mean, std = "numbers", ["a"], None, None, None
+    name, classes = "numbers", ["a"]
     labels = np.arange(40)
 
     def __init__(self, bad: tuple[int, ...] = (), bug: int = -1, wait: float = 0.0) -> None:

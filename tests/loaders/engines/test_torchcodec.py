@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fastrdm.loaders.build import build_loader
-from fastrdm.loaders.engines import torchcodec as torchcodec_loader
+from fastrdm.loaders.engines import torchcodec
 from fastrdm.loaders.engines.torchcodec import TorchcodecLoader
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels, decode
@@ -132,7 +132,7 @@ def test_a_refused_image_that_the_host_cannot_read_is_replaced(picky: Any, monke
             raise CorruptImage(f"{name}: damaged")
         return decode(data, name)
 
-    monkeypatch.setattr(torchcodec_loader, "decode", unreadable)
+    monkeypatch.setattr(torchcodec, "decode", unreadable)
     loader.refused.clear()
     found = epoch(loader)
     loader.close()

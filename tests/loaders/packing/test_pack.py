@@ -17,9 +17,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from fastrdm.loaders.packing import pack as pack_module
+from fastrdm.loaders.packing import pack
 from fastrdm.loaders.packing.pack import main
-from fastrdm.loaders.packing.shard_writer import TURNS, Settings, centre_square, entry
+from fastrdm.loaders.packing.shard_writer import TURNS, Settings, center_square, entry
 from fastrdm.loaders.sources.decode import CorruptImage
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.packed import PackedSource
@@ -29,7 +29,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def photo(height: int, width: int) -> Array:
-    """Smooth colours: what JPEG keeps to a few levels."""
+    """Smooth colors: what JPEG keeps to a few levels."""
     coarse = RANDOM.integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -55,7 +55,7 @@ def settings(mode: str, size: int = 32, exif: str = "ignore") -> Settings:
 
 TRAPS = {
     "plain": encoded(PHOTO, "JPEG", quality=95),
-    "grey": encoded(PHOTO[..., 0], "JPEG", quality=95),
+    "grayscale": encoded(PHOTO[..., 0], "JPEG", quality=95),
     "cmyk": encoded(Image.fromarray(PHOTO).convert("CMYK"), "JPEG", quality=95),
     "png": encoded(PHOTO, "PNG"),
     "progressive": encoded(PHOTO, "JPEG", quality=95, progressive=True),
@@ -108,14 +108,14 @@ def test_raw_mode_is_what_torchvision_resizes_and_cuts(trap: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (32, 33), (7, 100), (501, 375), (1, 1)])
-def test_centre_square(shape: tuple[int, int]) -> None:
+def test_center_square(shape: tuple[int, int]) -> None:
     image, size = Image.fromarray(photo(*shape)), 32
     short = min(shape)
     tall, wide = (int(size * side / short) for side in shape)
     whole = image.resize((wide, tall), Image.Resampling.BICUBIC)
     left, top = round((wide - size) / 2), round((tall - size) / 2)
     expected = np.asarray(whole.crop((left, top, left + size, top + size)))
-    assert distance(centre_square(np.asarray(image), size), expected) <= 1
+    assert distance(center_square(np.asarray(image), size), expected) <= 1
 
 
 def test_sixteen_bits_keep_their_range() -> None:
@@ -161,13 +161,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 16 KiB, which --shard-mb cannot ask for."""
-    plan = pack_module.plan
+    plan = pack.plan
 
     def small(files: Any, sizes: Any, options: Any) -> Any:
         options.shard_mb = 1 / 64
         return plan(files, sizes, options)
 
-    monkeypatch.setattr(pack_module, "plan", small)
+    monkeypatch.setattr(pack, "plan", small)
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -194,7 +194,7 @@ def test_a_folder_is_packed(folder: Path, tmp_path: Path, mode: str, capsys: pyt
         if files.files[number] == "turned.jpg":
             expected = np.rot90(expected, -1)
         if mode == "raw":
-            expected = centre_square(expected, 32)
+            expected = center_square(expected, 32)
         assert distance(source.read(k), expected) <= TRANSCODING, files.files[number]
     meta = source.meta
     assert meta["count"] == 32 and meta["mode"] == mode and meta["source"] == "images"
@@ -321,10 +321,10 @@ def test_workers_end_with_a_killed_parent(folder: Path, tmp_path: Path) -> None:
 def test_two_packers_do_not_share_a_folder(folder: Path, tmp_path: Path) -> None:
     plan = {"shards": [[]]}
     with (
-        pack_module.Journal(tmp_path / "out", plan),
+        pack.Journal(tmp_path / "out", plan),
         pytest.raises(ValueError, match=r"another process is packing into .*out"),
     ):
-        pack_module.Journal(tmp_path / "out", plan)
+        pack.Journal(tmp_path / "out", plan)
 
 
 def test_too_many_bad_files_stop_but_keep_what_is_done(folder: Path, tmp_path: Path) -> None:
@@ -336,22 +336,22 @@ def test_too_many_bad_files_stop_but_keep_what_is_done(folder: Path, tmp_path: P
 
 
 def test_a_full_disk_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = pack_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(pack_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = pack.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(pack.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ValueError, match=r"OUT needs [\d,]+ bytes more, 1,000 are free there"):
         main([str(folder), str(tmp_path / "out")])
 
 
 def test_a_dying_worker_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_module.Journal, "finish", lambda *_: pytest.fail("nothing was made"))
-    start = pack_module.make_shards.__globals__["_start"]
+    monkeypatch.setattr(pack.Journal, "finish", lambda *_: pytest.fail("nothing was made"))
+    start = pack.make_shards.__globals__["_start"]
 
     def dies(options: Settings) -> Any:
         process = start(options)
         process.kill()
         return process
 
-    monkeypatch.setitem(pack_module.make_shards.__globals__, "_start", dies)
+    monkeypatch.setitem(pack.make_shards.__globals__, "_start", dies)
     with pytest.raises(ValueError, match=r"process died"):
         main([str(folder), str(tmp_path / "out"), "--workers", "1"])
 
@@ -415,7 +415,7 @@ def test_wrong_arguments(folder: Path, tmp_path: Path, wrong: str) -> None:
 
 
 def test_progress_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = pack_module.Progress(1000, [{"rows": [1] * 100, "refused": []}], 0.01)
+    progress = pack.Progress(1000, [{"rows": [1] * 100, "refused": []}], 0.01)
     progress.began -= 10
     progress.add(200, 3)
     assert "going on: 100 of 1,000 images are packed" in capsys.readouterr().out

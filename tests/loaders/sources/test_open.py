@@ -131,9 +131,10 @@ def test_wrong_name_offers_the_nearest() -> None:
 
 OWN = """
 import numpy as np
+from fastrdm.loaders.sources.source import Source
 
-class Good:
-    name, classes, images, mean, std = "good", ["only"], None, None, None
+class Good(Source):
+    name, classes = "good", ["only"]
 
     def __init__(self, root, split):
         self.labels = np.full(3, -1)
@@ -149,9 +150,13 @@ class Short(Good):
     def __len__(self):
         return 4
 
-class Bare:
+class Bare(Source):
     def __init__(self, root, split):
-        self.name = self.images = self.mean = self.std = None
+        self.name = "bare"
+
+class Alone:
+    def __init__(self, root, split):
+        self.name = "alone"
 """
 
 
@@ -161,8 +166,10 @@ def test_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     source: Any = opened("own_set:Good", "test", root="somewhere")
     assert source.told == ("somewhere", "test") and source.read(2)[0, 0, 0] == 2
     assert opened("own_set:Good", subset=2).labels.tolist() == [-1, -1]
-    with pytest.raises(ValueError, match="'own_set:Bare' lacks classes, labels, __len__, read"):
+    with pytest.raises(ValueError, match="'own_set:Bare' lacks classes, labels, fetch or read"):
         opened("own_set:Bare")
+    with pytest.raises(ValueError, match=r"'own_set:Alone' must be a subclass of fastrdm\.Source"):
+        opened("own_set:Alone")
     with pytest.raises(ValueError, match="'own_set:Short' has 4 images and 3 labels"):
         opened("own_set:Short")
     with pytest.raises(ValueError, match=r"'own_set:Missing' cannot be opened: .*Missing"):

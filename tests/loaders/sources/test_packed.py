@@ -75,7 +75,7 @@ def test_training_on_a_pack_is_training_on_its_files(packs: Path) -> None:
 def test_raw_pack(packs: Path) -> None:
     packed = PackedSource(packs / "raw")
     shard = np.load(packed.paths[0])
-    assert shard.shape == (COUNT, 24, 24, 3) and packed.side == 24 and "centre squares of 24 px" in str(packed.note)
+    assert shard.shape == (COUNT, 24, 24, 3) and packed.side == 24 and "center squares of 24 px" in str(packed.note)
     out = np.zeros((3, 24, 24, 3), np.uint8)
     packed.gather(np.array([5, 0, 23]), out)
     np.testing.assert_array_equal(out, shard[[5, 0, 23]])

@@ -1,4 +1,4 @@
-"""`python throughout.py OUT`: one small run with the instruments off and on, on 1 and 2 processes, stopped and resumed.
+"""A run with the analysis and without it, on one process and two, stopped and resumed: what it leaves must be equal."""
 
 OUT/<name> holds each: off, on, two, two_off, resumed, small (without the switch at first).
 """
@@ -33,7 +33,7 @@ ARGUMENTS = [
     "log.every=4",
     "log.report=false",
 ]
-ON = ["instruments.every=5st", "instruments.replicates=10"]
+ON = ["analysis.every=5st", "analysis.replicates=10"]
 STEP = trainer.Trainer.train_step
 
 
