@@ -1,4 +1,4 @@
-"""A run with the analysis and without it, on one process and two, stopped and resumed: what it leaves must be equal."""
+"""`python periodic_analysis.py OUT`: a small run with and without the analysis, on 1 and 2 processes, also resumed.
 
 OUT/<name> holds each: off, on, two, two_off, resumed, small (without the switch at first).
 """
