@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastrdm.config import run_config
 from fastrdm.loaders.sources.decode import CorruptImage
-from fastrdm.monitoring.monitor import HEADLINE_CONVENTION
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
@@ -140,12 +140,15 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
         "trained target encoder": "knn_target",
     }
     knn = [f"{name} {100 * f[key]:.1f} %" for name, key in shown.items() if key in f]
-    online, target = (f[f"{branch}/{HEADLINE_CONVENTION}/batch"] for branch in ("online", "target"))
+    online, target = (f[f"{branch}/{CENTERED_CONVENTION}/batch"] for branch in ("online", "target"))
+    verdict = trainer.judge.verdict()
     lines = [
         f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
         f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn) or 'not measured, there are no labels'}",
-        f"effective rank of the last batch ({HEADLINE_CONVENTION}): online {online:.1f}, target {target:.1f}, "
+        f"effective rank of the last batch ({CENTERED_CONVENTION}): online {online:.1f}, target {target:.1f}, "
         f"difference {target - online:+.1f}",
+        f"verdict: {verdict.text}",
+        *([f"  {verdict.cause}", f"  {verdict.remedy} See {verdict.page}."] if verdict.cause else []),
     ]
     if "probe" in f:
         lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")

@@ -22,7 +22,9 @@ from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import Output
 from fastrdm.monitoring import alarms
-from fastrdm.monitoring.monitor import HEADLINE_CONVENTION, RankMonitor
+from fastrdm.monitoring.monitor import RankMonitor
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
+from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.log import RunLog
@@ -52,6 +54,7 @@ class Trainer:
         self.losses = LossTracker(self.processes.device)
         views, images = len(settings.loader.views), settings.loader.batch_size // settings.train.accumulate
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
+        self.judge = Judge(images)
         self.analysis = PeriodicAnalysis(settings, self.method, self.source, self.test, self.processes)
         self.state = RunState(settings, self.processes, self.stepper, self.loader, self.losses, self.monitor)
         classes = len(self.source.classes) if self.learner.probe else 0
@@ -111,6 +114,8 @@ class Trainer:
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
+        for written in self.log.metrics():
+            self.judge.update(written)
         notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.introduction()
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
@@ -131,7 +136,8 @@ class Trainer:
         self.monitor.close()
         self.log.close()
         if self.step == total:
-            self.state.finish(self.metrics)
+            verdict = self.judge.verdict()
+            self.state.finish({**self.metrics, "verdict": verdict.state, "verdict_reason": verdict.reason})
         self.watch.close()
         distributed.agree(self.step)  # nobody leaves while the main process saves: torchrun ends the rest when one does
         return self.step == total
@@ -206,18 +212,23 @@ class Trainer:
         metrics |= reading.metrics if reading else {}
         metrics["monitor_seconds"] = self.monitor.clock.lap()
         metrics["monitor_share"] = metrics["monitor_seconds"] / seconds
-        self.metrics |= metrics
-        self.log.write(self.step, self.epoch, metrics)
+        self.record(metrics)
         for line in reading.spectra if reading else []:
             self.log.append("spectra", self.step, self.epoch, line)
         self.log.progress(self.line())
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
+    def record(self, metrics: dict[str, float]) -> None:
+        """Keep what was measured at this step, write it down, and let the verdict take account of it."""
+        self.metrics |= metrics
+        self.judge.update(metrics)
+        self.log.write(self.step, self.epoch, metrics)
+
     def alarm(self, raised: list[alarms.Alarm]) -> None:
         """Note and tell alarms; all processes halt where one of them raised an alarm that asks for it."""
         for alarm in raised:
             self.log.append("alarms", self.step, self.epoch, alarm._asdict())
-            self.log.say(alarm.text)
+            self.log.say(alarm.told)
         count = torch.tensor(float(len(raised)), device=self.processes.device)
         if distributed.max_over_processes(count).item():
             self.halt = self.settings.monitor.alarms.action
@@ -229,19 +240,19 @@ class Trainer:
     def line(self) -> str:
         """The live progress line."""
         f, epochs = self.metrics, self.horizon.total / self.horizon.steps_per_epoch
-        online, target = (f[f"{branch}/{HEADLINE_CONVENTION}/batch"] for branch in ("online", "target"))
+        online, target = (f[f"{branch}/{CENTERED_CONVENTION}/batch"] for branch in ("online", "target"))
         knn = f"{100 * f['knn']:.1f} %" if "knn" in f else "-"
         return (
             f"epoch {self.epoch:.1f}/{epochs:g}  {f['images_per_second']:,.0f} images/s  "
             f"data wait {100 * f['data_wait']:.0f} %  loss {f['loss']:.4f}  "
-            f"rank online {online:.1f} target {target:.1f}  k-NN {knn}"
+            f"rank online {online:.1f} target {target:.1f}  k-NN {knn}  {self.judge.verdict().state}"
         )
 
     def measure_baselines(self) -> None:
         """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
         self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
         self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
-        self.log.write(0, 0.0, self.metrics)
+        self.record(dict(self.metrics))
 
     def evaluate(self) -> None:
         """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
@@ -253,15 +264,13 @@ class Trainer:
             metrics["probe"] = self.learner.probe.accuracy(query)
         if self.method.target:
             metrics["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
-        self.metrics |= metrics
-        self.log.write(self.step, self.epoch, metrics)
+        self.record(metrics)
 
     def observe(self) -> None:
         """The theory's metrics of the method as it is; nothing of the run is touched."""
         self.losses.check()
         seen = self.analysis.measure(self.step, lambda: self.watch.heartbeat(self.step))
-        self.metrics |= seen.metrics
-        self.log.write(self.step, self.epoch, seen.metrics)
+        self.record(seen.metrics)
         self.log.append("analysis", self.step, self.epoch, seen.record)
         self.log.say(seen.told)
 

@@ -1,5 +1,6 @@
 """The loop: precisions, accumulation, compilation, what must not touch the weights, and the command as printed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import torch
 
 from fastrdm import trainer
 from fastrdm.config import run_config
+from fastrdm.monitoring.verdict import judge
+from fastrdm.report.run_files import read_runs
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
@@ -160,3 +163,39 @@ def test_torchrun_with_two_processes_trains_and_prints_one_summary(tmp_path: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("finished 4 steps") == 1
     assert "on 2 x cpu" in done.stdout
+
+
+def test_the_verdict_stands_in_the_live_line_the_summary_and_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t = make(tmp_path, "log.every=1", "evaluate.baselines=true", "evaluate.every=2st")
+    assert t.train()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    expected = judge(lines, 16)
+    assert expected.state != "not judged"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["verdict"], summary["verdict_reason"]) == (expected.state, expected.reason)
+    assert t.judge.verdict() == expected
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.verdict() == expected
+    live = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    ranks = [[line.get(f"{tap}/erank_l/unit/cov/batch") for tap in ("online", "target")] for line in lines]
+    shown = [f"rank online {a:.1f} target {b:.1f}" for a, b in ranks if a is not None and b is not None]
+    assert len(live) == len(shown) == 4
+    for line, rank in zip(live, shown, strict=True):
+        assert rank in line
+    assert live[0].endswith("  not judged"), "one line does not decide"
+
+
+def test_a_run_that_goes_on_is_judged_by_all_its_lines(tmp_path: Path) -> None:
+    small = ["log.every=1", "evaluate.baselines=true", "evaluate.every=1st", "checkpoint.every=2st"]
+    t = make(tmp_path / "whole", *small)
+    assert t.train()
+    first = make(tmp_path / "cut", *small)
+    first.stop.ask()
+    assert not first.train()
+    second = make(tmp_path / "cut", *small)
+    assert second.train()
+    assert second.judge.verdict() == t.judge.verdict()
+    assert second.judge.losses == t.judge.losses
+    assert second.judge.accuracies == t.judge.accuracies

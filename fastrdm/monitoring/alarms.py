@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from fastrdm.methods.dual_branch import MethodConfig
 from fastrdm.methods.prototypes import PrototypesConfig
+from fastrdm.monitoring.advice import ADVICE, Advice
+from fastrdm.monitoring.verdict import ONLINE_RANK
 from fastrdm.schema import STRICT, Duration, Horizon
 
 Action = Literal["warn", "stop", "checkpoint_and_stop"]
@@ -18,8 +20,8 @@ Action = Literal["warn", "stop", "checkpoint_and_stop"]
 class AlarmsConfig:
     """When to speak up and what to do then. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
 
-    Both are judged at the target (its scores where there are prototypes), before the projector's last BatchNorm and
-    at the encoder's features; an alarm of a tap is raised once, and again after its condition has ended.
+    Both are judged at the target, before the projector's last BatchNorm and at the encoder's features, and a complete
+    collapse at the online branch too; an alarm of a tap is raised once, and again after its condition has ended.
     """
 
     action: Action = "warn"  # on every alarm but a loss that is no finite number, which always stops
@@ -44,6 +46,14 @@ class Alarm(NamedTuple):
     threshold: float | None
     action: str
     text: str
+    cause: str
+    remedy: str
+    page: str
+
+    @property
+    def told(self) -> str:
+        """What is printed: what was seen, what usually causes it, what to try, and where to read on."""
+        return f"{self.text}. {Advice(self.cause, self.remedy, self.page).text}"
 
 
 class LossRange(NamedTuple):
@@ -96,10 +106,11 @@ class Alarms:
     def _alarm(self, finding: Finding, since: int, step: int) -> Alarm:
         name = finding.alarm.replace("_", " ")
         text = f"alarm: {name} at {finding.tap} in steps {since} to {step}: {finding.text}"
-        return Alarm(finding.alarm, finding.tap, finding.value, finding.threshold, self.config.action, text)
+        seen = finding.alarm, finding.tap, finding.value, finding.threshold, self.config.action, text
+        return Alarm(*seen, *ADVICE[finding.alarm])
 
     def _findings(self, step: int, metrics: Mapping[str, float]) -> Iterator[Finding]:
-        for tap in ("target_scores" if "target_scores/std/batch" in metrics else "target", "hidden", "features"):
+        for tap in ("target", "online", "hidden", "features"):
             rank = metrics.get(f"{tap}/erank_l/unit/cov/batch")
             if rank is not None:
                 yield from self._of_tap(tap, rank, step, metrics)
@@ -111,13 +122,19 @@ class Alarms:
     def _of_tap(self, tap: str, rank: float, step: int, metrics: Mapping[str, float]) -> Iterator[Finding]:
         c = self.config
         deviation, moment = metrics[f"{tap}/std/batch"], metrics[f"{tap}/erank_l/unit/moment/batch"]
-        if deviation < c.complete_std and moment < c.complete_rank:
+        point = deviation < c.complete_std and moment < c.complete_rank
+        if tap == "online":
+            # A low rank is what the online branch is for, and a large mean makes it look like a point.
+            point, low = point and rank < ONLINE_RANK, False
+        else:
+            low = rank < c.dimensional_rank
+        if point:
             text = f"deviation {deviation:.3f} below {c.complete_std:g}, rank {moment:.2f} below {c.complete_rank:g}"
             yield Finding("complete_collapse", tap, deviation, c.complete_std, c.complete_patience, text)
-        elif rank < c.dimensional_rank:
+        elif low:
             text = f"effective rank {rank:.2f} below {c.dimensional_rank:g}"
             yield Finding("dimensional_collapse", tap, rank, c.dimensional_rank, c.dimensional_patience, text)
-        if step >= self.horizon.steps(c.falling_after):
+        if tap != "online" and step >= self.horizon.steps(c.falling_after):
             peak = self.peaks[tap] = max(self.peaks.get(tap, 0.0), rank)
             if rank < c.falling_share * peak:
                 text = f"effective rank {rank:.2f} below {c.falling_share:g} of its highest, {peak:.2f}"
@@ -136,7 +153,7 @@ class Alarms:
 
 def non_finite(text: str) -> Alarm:
     """The alarm of a loss that is no finite number; it always stops the run."""
-    return Alarm("non_finite_loss", "loss", None, None, "stop", f"alarm: {text}")
+    return Alarm("non_finite_loss", "loss", None, None, "stop", f"alarm: {text}", *ADVICE["non_finite_loss"])
 
 
 def replay(alarms: Alarms, lines: Iterable[Mapping[str, float]]) -> Iterator[tuple[int, Alarm]]:

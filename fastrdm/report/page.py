@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page; RUN/report.html, for several report.html")
     options = parser.parse_args(arguments)
     out = write(options.runs, options.out)
+    for run in read_runs(options.runs):
+        print(f"{run.name}: {run.verdict().text}")
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
 
@@ -92,20 +94,17 @@ def _section(title: str, found: Sequence[str]) -> str:
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """What the files say of a run, in plain words."""
-    if not run.metrics:
-        return "no figures yet"
+    """The state of a run with its reason and cause, the alarms it raised, and how far it came."""
+    found = run.verdict()
     own = [a for a in alarms if a.run is run]
     rang = [
         f"{words(kind)} at epoch "
         + ", ".join(f"{a.first['epoch']:g}{f' ({a.tap})' if a.tap else ''}" for a in own if a.first["alarm"] == kind)
         for kind in dict.fromkeys(a.first["alarm"] for a in own)
     ]
-    end = "" if run.summary else f"unfinished, {progress(run)} epochs"
-    if rang:
-        return "; ".join([*rang, *([end] if end else [])])
-    told = "healthy: no alarm" if "monitor" in run.config else "not watched for alarms"
-    return f"{told}; {end}" if end else told
+    alarmed = f"Alarms: {'; '.join(rang)}." if rang else ""
+    unfinished = "" if run.summary else f"Unfinished, {progress(run)} epochs."
+    return " ".join(filter(None, (f"{found.text}.", found.cause, alarmed, unfinished)))
 
 
 def words(kind: str) -> str:

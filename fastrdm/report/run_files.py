@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
+from fastrdm.monitoring.verdict import Verdict, judge
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
 ANALYSIS, ANALYSIS_AT_END = "analysis.jsonl", "analysis.json"
@@ -54,6 +55,13 @@ class Run(NamedTuple):
     def figures(self) -> list[str]:
         """Names of all figures, in the order in which they appear."""
         return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
+
+    def verdict(self) -> Verdict:
+        """The state of the run, from its metrics and from what stopped it."""
+        batch, parts = self.setting("loader.batch_size"), self.setting("train.accumulate") or 1
+        images = batch // parts if isinstance(batch, int) and isinstance(parts, int) else None
+        stopped = [{"loss": math.nan} for alarm in self.alarms if alarm["alarm"] == "non_finite_loss"]
+        return judge([*self.metrics, *stopped], images)
 
     def setting(self, key: str) -> Any:
         """The value of a setting such as `train.length`, None where it is not known."""

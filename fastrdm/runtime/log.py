@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class RunLog:
         if self.main:
             with self.path.with_name(f"{name}.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **record}) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl so far; none on processes that write none."""
+        if self.main:
+            yield from map(json.loads, _lines(self.path))
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

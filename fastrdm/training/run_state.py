@@ -122,10 +122,10 @@ class RunState:
         if self.processes.rank < len(state["random"]):
             _set_random_state(state["random"][self.processes.rank])
 
-    def finish(self, metrics: dict[str, float]) -> None:
-        """Write summary.json: the metrics of the finished run."""
+    def finish(self, summary: dict[str, float | str]) -> None:
+        """Write summary.json: the metrics of the finished run and its verdict."""
         if self.processes.main:
-            (self.folder / "summary.json").write_text(json.dumps(metrics, indent=1))
+            (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fastrdm.methods.dual_branch import MethodConfig
+from fastrdm.monitoring.advice import ADVICE
 from fastrdm.monitoring.alarms import Alarm, Alarms, AlarmsConfig, LossRange, loss_range, non_finite, replay
 from fastrdm.schema import Horizon
 
@@ -16,7 +17,7 @@ TAPS = ("target", "hidden", "features")
 def line(step: int, loss: float = -0.6, **taps: dict[str, float]) -> dict[str, float]:
     """Figures of a log step, healthy but for what is given."""
     metrics = {"step": step, "loss": loss}
-    for tap in TAPS:
+    for tap in dict.fromkeys((*TAPS, *taps)):
         values = HEALTHY | taps.get(tap, {})
         metrics |= {f"{tap}/erank_l/unit/{about}/batch": values[about] for about in ("moment", "cov")}
         metrics[f"{tap}/std/batch"] = values["std"]
@@ -82,19 +83,34 @@ def test_thresholds_and_patience_are_fields() -> None:
     assert raised(lines, **config) == [(10, "loss_at_floor", "loss"), (30, "dimensional_collapse", "target")]
 
 
-def test_scores_stand_for_the_target_where_there_are_prototypes() -> None:
-    lines = [line(step, target={"std": 0.01, "moment": 1.0}) for step in range(10, 101, 10)]
+def test_the_online_branch_may_have_a_low_rank_and_a_large_mean_but_not_be_one_point() -> None:
+    def found(**figures: float) -> list[tuple[int, str, str]]:
+        return raised([line(step, online=figures) for step in range(10, 101, 10)])
+
+    point = {"std": 0.05, "moment": 1.0, "cov": 1.4}
+    assert found(**point) == [(60, "complete_collapse", "online")]
+    for alive in ({"std": 0.11}, {"moment": 1.21}, {"cov": 1.51}):
+        assert found(**point | alive) == []
+    falling = [line(50 * i, online={"cov": 12.0 if i < 10 else 2.0}) for i in range(1, 21)]
+    assert raised(falling) == []
+
+
+def test_the_target_counts_and_not_its_scores() -> None:
+    lines = [line(step) for step in range(10, 101, 10)]
     for metrics in lines:
-        metrics |= {f"target_scores/{k.partition('/')[2]}": v for k, v in metrics.items() if k.startswith("hidden/")}
+        metrics |= {f"target_scores/{k.partition('/')[2]}": 1.0 for k in metrics if k.startswith("hidden/")}
     assert raised(lines) == []
 
 
 def test_an_alarm_says_what_where_and_since_when() -> None:
     ((step, alarm),) = replay(alarms(action="stop"), [line(s, target={"cov": 1.5}) for s in (10, 40, 70)])
     assert step == 70
-    assert alarm == Alarm("dimensional_collapse", "target", 1.5, 2.0, "stop", alarm.text)
+    seen = ("dimensional_collapse", "target", 1.5, 2.0, "stop", alarm.text)
+    assert alarm == Alarm(*seen, *ADVICE["dimensional_collapse"])
     assert alarm.text == "alarm: dimensional collapse at target in steps 10 to 70: effective rank 1.50 below 2"
-    assert non_finite("the loss was not finite in steps 3 to 4").action == "stop"
+    assert alarm.told == f"{alarm.text}. {alarm.cause} {alarm.remedy} See docs/collapse.md#dimensional-collapse."
+    stopped = non_finite("the loss was not finite in steps 3 to 4")
+    assert (stopped.action, stopped[-3:]) == ("stop", ADVICE["non_finite_loss"])
 
 
 def test_alarms_go_on_from_their_state() -> None:

@@ -116,7 +116,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         assert f" {figure} " in told, figure
     assert "raw pixels 50.0 %" in told
     assert "random encoder 25.0 %" in told
-    assert "healthy: no alarm" in told
+    assert "not judged: fewer than 3 log lines hold ranks and deviations of both branches." in told
     assert "No spectra.jsonl" in told
 
 
@@ -141,7 +141,6 @@ def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path
     assert "20.0 31.5 +11.5" in told
     assert html.count("fill-opacity") == 2  # the bands of the difference and of its null
     assert "Null: view 2 minus view 1" in told
-    assert "healthy: no alarm" in told
     assert "of single batches" not in told
 
 
@@ -151,7 +150,8 @@ def test_alarms_are_told_marked_and_counted(tmp_path: Path) -> None:
     (found,) = runs = read_runs([run])
     alarmed = with_alarms(runs)
     assert verdict(found, alarmed.alarms) == (
-        "falling rank at epoch 1 (target); dimensional collapse at epoch 2 (features), 3 (hidden)"
+        "not judged: fewer than 3 log lines hold ranks and deviations of both branches. "
+        "Alarms: falling rank at epoch 1 (target); dimensional collapse at epoch 2 (features), 3 (hidden)."
     )
     assert [(m.x, m.label) for m in alarmed.marks()] == [(1, "1"), (2, "2"), (3, "3")]
     html = page(runs)
@@ -169,7 +169,7 @@ def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "method.alignment.name: negative_cosine -> byol" in told
     assert "train.length" not in told
     assert "lie on different scales" in told
-    assert "not watched for alarms; unfinished, 3 of 5 epochs" in told
+    assert "both branches. Unfinished, 3 of 5 epochs." in told
     assert "two: no summary.json: the run has not finished" in told
 
 
@@ -184,7 +184,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, name: str) -> None:
 def test_an_empty_run_is_shown(tmp_path: Path) -> None:
     run = make(tmp_path / "run", [], summary_json=None)
     told = text(page(read_runs([run])))
-    assert "no figures yet" in told
+    assert "not judged: no training step was logged yet. Unfinished, 0 of 5 epochs." in told
     assert "Not logged: loss." in told
     assert "metrics.jsonl: no figures yet" in told
     (run / "metrics.jsonl").unlink()

@@ -1,0 +1,125 @@
+"""Train the labelled runs of the verdict's record: `python -m benchmarks.verdict.runs --data FOLDER`.
+
+FOLDER holds CIFAR-10; 2,000 training and 1,000 test images of it are used. Each finished run becomes a row of
+results/verdict_runs.csv (its settings, its outcome, CPU seconds) and a line of records/verdict/series.jsonl (every
+figure that it logged, over its log lines), and is not run again.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.verdict.arms import Arm, jobs
+from benchmarks.verdict.truth import Outcome, accuracies, measure
+from fastrdm.config import run_config
+from fastrdm.trainer import Trainer
+
+HERE = Path(__file__).parents[1]
+ROWS, SERIES = HERE / "results" / "verdict_runs.csv", HERE / "records" / "verdict" / "series.jsonl"
+FIELDS = ["data", "arm", "seed", "expected", *Outcome._fields, "failure", "cpu_seconds", "torch", "settings"]
+TRAIN, TEST = 2_000, 1_000  # images of CIFAR-10
+UNUSED = ("time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share", "unreadable_images",
+          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilisation", "filter_share")  # fmt: skip
+RECIPES = {"cifar10": ["cifar10/cpu.yaml"], "digits": []}
+
+
+def smaller(root: Path, out: Path) -> Path:
+    """The first images of each class of CIFAR-10, as arrays in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        labels = np.load(root / f"{split}.labels.npy")
+        kept = np.sort(np.concatenate([np.flatnonzero(labels == c)[: count // 10] for c in range(10)]))
+        np.save(out / f"{split}.images.npy", np.load(root / f"{split}.images.npy")[kept])
+        np.save(out / f"{split}.labels.npy", labels[kept])
+    shutil.copy(root / "classes.json", out)
+    return out
+
+
+def rounded(value: float) -> float | None:
+    """Four digits; None for what is no finite number."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def series(lines: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """Every figure over all lines, None where it was not logged."""
+    keys = [k for k in dict.fromkeys(key for line in lines for key in line) if k not in UNUSED]
+    return {key: [rounded(line[key]) if key in line else None for line in lines] for key in keys}
+
+
+def done(file: Path) -> set[tuple[str, str, str]]:
+    if not file.exists():
+        return set()
+    with file.open(newline="") as lines:
+        return {(row["data"], row["arm"], row["seed"]) for row in csv.DictReader(lines)}
+
+
+def run(arm: Arm, seed: int, cifar: Path, folder: Path) -> None:
+    """Train, measure, note."""
+    began = time.process_time()
+    arguments = [*RECIPES[arm.data], *arm.settings, f"train.seed={seed}", f"run={folder}", "checkpoint.every=100%"]
+    arguments += ["log.report=false", "train.device=cpu"]
+    arguments += [f"loader.root={cifar}"] if arm.data == "cifar10" else []
+    trainer = Trainer(run_config.load(arguments))
+    random, failure = accuracies(trainer), ""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer.train()
+    except Exception as error:
+        failure = type(error).__name__
+    outcome = measure(trainer, random) if not failure else Outcome(*[math.nan] * 10, *random)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds = time.process_time() - began
+    settings = " ".join(arm.settings)
+    row = [arm.data, arm.name, seed, arm.expected, *(rounded(v) for v in outcome), failure, round(seconds, 1)]
+    views, total = len(trainer.settings.loader.views), trainer.horizon.total
+    record = {"data": arm.data, "arm": arm.name, "seed": seed, "steps_per_epoch": trainer.horizon.steps_per_epoch,
+              "total": total, "batch": trainer.settings.loader.batch_size,
+              "losses": list(trainer.monitor.alarms.losses), "views": views, "series": series(lines)}  # fmt: skip
+    with SERIES.open("a") as file:
+        file.write(json.dumps(record, separators=(",", ":")) + "\n")
+    new = not ROWS.exists()
+    with ROWS.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(FIELDS)
+        writer.writerow([*row, torch.__version__, settings])
+    told = {k: rounded(v) for k, v in outcome._asdict().items()}
+    print(f"{arm.data} {arm.name} {seed}: {failure} {seconds:.0f} s {told}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as arrays")
+    parser.add_argument("--only", nargs="+", default=[], help="names of arms; all")
+    parser.add_argument("--cpu-minutes", type=float, default=45.0, help="after which no run begins")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    SERIES.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        cifar = smaller(options.data, Path(scratch) / "cifar10")
+        finished = done(ROWS)
+        wanted = [job for job in jobs() if not options.only or job[0].name in options.only]
+        for arm, seed in wanted:
+            if (arm.data, arm.name, str(seed)) in finished:
+                continue
+            if time.process_time() > 60 * options.cpu_minutes:
+                break
+            folder = Path(scratch) / f"{arm.data}-{arm.name}-{seed}"
+            run(arm, seed, cifar, folder)
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
