@@ -9,8 +9,9 @@ from fastrdm.kernels.linalg.gram import upper_gram
 from fastrdm.kernels.linalg.matmul import power_of_two, scaled_by
 from fastrdm.kernels.spectral.filter_factors import Factors, Function, no_factors, work_dtype
 
-HEADROOM = 2.0  # times float32's rounding error may grow before products go through float64
-FEW = 1 / 4  # share of the directions that it pays to take apart; with more of them all goes through float64
+HEADROOM = 2.0  # times that float32's rounding error may grow before products go through float64
+# Share of the directions that it pays to take apart; with more of them all goes through float64.
+MAX_APART = 1 / 4
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def _split(s: Tensor, weights: Tensor, work: torch.dtype) -> tuple[torch.dtype, 
     noise = s.square().cumsum(-1) * weights.square().cumsum(-1)
     bar = HEADROOM**2 * n * (s * weights).square().sum(-1, keepdim=True)
     low = int((noise <= bar).sum(-1).min())
-    return (work, low) if work != torch.float64 and low >= (1 - FEW) * n else (torch.float64, n)
+    return (work, low) if work != torch.float64 and low >= (1 - MAX_APART) * n else (torch.float64, n)
 
 
 def _capped(vectors: Tensor, s: Tensor, weights: Tensor, x: Tensor, work: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +131,7 @@ def _tall(x: Tensor, own: bool, gram: Tensor, function: Function, needs_grad: bo
     return out, Factors(x.new_empty((len(x), 0, x.shape[-1]), dtype=work), core, unit)
 
 
-def filter64(
+def filter_eigh(
     x: Tensor, source: Tensor, is_gram: bool, own: bool, function: Function, needs_grad: bool
 ) -> tuple[Tensor, Factors]:
     """x W for x (V, B, D), from `source` (V, rows, D) or its Gram matrix (V, D, D); `own`: x is the source."""

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from fastrdm.kernels.augment.augment_cpu import NoCompiler, augment_cpu, crop_cpu, library
 from fastrdm.kernels.augment.layout import Ragged, ragged
-from fastrdm.kernels.linalg.matmul import HAS_TRITON
+from fastrdm.kernels.triton_support import HAS_TRITON, triton_module
 from fastrdm.loaders.augment.parameters import Column
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.schema import Triple
@@ -36,10 +36,8 @@ def augment(
     if name == "cpu":
         return augment_cpu(ragged(images) if isinstance(images, Tensor) else images, parameters, spec).to(dtype)
     if name == "triton":
-        from fastrdm.kernels.augment.augment_triton import augment_triton  # a CPU build of torch has no Triton
-
         buffer = images if isinstance(images, Ragged) else ragged(images)
-        views: Tensor = augment_triton(buffer, parameters, spec, dtype)
+        views: Tensor = triton_module("augment.augment_triton").augment_triton(buffer, parameters, spec, dtype)
         return views
     if isinstance(images, Tensor):
         crops = crop_resize(images, parameters, spec)

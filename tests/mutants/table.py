@@ -217,8 +217,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "kernels/spectral/filter_factors.py": [
         (
             "power off by one",
-            "(s / self.unit) ** self.power",
-            "(s / self.unit) ** (self.power + 1)",
+            "return s**self.power",
+            "return s ** (self.power + 1)",
             f"{TRANSFORMS}power_is_the_exponent_of_the_multiplier[-0.5]",
         ),
     ],
