@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_rank
+from fastrdm.kernels.spectral.filter_factors import KINDS
 from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
 from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.runtime.distributed import gather_rows
@@ -18,7 +19,7 @@ class FilterConfig:
     """A spectral filter x V f(S) V^T, where x = U S V^T over the rows of all processes (RDM, section 5)."""
 
     name: Literal["filter"] = "filter"
-    kind: Literal["power", "log", "log1p", "log1p_sq"] = "power"  # f(s) = s^power, ln s, ln(1+s), ln(1+s^2)
+    kind: str = "power"  # f(s) = s^power, ln s, ln(1+s), ln(1+s^2)
     power: float | None = Field(default=None, allow_inf_nan=False)  # of f itself, --sigma: online 1 or 2, target < 0
     basis: Literal["self", "other"] = "self"  # whose spectrum: its own, or the other branch's (authors' ImageNet code)
     scale: Literal["raw", "rms"] = "raw"  # raw: singular values of the gathered batch (the paper's); rms: / sqrt(rows)
@@ -26,6 +27,7 @@ class FilterConfig:
     solver: str = "auto"  # how W is computed: see docs/spectra.md
 
     def __post_init__(self) -> None:
+        require(self.kind in KINDS, "filter.kind", f"one of {', '.join(KINDS)}", self.kind)
         given = "a number for kind=power" if self.kind == "power" else f"left out for kind={self.kind}"
         require((self.power is not None) == (self.kind == "power"), "filter.power", given, self.power)
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)

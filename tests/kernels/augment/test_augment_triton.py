@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment import augment_cpu
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ragged
+from fastrdm.kernels.augment.layout import COLUMNS, Column
+from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
 
 CUDA = torch.cuda.is_available()
