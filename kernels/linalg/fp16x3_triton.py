@@ -133,9 +133,12 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
 class Parts(NamedTuple):
     """A matrix times its scale as high + low / SPLIT, each part laid out in memory as the matrix is."""
 
-    high: Tensor  # float16
-    low: Tensor  # float16
-    largest: Tensor | None  # (K,) float32 where the scale is the matrix's own unit: its largest magnitude
+    high: Tensor
+    """float16."""
+    low: Tensor
+    """float16."""
+    largest: Tensor | None
+    """(K,) float32, the largest magnitude, where each matrix was divided by the power of two at it; else None."""
 
 
 def split_dense(x: Tensor, scale: float | None) -> Parts:

@@ -22,7 +22,8 @@ def _row_scales_kernel(x_ptr, scale_ptr, width, BLOCK: tl.constexpr):  # type: i
         x = tl.load(x_ptr + row * width + d, mask=d < width, other=0.0).to(tl.float32)
         square += x * x
     length = tl.sqrt(tl.sum(square, axis=0))
-    tl.store(scale_ptr + row, 1.0 / tl.maximum(length, 1e-12))  # a row of zeros stays one
+    # A row of zeros stays one.
+    tl.store(scale_ptr + row, 1.0 / tl.maximum(length, 1e-12))
 
 
 @triton.jit

@@ -34,7 +34,8 @@ def _blocks_matrix(degree: int) -> Tensor:
     From 2 T_i T_m = T_{m+i} + T_{m-i}, applied from the highest term down.
     """
     count = degree + 1
-    rows = torch.eye(count, dtype=torch.float64)  # row n: what stands before T_n, in terms of c
+    # Row n: the coefficient of T_n in terms of c.
+    rows = torch.eye(count, dtype=torch.float64)
     out = torch.zeros(count, count, dtype=torch.float64)
     for n in range(degree, -1, -1):
         block, i = divmod(n, WIDTH)
@@ -48,7 +49,7 @@ def _blocks_matrix(degree: int) -> Tensor:
 
 @lru_cache
 def _constants(degree: int, low: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes (degree + 1,) and the map from values there to blocks, float64; copied once, before any capture."""
+    """Nodes (degree + 1,) and the map from values there to blocks, float64, copied to the device once."""
     matrix = _blocks_matrix(degree) @ _chebyshev_matrix(degree)
     return torch.tensor(nodes(degree, low), dtype=torch.float64, device=device), matrix.to(device)
 
@@ -81,7 +82,10 @@ def evaluate(b: Tensor, y: M, y_squared: M, low: float, precision: Precision[M])
 
 @lru_cache
 def plan(exponent: float, tolerance: float = 3e-4) -> tuple[int, int] | None:
-    """Square roots and degree with which s^exponent is a polynomial on [0, 1] to within `tolerance`; None: too many."""
+    """Number of square roots and degree with which s^exponent is a polynomial on [0, 1] to within `tolerance`.
+
+    None where no plan with at most two square roots and the highest of DEGREES keeps the tolerance.
+    """
     y = torch.linspace(0, 1, 4001, dtype=torch.float64)
     best: tuple[int, int, int] | None = None
     for depth in (1, 2):

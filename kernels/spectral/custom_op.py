@@ -1,4 +1,4 @@
-"""The filters as torch operators: opaque to torch.compile, with shapes known ahead and the gradient g W."""
+"""The filter as a torch operator: opaque to torch.compile, with shapes known ahead and the gradient g W."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Filters by matrix products alone: no factorisation, no host, fixed shapes, so that a CUDA graph can hold them."""
+"""Filters by matrix products alone: no factorization, no host, fixed shapes, so that a CUDA graph can hold them."""
 
 import torch
 from torch import Tensor

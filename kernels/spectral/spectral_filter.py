@@ -105,7 +105,8 @@ def spectral_filter(
     }
     _check(x, kind, power, cutoff, choices)
     if x_all is not None and x_all.shape == x.shape:
-        x_all = None  # gathered from one process: x itself
+        # Gathered from one process: x itself.
+        x_all = None
     name, source = ("gram", gram) if gram is not None else ("basis", basis) if basis is not None else ("x_all", x_all)
     if source is not None:
         _check_source(x, name, source)

@@ -58,7 +58,8 @@ def _crop_box(spec: ViewSpec, u: Tensor, rows: Tensor, columns: Tensor) -> tuple
     tall, wide = torch.round(torch.sqrt(area / ratio)), torch.round(torch.sqrt(area * ratio))
     fits = (tall > 0) & (tall <= rows) & (wide > 0) & (wide <= columns)
     found = fits.any(dim=1, keepdim=True)
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)  # of equal values, the first
+    # argmax takes the first of equal values.
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     central_tall = torch.minimum(rows, torch.round(columns / spec.ratio[0])).clamp(min=1)
     central_wide = torch.minimum(columns, torch.round(rows * spec.ratio[1])).clamp(min=1)
     tall = torch.where(found, tall.gather(1, first), central_tall)

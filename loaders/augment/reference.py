@@ -1,4 +1,4 @@
-"""Images to views by a chosen implementation, and the reference: plain torch, float32 in [0, 1], no synchronisation.
+"""Images to views by a chosen implementation, and the reference: plain torch, float32 in [0, 1], no synchronization.
 
 Torchvision v2 on float images defines every operation; after the crop the values are clamped to [0, 1], which
 torchvision leaves to the caller and 8-bit pipelines do by themselves.
@@ -120,7 +120,8 @@ def crop_resize_one(image: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor
     """
     top, left, tall, wide, flip = (int(value) for value in parameters[: Column.FLIP + 1])
     box = image[top : top + tall, left : left + wide].permute(2, 0, 1)[None]
-    box = box.to(torch.float32, memory_format=torch.contiguous_format)  # planes: a third faster than channels-last
+    # Planes are a third faster than channels-last.
+    box = box.to(torch.float32, memory_format=torch.contiguous_format)
     x = interpolate(box, size=(spec.size, spec.size), mode=spec.interpolation, antialias=True, align_corners=False)
     return (x[0].flip(2) if flip else x[0]).div_(255).clamp_(0, 1)
 

@@ -177,7 +177,7 @@ class NativeLoader(EpochLoader):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
-        """What training waits for, in a line, where that has changed since this was last called."""
+        """One line on what training waits for, or None where that has not changed since the last call."""
         return self.watch.words()
 
     def close(self) -> None:
