@@ -5,7 +5,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict
 
-STRICT = ConfigDict(extra="forbid")  # a misspelt key is an error, everywhere
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""A misspelled key is an error. The docstring under a field is its text in `--help`."""
 
 
 Pair = tuple[float, float]

@@ -18,6 +18,7 @@ class SupervisedConfig(LoaderConfig):
     """A loader of one view: the label takes the place of the second."""
 
     views: tuple[ViewSpec, ...] = (ViewSpec(),)
+    """The one view of each image."""
 
     def __post_init__(self) -> None:
         require(len(self.views) == 1, "views", "one view", len(self.views))

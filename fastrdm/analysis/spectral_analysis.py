@@ -36,10 +36,21 @@ PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
 class AnalysisConfig:
     """The theory's metrics while a run goes on: see docs/theory.md. The weights are frozen and nothing is touched."""
 
-    every: Duration = "0st"  # between two measurements, such as 10ep; one more at the start and the end; 0st: none
-    images: int | None = Field(default=None, ge=1)  # measured on; null: 10 for each dimension, at least 5,000
-    split: Literal["train", "test"] = "train"  # whose images
-    replicates: int = Field(default=100, ge=10)  # bootstrap samples of an interval
+    every: Duration = "0st"
+    """Time between two analyses, such as 10ep; one more is made at the start and at the end of the run. `0st` makes
+    none.
+    """
+
+    images: int | None = Field(default=None, ge=1)
+    """Images that are analyzed. `null` takes 10 for each dimension of the output and at least 5,000, as far as the set
+    has them.
+    """
+
+    split: Literal["train", "test"] = "train"
+    """Split of the data set whose images are analyzed."""
+
+    replicates: int = Field(default=100, ge=10)
+    """Bootstrap samples for the confidence intervals."""
 
 
 class Branches(NamedTuple):

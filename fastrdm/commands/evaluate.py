@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         usage="fastrdm eval (CHECKPOINT | --weights FILE --layout NAME) [options] [a.b=c ...]",
         description="Measure a trained encoder: k-NN, linear probe, fine-tuning; top-1 and top-5 with Wilson's 95 % "
         "intervals. Each measurement is printed and written to eval-METHOD-SOURCE.json.",
-        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.line, help.walk(EvalConfig))),
+        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.show, help.walk(EvalConfig))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")

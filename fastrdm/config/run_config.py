@@ -37,15 +37,36 @@ QUICK_START = RECIPES / "quickstart.yaml"
 class TrainConfig:
     """How long, how precisely and on what to train."""
 
-    length: Duration = "100ep"  # of the run, in epochs or steps
-    seed: int = Field(default=0, ge=0, lt=2**32)  # of the initial weights, the order and the views
+    length: Duration = "100ep"
+    """Length of the run in epochs or optimizer steps, such as 50ep or 2000st."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the initial weights, of the order of the images and of the views."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
-    accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
-    compile: bool = False  # torch.compile the dual branch
-    capture: bool = False  # record the whole step as a CUDA graph; one process
-    channels_last: bool = True  # memory layout of images and convolutions
-    hang_timeout: float = Field(default=600, gt=0)  # seconds without a step after which several processes give up
+    """Where the run computes. `auto` takes a CUDA device if there is one."""
+
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Arithmetic of the encoder and of the projector up to its last BatchNorm. What follows runs in float32, or in
+    float64 with fp64.
+    """
+
+    accumulate: int = Field(default=1, ge=1)
+    """Number of parts into which each process splits its share of a batch; they run one after the other to save memory.
+    BatchNorm, spectral filters and Sinkhorn then see one part at a time.
+    """
+
+    compile: bool = False
+    """Compile the dual branch by torch.compile."""
+
+    capture: bool = False
+    """Record the whole training step as a CUDA graph. This needs a single process."""
+
+    channels_last: bool = True
+    """Store images and convolution weights with the channels last in memory."""
+
+    hang_timeout: float = Field(default=600, gt=0)
+    """Seconds without a step after which a run on several processes gives up."""
 
     def __post_init__(self) -> None:
         longer = not self.length.endswith("%") and steps_of(self.length, steps_per_epoch=2**32) > 0
@@ -56,8 +77,12 @@ class TrainConfig:
 class Config:
     """One training run."""
 
-    preset: str = "simsiam"  # the row of the table of methods that everything below starts from
-    run: str | None = None  # folder of the run; null: runs/<preset>-<source>-<digest of the configuration>
+    preset: str = "simsiam"
+    """Method whose row of the table of presets every other setting starts from; see docs/methods.md."""
+
+    run: str | None = None
+    """Folder of the run. `null` takes runs/<preset>-<source>-<digest of the configuration>."""
+
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -201,8 +226,8 @@ def run_folder(config: Config) -> Path:
 
 def describe() -> Iterator[str]:
     """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
-    yield from map(help.line, help.walk(Config))
+    yield from map(help.show, help.walk(Config))
     yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
     for kind in help.options(TransformConfig):
         settings = [s for s in help.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
-        yield from map(help.line, settings) if settings else [f"  {kind.name}"]
+        yield from map(help.show, settings) if settings else [f"  {kind.name}"]

@@ -28,8 +28,11 @@ from fastrdm.schema import STRICT
 class KnnConfig:
     """k-NN by cosine on features of the center view."""
 
-    k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images
-    temperature: float = Field(default=0.07, gt=0)  # a neighbour's vote weighs exp(cosine / temperature)
+    k: int | None = Field(default=None, ge=1)
+    """Neighbors that vote in `fastrdm eval`. `null` takes 200, and 20 where fewer than 10,000 images are labeled."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the vote in `fastrdm eval`: a neighbor weighs exp(cosine / temperature)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

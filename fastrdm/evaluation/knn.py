@@ -20,14 +20,29 @@ from fastrdm.schema import STRICT, Duration
 class EvaluateConfig:
     """k-NN on unit-norm features of the center view, and the online linear probe."""
 
-    every: Duration = "10%"  # between two evaluations
-    k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images
-    bank: int | None = Field(default=None, ge=1)  # training images among them, balanced over classes; null: all
-    temperature: float = Field(default=0.07, gt=0)  # a neighbour's vote weighs exp(cosine / temperature)
-    baselines: bool = True  # raw pixels and the random encoder, before training
-    probe: bool = True  # train a linear classifier beside the encoder; it does not touch the encoder
-    probe_lr: float = Field(default=0.1, gt=0)  # at 256 images a step, as in the authors' scripts
-    batch_size: int = Field(default=256, ge=1)  # images a pass of one process
+    every: Duration = "10%"
+    """Time between two evaluations. `0st` evaluates at the end of the run only."""
+
+    k: int | None = Field(default=None, ge=1)
+    """Neighbors that vote. `null` takes 200, and 20 where the bank has fewer than 10,000 images."""
+
+    bank: int | None = Field(default=None, ge=1)
+    """Number of training images among which neighbors are searched, equally many of each class. `null` uses all."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the vote: a neighbor weighs exp(cosine / temperature)."""
+
+    baselines: bool = True
+    """Measure raw pixels and the random encoder before training."""
+
+    probe: bool = True
+    """Train a linear classifier on the detached features beside the encoder. It has no effect on the encoder."""
+
+    probe_lr: float = Field(default=0.1, gt=0)
+    """Learning rate of that classifier, for a batch of 256 images. The authors' CIFAR scripts use 0.1."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images of one evaluation pass of one process."""
 
 
 def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

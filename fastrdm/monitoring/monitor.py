@@ -28,16 +28,27 @@ ON_CPU = 1024  # up to this width eigenvalues come from one CPU thread, above fr
 class MonitorConfig:
     """What is measured of both branches besides the loss: see docs/monitoring.md. None of it touches the weights."""
 
-    every: Duration = "5%"  # between the starts of two windows; 0st: none, metrics of batches only
-    rows: int | None = Field(default=None, ge=1)  # of a window; null: 10 for each dimension of the widest tap in it
-    max_width: int = Field(default=2048, ge=2, le=4096)  # dimensions; wider taps: a sample of so many rows
-    groups: int = Field(
-        default=8, ge=0, le=32
-    )  # of batches or images, for intervals; 0, or more than a batch has images: none
-    conventions: tuple[Convention, ...] = (
-        HEADLINE_CONVENTION,
-        CENTERED_CONVENTION,
-    )  # of effective rank, logged of every tap's window
+    every: Duration = "5%"
+    """Time between the starts of two windows, whose rows give ranks and spectra. `0st` measures single batches only."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """Rows of a window. `null` takes 10 for each dimension of the widest layer that is measured in full."""
+
+    max_width: int = Field(default=2048, ge=2, le=4096)
+    """Largest number of dimensions of a layer that is measured in full. Wider layers are measured on a sample of as
+    many rows.
+    """
+
+    groups: int = Field(default=8, ge=0, le=32)
+    """Groups of batches, or of images where a window has few batches, from which confidence intervals are computed: 4
+    to 32. `0` computes none, and so does a batch with fewer images than groups.
+    """
+
+    conventions: tuple[Convention, ...] = (HEADLINE_CONVENTION, CENTERED_CONVENTION)
+    """Conventions of effective rank that are logged for every window, such as erank_l/unit/moment; see
+    docs/monitoring.md. The two defaults must be among them.
+    """
+
     alarms: AlarmsConfig = AlarmsConfig()
 
     def __post_init__(self) -> None:

@@ -21,20 +21,57 @@ class OptimConfig:
     """How parameters are stepped; defaults are SimSiam's on CIFAR (paper.md 5.1, 5.4)."""
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
-    backend: Literal["torch", "apex"] = "torch"  # apex: NVIDIA's fused AdamW on a GPU; never run by us
-    lr: float = 0.5  # at 256 images a step; scaled by global batch / 256
-    min_lr: float = 0.0  # at the end of the cosine; not scaled, as in the authors' code
-    warmup: Duration = "10ep"  # linear, from warmup_lr
-    warmup_lr: float = 3e-5  # at the first step; not scaled
-    momentum: float = 0.9  # SGD and LARS
-    weight_decay: float = 1e-5  # share of the weight added to the gradient (SGD, LARS) or the step (AdamW, LAMB)
-    weight_decay_end: float | None = None  # reached along a cosine (DINO with a ViT: 0.04 to 0.4); null: constant
-    exclude_bias_norm: bool = False  # biases and norms (1-D) get neither decay nor LARS / LAMB adaptation
-    eta: float = 0.02  # LARS: step over weight norm
-    clip: bool = False  # LARS: adaptation may shorten a step, never lengthen it
-    betas: Pair = (0.9, 0.999)  # AdamW and LAMB
-    clip_grad: float | None = None  # largest norm of the gradient; none: as it is
-    clip_grad_of: Literal["all", "each"] = "all"  # norm over all tensors, or of each by itself (DINO's code)
+    """The optimizer: sgd and lars have momentum, adamw and lamb have decoupled weight decay."""
+
+    backend: Literal["torch", "apex"] = "torch"
+    """Implementation of the optimizer. `apex` is NVIDIA's fused AdamW, for GPUs only; this project has never run it."""
+
+    lr: float = 0.5
+    """Peak learning rate for a batch of 256 images; it is scaled by the global batch size over 256. SimSiam's CIFAR
+    script uses 0.5.
+    """
+
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine. It is not scaled by the batch size, as in the authors' code."""
+
+    warmup: Duration = "10ep"
+    """Length of the linear warm-up from `warmup_lr` to `lr`."""
+
+    warmup_lr: float = 3e-5
+    """Learning rate at the first step. It is not scaled by the batch size either."""
+
+    momentum: float = 0.9
+    """Momentum of SGD and LARS."""
+
+    weight_decay: float = 1e-5
+    """Weight decay: this share of the weight is added to the gradient by SGD and LARS, and to the step by AdamW and
+    LAMB.
+    """
+
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, reached along a cosine, as DINO does with a vision transformer (0.04 to 0.4).
+    `null` keeps it constant.
+    """
+
+    exclude_bias_norm: bool = False
+    """Leave biases and the weights of norms, all of them 1-D, without weight decay and without the scaling of LARS and
+    LAMB.
+    """
+
+    eta: float = 0.02
+    """Trust coefficient of LARS: the length of a step over the norm of the weight, at a learning rate of 1."""
+
+    clip: bool = False
+    """Let LARS shorten a step but never lengthen it."""
+
+    betas: Pair = (0.9, 0.999)
+    """Decay rates of AdamW's and LAMB's averages of the gradient and of its square."""
+
+    clip_grad: float | None = None
+    """Largest norm of the gradient; longer gradients are scaled down to it. `null` clips nothing."""
+
+    clip_grad_of: Literal["all", "each"] = "all"
+    """Whether `clip_grad` limits the norm over all tensors together, or of each tensor by itself as in DINO's code."""
 
     def __post_init__(self) -> None:
         for key in ("lr", "min_lr", "warmup_lr", "weight_decay"):

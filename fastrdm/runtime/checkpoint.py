@@ -26,9 +26,14 @@ WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    every: Duration = "1ep"  # between two checkpoints
-    keep: int = Field(default=2, ge=1)  # the newest so many
-    best: bool = True  # and the one with the best k-NN accuracy
+    every: Duration = "1ep"
+    """Time between two checkpoints. `0st` saves at the end of the run, and when it is asked to stop."""
+
+    keep: int = Field(default=2, ge=1)
+    """Number of newest checkpoints that are kept."""
+
+    best: bool = True
+    """Keep the checkpoint with the best k-NN accuracy as well."""
 
 
 class CheckpointError(Exception):

@@ -15,8 +15,11 @@ from fastrdm.schema import STRICT, Duration
 class ProfileConfig:
     """Which steps torch's profiler records into the run's folder, on the main process; they take longer meanwhile."""
 
-    start: Duration = "20st"  # the first one is the step after so many
-    steps: int = Field(default=10, ge=1, le=1000)  # recorded, each with its wait for data
+    start: Duration = "20st"
+    """Time before the first recorded step."""
+
+    steps: int = Field(default=10, ge=1, le=1000)
+    """Number of recorded steps, each with its wait for data."""
 
 
 class StepProfiler:
