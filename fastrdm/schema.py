@@ -10,8 +10,6 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 Pair = tuple[float, float]
-
-
 Triple = tuple[float, float, float]
 
 

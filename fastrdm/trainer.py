@@ -111,7 +111,7 @@ class Trainer:
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.introduction()
+        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()

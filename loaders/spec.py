@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from fastrdm.schema import STRICT, Pair, Triple, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
 
@@ -19,7 +21,8 @@ class ViewSpec:
     """The augmentation of one view; torchvision v2 (on float images) defines every operation.
 
     Order: random resized crop, color jitter (its four operations in a drawn order), grayscale, blur, solarize, flip,
-    normalize. Defaults are SimSiam's CIFAR view (paper.md 5.1).
+    normalize. Defaults are those of solo-learn's CIFAR script for SimSiam (bash_files/pretrain/cifar), and the crop's
+    `scale` that of SimSiam's ImageNet code (main_simsiam.py, lines 209 to 249).
     """
 
     size: int = 32
@@ -208,9 +211,11 @@ class LoaderConfig:
 class Batch:
     """What a loader hands to the training step; global views first, then local crops."""
 
-    views: tuple[Tensor, ...]  # each (B, 3, H_v, W_v), channels-last, on the device, normalized, in the training dtype
-    index: Tensor  # (B,) int64, the sample's number in the source
-    label: Tensor  # (B,) int64, -1 where unknown
+    views: (
+        "tuple[Tensor, ...]"  # each (B, 3, H_v, W_v), channels-last, on the device, normalized, in the training dtype
+    )
+    index: "Tensor"  # (B,) int64, the sample's number in the source
+    label: "Tensor"  # (B,) int64, -1 where unknown
 
 
 class Loader(Protocol):

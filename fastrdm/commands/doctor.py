@@ -1,6 +1,6 @@
 """`fastrdm doctor`: what is installed here, what will be used, what is missing and the command that installs it.
 
-Only Python's own modules are imported at the top: `python -m fastrdm.doctor` runs where torch itself is broken.
+Only Python's own modules are imported at the top: `python -m fastrdm.commands.doctor` runs where torch itself is broken.
 """
 
 import argparse

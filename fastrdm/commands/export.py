@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastrdm.commands.pretrained import Pretrained, from_run
+from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, description, from_run
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import EXPORTS, check_export
 from fastrdm.schema import require
@@ -52,7 +52,7 @@ def write(pretrained: Pretrained, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".safetensors":
         about = {key: str(pretrained.origin[key]) for key in ("encoder", "preset", "step", "branch", "sha256")}
-        save_file(weights, partial, {**about, "stem": pretrained.config.stem})
+        save_file(weights, partial, {**about, "stem": pretrained.config.stem, DESCRIPTION: description(pretrained)})
     else:
         torch.save(weights, partial)
     os.replace(partial, file)

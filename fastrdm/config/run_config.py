@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.models.encoders import EncoderConfig
 from fastrdm.monitoring.monitor import MonitorConfig
 from fastrdm.optim.optimizers import OptimConfig
+from fastrdm.renamed import RENAMED
 from fastrdm.runtime.checkpoint import CheckpointConfig
 from fastrdm.runtime.log import LogConfig
 from fastrdm.schema import STRICT, Duration, require, steps_of
@@ -108,13 +110,16 @@ class Config:
 _ADAPTER = TypeAdapter(Config)
 
 
-def load(arguments: Sequence[str]) -> Config:
-    """The Config of `[FILE.yaml] [a.b=c ...]`; the quick start without FILE. ValueError names what is refused."""
+def load(arguments: Sequence[str], over: Tree | None = None) -> Config:
+    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start without FILE.
+
+    ValueError names what is refused.
+    """
     files = [a for a in arguments if "=" not in a]
     if len(files) > 1:
         raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
     layers = trees.read_files(_find(files[0]) if files else QUICK_START)
-    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a))
+    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a), over or {})
 
 
 def resolve(*layers: Tree) -> Config:
@@ -143,7 +148,7 @@ def _validate(tree: Tree) -> Config:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+        raise ValueError("\n".join(_with_new_name(_explain(e)) for e in error.errors())) from None
 
 
 def _check_values(given: Any, taken: Any, path: str = "") -> None:
@@ -159,20 +164,30 @@ def _check_values(given: Any, taken: Any, path: str = "") -> None:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """What is offered for a word that is not among the known ones: the nearest, or all."""
+    """What is offered for a word that is not among the known ones: its new name, else the nearest, else all."""
     names = list(known)
+    if RENAMED.get(word) in names:
+        return f"it is called {RENAMED[word]!r} now"
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def _nearest_key(path: list[str], key: str) -> str:
-    """The same for a key: the nearest beside it, else the key of that name elsewhere."""
+    """What is offered for an unknown key: its new name, else the nearest beside it, else the key elsewhere."""
     beside = help.keys_at(Config, path[:-1])
+    if RENAMED.get(path[-1]) in beside:
+        return f"it is called {key.removesuffix(path[-1]) + RENAMED[path[-1]]!r} now"
     near = difflib.get_close_matches(path[-1], beside, n=1)
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
     elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
     return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+
+
+def _with_new_name(line: str) -> str:
+    """The line of a refusal, and the new name where it ends in a value that was renamed."""
+    value = re.search(r"got '(\w+)'$", line)
+    return f"{line}: it is called {RENAMED[value[1]]!r} now" if value and value[1] in RENAMED else line
 
 
 _EXPECTED = {  # where pydantic's words are about Python

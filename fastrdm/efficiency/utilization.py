@@ -40,7 +40,7 @@ class UtilizationMeter:
         self._flops: dict[tuple[int, ...], int] = {}
         self._filters: float | None = None
 
-    def introduction(self) -> str:
+    def describe(self) -> str:
         """What arithmetic is compared with."""
         if self.peak is None:
             return f"arithmetic: no peak known of {self.name}, so GFLOP/s and no share; log.peak_tflops sets one"

@@ -13,7 +13,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HeadConfig:
-    """A few Linear layers (paper.md 5.1, 5.2)."""
+    """A projector or predictor: a few Linear layers. The defaults are SimSiam's (Chen and He 2021, section 3)."""
 
     layers: int = 3
     """Number of Linear layers, the last one included."""

@@ -127,7 +127,7 @@ class RankMonitor:
         self._pending: Future[WindowReport] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
-    def introduction(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What is measured, and its memory on the main process."""
         if not self.every:
             return ["monitor: metrics of batches only"]

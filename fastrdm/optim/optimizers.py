@@ -18,7 +18,11 @@ from fastrdm.schema import STRICT, Duration, Pair, require
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimConfig:
-    """How parameters are stepped; defaults are SimSiam's on CIFAR (paper.md 5.1, 5.4)."""
+    """How parameters are stepped.
+
+    The defaults are those of solo-learn's CIFAR script for SimSiam (bash_files/pretrain/cifar). The warm-up from 3e-5
+    over 10 epochs, about which the script is silent, is solo-learn's own (solo/methods/base.py, lines 125 to 127).
+    """
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     """The optimizer: sgd and lars have momentum, adamw and lamb have decoupled weight decay."""
@@ -140,7 +144,11 @@ def _group(
 
 
 def learning_rates(groups: Iterable[Group], step: int, total: int, warmup: int, config: OptimConfig) -> list[float]:
-    """Each group's rate at `step` of `total`, `warmup` of them rising (paper.md 5.4)."""
+    """Learning rate of each group at `step` of `total`, the first `warmup` of which are the warm-up.
+
+    Groups with a constant schedule keep their base rate, as SimSiam's predictor does in solo-learn
+    (solo/methods/base.py, lines 449 to 461). The others follow `warmup_cosine`.
+    """
     return [
         group["base_lr"]
         if group["schedule"] == "constant"

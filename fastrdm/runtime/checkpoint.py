@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastrdm.errors import RunError
 from fastrdm.files import flush
 from fastrdm.schema import STRICT, Duration
 
@@ -36,7 +37,7 @@ class CheckpointConfig:
     """Keep the checkpoint with the best k-NN accuracy as well."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """A checkpoint that cannot be used or written; the message is its path and the reason."""
 
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fastrdm.errors import RunError
 from fastrdm.kernels.collectives import process_count
 from fastrdm.loaders.spec import Batch
 from fastrdm.runtime import distributed
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss was no finite number; the message gives the range of steps."""
 
 

@@ -47,7 +47,7 @@ class PeriodicAnalysis:
         if self.every:
             self.images = images_needed(settings, self.source, c.images, "analysis.images")
 
-    def introduction(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Where the metrics will be biased."""
         dimension = loss_dimension(self.settings)
         if not self.every or self.images >= IMAGES_PER_DIMENSION * dimension:

@@ -24,7 +24,7 @@ FREE = (
     "log.",
     "checkpoint.",
     "monitor.",
-    "instruments.",
+    "analysis.",
     "train.device",
     "train.compile",
     "train.capture",

@@ -8,6 +8,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fastrdm.errors import RunError
+
 Pixels = NDArray[np.uint8]
 Allocate = Callable[[int, int], Pixels]  # (height, width) -> the array (height, width, 3) that takes the pixels
 
@@ -17,7 +19,7 @@ ORIENTATION = 0x0112  # EXIF tag
 PIXELS_A_BYTE = 1024  # twice what the sparsest JPEG has: a damaged header must not cost gigabytes
 
 
-class CorruptImage(ValueError):
+class CorruptImage(RunError, ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
 
 

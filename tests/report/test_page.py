@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm import cli
+from fastrdm.commands import train
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.page import main, page, verdict, write
 from fastrdm.report.run_files import read_runs
@@ -278,17 +278,17 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
-    assert cli.main([*short, f"run={tmp_path / 'a'}"]) == 0
+    assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
-    assert cli.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
+    assert train.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
     assert not (tmp_path / "b" / "report.html").exists()
 
     def fail(paths: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(cli.page, "write", fail)
-    assert cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
+    monkeypatch.setattr(train.page, "write", fail)
+    assert train.main([*short, f"run={tmp_path / 'c'}"]) == 0
     assert "no report: RuntimeError: broken" in capsys.readouterr().out
 
 
