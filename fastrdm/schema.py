@@ -1,4 +1,4 @@
-"""What every settings class is made of: strictness, `require`, durations and the run's length they refer to."""
+"""Building blocks of every settings class: strictness, `require`, durations, and the run's length they refer to."""
 
 import re
 from typing import Annotated, NamedTuple

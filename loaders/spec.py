@@ -1,4 +1,4 @@
-"""The contract of every loading engine: what a view is, what a loader is told, and what it hands out."""
+"""The contract of every loading engine: settings of views and loader, and the batch that it yields."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
@@ -124,7 +124,7 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoaderConfig:
-    """Where images come from and how they become batches of views."""
+    """The data set, and the engine that turns it into batches of views."""
 
     source: str = "digits"
     """The data set: digits, fashion_mnist, cifar10, cifar100, folder (one folder a class), packed (made by `fastrdm
@@ -209,7 +209,7 @@ class LoaderConfig:
 
 @plain_dataclass(frozen=True)
 class Batch:
-    """What a loader hands to the training step; global views first, then local crops."""
+    """One batch for the training step; global views first, then local crops."""
 
     views: (
         "tuple[Tensor, ...]"  # each (B, 3, H_v, W_v), channels-last, on the device, normalized, in the training dtype

@@ -82,7 +82,7 @@ def white_bound(images: int, dimension: int) -> float:
 
 
 def resamples(parts: int, replicates: int, device: torch.device) -> Tensor:
-    """How often each of `parts` is drawn in each bootstrap sample, (R, parts) float64; the same at every call."""
+    """Bootstrap counts (R, parts) float64: how often each part is drawn in each of R samples. Equal at every call."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(parts, (replicates, parts), generator=generator)
     counts = torch.zeros(replicates, parts, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
@@ -110,7 +110,10 @@ def _replicated_ranks(x: Tensor, center: bool, replicates: int) -> Tensor:
 
 
 def _interval(values: Tensor) -> Interval:
-    """Of (R + 1,) values, the first from all images: the deviation of the others, the bias they show taken off."""
+    """Bias-corrected 95 % normal interval from R + 1 estimates.
+
+    Entry 0 is the estimate on all images, the others are its bootstrap replicates.
+    """
     value, others = values[0], values[1:]
     middle, half = 2 * value - others.mean(), NORMAL * others.std()
     return Interval(*(float(v) for v in (value, middle - half, middle + half)))
@@ -130,7 +133,7 @@ def rank_differences(online: Tensor, target: Tensor, *, center: bool, replicates
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Ranks of (..., k) values, equal ones sharing their mean rank, centerd to sum 0."""
+    """Ranks of (..., k) values, centered to sum 0. Equal values share their mean rank."""
     ordered = x.sort(-1).values.contiguous()
     x = x.contiguous()
     below = torch.searchsorted(ordered, x)
@@ -154,7 +157,7 @@ def _halves(online: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Te
 
 
 def spectral_filter_between(online: Tensor, target: Tensor, *, replicates: int) -> Filter:
-    """What the online branch does to the target's spectrum, cross-fitted, of rows (V, N, D) each.
+    """Cross-fitted spectral filter of the online branch relative to the target, from rows (V, N, D) of each.
 
     Directions and their order come from one half of the images, the variances along them from the other: in the same
     half a branch's own eigenvectors follow its noise, and equal branches would look filtered. The directions are the
@@ -185,7 +188,10 @@ def spectral_filter_between(online: Tensor, target: Tensor, *, replicates: int) 
 
 
 def _percentiles(values: Tensor) -> Interval:
-    """Of (R + 1,) values: no correction for bias, which would be wrong for a correlation near 0."""
+    """Percentile 95 % interval from R + 1 estimates, entry 0 from all images.
+
+    There is no correction for bias, which would be wrong for a correlation near 0.
+    """
     value, low, high = values[0], values[1:].quantile(0.025), values[1:].quantile(0.975)
     return Interval(float(value), float(low), float(high))
 
@@ -202,7 +208,7 @@ def _leading(moment: Tensor) -> tuple[Tensor, int]:
 
 
 def alignment_between(online: Tensor, target: Tensor) -> Alignment:
-    """Whether the branches share their eigenvectors, of rows (V, N, D) each; mean over views and halves."""
+    """Alignment of the branches' eigenspaces, from rows (V, N, D) of each; mean over views and halves."""
     generator = torch.Generator().manual_seed(0)
     square = torch.randn(online.shape[2], online.shape[2], generator=generator, dtype=torch.float64)
     rotation = torch.linalg.qr(square)[0].to(online.device)

@@ -1,6 +1,6 @@
 """The theory's quantities of a model with frozen weights: spectra, rank difference, spectral filter, alignment.
 
-What each figure estimates, its bias and how to read it: docs/theory.md.
+docs/theory.md explains what each metric estimates, its bias and how to read it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +34,10 @@ PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AnalysisConfig:
-    """The theory's metrics while a run goes on: see docs/theory.md. The weights are frozen and nothing is touched."""
+    """The analysis while a run goes on; see docs/theory.md.
+
+    The weights are frozen meanwhile, and nothing is changed.
+    """
 
     every: Duration = "0st"
     """Time between two analyses, such as 10ep; one more is made at the start and at the end of the run. `0st` makes
@@ -62,7 +65,7 @@ class Branches(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Figures by name, and curves over directions, largest variance first."""
+    """Metrics by name, and curves over directions, largest variance first."""
 
     metrics: dict[str, float]
     curves: dict[str, list[float]]
@@ -150,7 +153,7 @@ def verdict(filtered: Interval, null: Interval) -> int:
 
 
 def compare(branches: Branches, replicates: int, beat: Callable[[], object] = bool) -> Measured:
-    """Every instrument on one pair of branches. ValueError for fewer images than dimensions."""
+    """All metrics and curves of one pair of branches. ValueError for fewer images than dimensions."""
     online, target, dimension = branches
     images = online.shape[1]
     needed = f"at least the {dimension} dimensions, and {IMAGES_PER_DIMENSION} times that for a figure without bias"
@@ -191,7 +194,10 @@ def measure(
     replicates: int = 100,
     beat: Callable[[], object] = bool,
 ) -> Measured:
-    """All instruments on `method`, which is left as it was; names of scores begin with `scores/`. See `collect`.
+    """Analyze `method`, which is left as it was.
+
+    Names of metrics of prototype scores begin with `scores/`. See `collect`.
+
 
     Call it on every process: each gets all rows and the same metrics.
     """
@@ -207,7 +213,7 @@ def measure(
 
 
 def headline(metrics: dict[str, float]) -> str:
-    """The headline metrics of what enters the loss, in one line."""
+    """Summary of the metrics of what enters the loss, in one line."""
     f, difference = metrics, f"difference/{HEADLINE_CONVENTION}"
     null = max(abs(f[f"null/{branch}/{HEADLINE_CONVENTION}"]) for branch in ("online", "target"))
     bias = f", biased: a white spectrum reads {f['bound']:.0f} of {f['dimension']:.0f}" if f["biased"] else ""
@@ -222,7 +228,7 @@ def headline(metrics: dict[str, float]) -> str:
 
 
 def told(metrics: dict[str, float], prefix: str = "") -> list[str]:
-    """The metrics of one pair of branches, those whose names begin with `prefix`, in words."""
+    """Summary lines for the metrics of one pair of branches: those whose names begin with `prefix`."""
     f = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     difference = f"difference/{HEADLINE_CONVENTION}"
     null = max(abs(f[f"null/{branch}/{HEADLINE_CONVENTION}"]) for branch in ("online", "target"))

@@ -1,4 +1,4 @@
-"""`fastrdm analyze`: the instruments on finished runs."""
+"""`fastrdm analyze`: the spectral analysis of finished runs."""
 
 import argparse
 import json
@@ -75,7 +75,10 @@ def analyze_run(
     images: int | None = None,
     replicates: int = 100,
 ) -> Measured:
-    """The instruments on a run's newest checkpoint and new views of its images; `changes` are settings a.b=c."""
+    """Analyze a run's newest checkpoint on new views of its images.
+
+    `changes` are settings `a.b=c` laid over the run's own.
+    """
     steps = checkpoint.existing(run)
     require(bool(steps), "RUN", "a run folder with checkpoints", str(run))
     found = checkpoint.read(steps[0])

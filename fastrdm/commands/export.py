@@ -81,7 +81,10 @@ def checked(pretrained: Pretrained, layout: str, file: Path) -> str:
 
 
 def counterpart(config: EncoderConfig, layout: str) -> tuple[nn.Module, nn.Module, str]:
-    """The same network built by the other library: what takes the weights, what gives features, the library's name."""
+    """The network that `layout` has for this encoder, built by that library.
+
+    Returns the module that takes the weights, the module that gives features, and the library's name and version.
+    """
     if layout == "safetensors":
         encoder = build_encoder(config)
         return encoder.backbone, encoder, "fastrdm"

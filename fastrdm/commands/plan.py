@@ -66,7 +66,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def data(settings: Config, images: int | None) -> Data:
-    """Of the source where it is here, else `images` of them; nothing is downloaded."""
+    """Number of images, classes and resident bytes, from the source if it is on this machine, else from `images`.
+
+    Nothing is downloaded.
+    """
     loader = replace(settings.loader, download=False)
     if images is not None:
         return Data(loader.subset or images, "as given; without labels, so without the probe", 0, 0)
@@ -116,7 +119,11 @@ def table_row(settings: Config, table: str) -> Throughput:
 
 
 def throughput(settings: Config, rate: float | None, run: str | None, table: str | None = None) -> Throughput | None:
-    """What was measured: `rate`, a row of `table`, or the median over a run's lines but the first; None otherwise."""
+    """Measured training speed, or None.
+
+    It is `rate` where given, else a row of the CSV `table`, else the median over the logged lines of `run` without the
+    first.
+    """
     if rate is not None:
         return Throughput(rate, "as given")
     if table is not None:

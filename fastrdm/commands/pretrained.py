@@ -27,7 +27,7 @@ DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the enc
 
 
 class Pretrained(NamedTuple):
-    """What evaluation and export work on."""
+    """A trained encoder, its settings and where it came from."""
 
     encoder: Encoder  # on the CPU, in evaluation mode
     config: EncoderConfig
@@ -39,7 +39,7 @@ class Pretrained(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the encoder's input: resized, cut to the center, normalized."""
+    """Preprocessing of an image into the encoder's input: resize, center crop, normalization."""
 
     size: int  # height and width of the input, pixels
     interpolation: str  # bilinear or bicubic, antialiased

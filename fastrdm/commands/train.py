@@ -25,7 +25,7 @@ Without CONFIG.yaml: the quick start, on scikit-learn's digits. Shipped files ar
 
 
 class TrainResult(NamedTuple):
-    """What a call of `train` leaves behind."""
+    """Folder, metrics and exit status of a call of `train`."""
 
     folder: Path
     """Folder of the run, with its checkpoints, metrics.jsonl and report.html."""
@@ -106,7 +106,10 @@ def _tell(trainer: Trainer, status: int, seconds: float) -> None:
 
 
 def _write_report(folder: Path) -> str:
-    """Where the report is; what went wrong instead, for a finished run has not failed because of it."""
+    """Write the report and return a line that says where it is.
+
+    A failure is told in that line instead of being raised: the run itself has finished.
+    """
     try:
         return f"report: {page.write([folder])}"
     except Exception as error:
@@ -114,7 +117,7 @@ def _write_report(folder: Path) -> str:
 
 
 def headline(trainer: Trainer) -> list[str]:
-    """What is about to run, and what was chosen for it."""
+    """First lines of a run: method, data, length, device, and notes on what was chosen."""
     c, total, world = trainer.settings, trainer.horizon.total, trainer.processes.world
     parameters = sum(p.numel() for p in trainer.method.online.parameters()) / 1e6
     engine = type(trainer.loader).__name__
@@ -137,7 +140,7 @@ def headline(trainer: Trainer) -> list[str]:
 
 
 def summary(trainer: Trainer, seconds: float) -> list[str]:
-    """What came out, where it is, what to try next."""
+    """Last lines of a finished run: accuracies, ranks, speed, files, and what to try next."""
     f, folder = trainer.metrics, trainer.state.folder
     shown = {
         "raw pixels": "knn_raw_pixels",

@@ -37,7 +37,7 @@ QUICK_START = RECIPES / "quickstart.yaml"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """How long, how precisely and on what to train."""
+    """Length, precision and device of the training."""
 
     length: Duration = "100ep"
     """Length of the run in epochs or optimizer steps, such as 50ep or 2000st."""
@@ -136,7 +136,7 @@ def resolve(*layers: Tree) -> Config:
 
 
 def _find(name: str) -> Path:
-    """The file of that name, else the shipped one."""
+    """Path of a configuration file: `name` itself if there is such a file, else the shipped recipe of that name."""
     path = next((path for path in (Path(name), RECIPES / name) if path.is_file()), None)
     if path is None:
         known = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml"))
@@ -164,7 +164,7 @@ def _check_values(given: Any, taken: Any, path: str = "") -> None:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """What is offered for a word that is not among the known ones: its new name, else the nearest, else all."""
+    """Suggestion for an unknown word: its new name, else the nearest known one, else all known ones."""
     names = list(known)
     if RENAMED.get(word) in names:
         return f"it is called {RENAMED[word]!r} now"
@@ -173,7 +173,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _nearest_key(path: list[str], key: str) -> str:
-    """What is offered for an unknown key: its new name, else the nearest beside it, else the key elsewhere."""
+    """Suggestion for an unknown key: its new name, else the nearest beside it, else a key of that name elsewhere."""
     beside = help.keys_at(Config, path[:-1])
     if RENAMED.get(path[-1]) in beside:
         return f"it is called {key.removesuffix(path[-1]) + RENAMED[path[-1]]!r} now"
@@ -234,7 +234,7 @@ def to_yaml(config: Config) -> str:
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run lives: the same command finds the same folder."""
+    """Folder of the run. Equal configurations have the same folder."""
     digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
     return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
 

@@ -1,4 +1,4 @@
-"""What a process of a run holds and computes, found by building the model and running a small step on the CPU."""
+"""Memory and arithmetic of one process of a run, from a small step of the model on the CPU."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -45,7 +45,7 @@ class EvalConfig:
 
 
 class Machine(NamedTuple):
-    """How the encoder is run."""
+    """Device, precision and batch size with which the encoder runs."""
 
     device: torch.device
     bf16: bool  # autocast of the frozen encoder and of fine-tuning
@@ -54,7 +54,7 @@ class Machine(NamedTuple):
 
 
 class Evaluator:
-    """An encoder and the labelled images of a source, whose features are made once."""
+    """Measures one encoder on the labeled images of a source, whose features are computed once."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How good the features are: k-NN accuracy, and a linear probe trained beside the encoder on detached features."""
+"""k-NN accuracy of features and its confidence interval; settings of the evaluations during a run."""
 
 import math
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ Features = tuple[Tensor, Tensor, Tensor]  # (B, D), labels (B,), numbers of the 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FitConfig:
-    """How a classifier is trained on labels."""
+    """Training of a classifier on labels."""
 
     epochs: int = Field(default=100, ge=1)
     """Epochs for which the classifier is trained."""
@@ -74,7 +74,7 @@ class FitConfig:
         return self.gamma ** sum(step >= steps_of(m, steps_per_epoch, total) for m in self.milestones)
 
     def optim(self) -> OptimConfig:
-        """The optimiser's part."""
+        """Settings of the optimizer."""
         return OptimConfig(
             name=self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay, eta=self.eta, clip=False
         )
@@ -148,7 +148,7 @@ class ProbeSweep:
 
 
 class Task(NamedTuple):
-    """What a probe learns from and is judged by; all rows labelled."""
+    """Training and test features of a linear probe. All rows have labels."""
 
     bank: FeatureSet  # center views of the training images (N, D)
     held_out: Tensor  # (N,) bool: the training images that choose among several rates
@@ -162,7 +162,7 @@ class Task(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What a sweep of rates gave."""
+    """Result of a linear probe: the chosen learning rate and its hits, and the accuracy at every rate."""
 
     hits: list[int]  # of the chosen rate, for each of `tops`
     rate: float  # the chosen one, at 256 images a step

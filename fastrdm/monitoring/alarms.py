@@ -74,14 +74,14 @@ class Alarm(NamedTuple):
 
 
 class LossRange(NamedTuple):
-    """What the loss can be."""
+    """Lowest value of a loss, and its value for unrelated views."""
 
     floor: float  # the lowest value there is
     unrelated: float  # of unrelated views: orthogonal features, or a uniform distribution over the prototypes
 
 
 def loss_range(config: MethodConfig, views: int) -> LossRange:
-    """Of an alignment over all its pairs of views."""
+    """Range of a method's loss over all its pairs of `views` views."""
     counts = [t.count for t in config.online if isinstance(t, PrototypesConfig)]
     one = {"negative_cosine": (-1.0, 0.0), "byol": (0.0, 2.0), "cross_entropy": (0.0, math.log(max(counts, default=1)))}
     pairs = 2 * (views - 1) if config.alignment.directions == "sum" else 1

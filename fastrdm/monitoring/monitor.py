@@ -26,7 +26,7 @@ ON_CPU = 1024  # up to this width eigenvalues come from one CPU thread, above fr
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MonitorConfig:
-    """What is measured of both branches besides the loss: see docs/monitoring.md. None of it touches the weights."""
+    """Measurements of both branches besides the loss; see docs/monitoring.md. None of them touches the weights."""
 
     every: Duration = "5%"
     """Time between the starts of two windows, whose rows give ranks and spectra. `0st` measures single batches only."""
@@ -63,7 +63,7 @@ class MonitorConfig:
 
 
 def tap_widths(method: DualBranch) -> dict[str, int]:
-    """Dimensions of every place that is watched."""
+    """Number of dimensions of every tap, by name."""
     network = method.online
     first, features = network.projector[network.projector.split], network.encoder.features
     hidden = first.num_features if isinstance(first, ViewBatchNorm) else first.in_features
@@ -74,7 +74,7 @@ def tap_widths(method: DualBranch) -> dict[str, int]:
 
 
 def taps(output: Output) -> dict[str, Tensor]:
-    """Rows (2, B, D) of the two global views at every place that is watched, without gradient."""
+    """Rows (2, B, D) of the two global views at every tap, without gradient."""
     found = {"online": output.online[:2], "target": output.target, "hidden": output.hidden[:2]}
     if output.scores is not None:
         found |= {"online_scores": output.scores[0][:2], "target_scores": output.scores[1][:2]}
@@ -82,9 +82,10 @@ def taps(output: Output) -> dict[str, Tensor]:
 
 
 def batch_figures(output: Output) -> dict[str, Tensor]:
-    """Rank in both headline conventions and deviation of every tap over this step's rows, mean over views; 0-d each.
+    """Effective rank in both headline conventions and standard deviation at every tap, over the rows of this step.
 
-    Figures of one batch: ranks are at most its number of rows, and low where rows are few. Call on every process.
+    Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
+    on every process.
     """
     metrics = {}
     for name, x in taps(output).items():
@@ -105,7 +106,7 @@ class RankMonitor:
     def __init__(
         self, config: MonitorConfig, method: DualBranch, views: int, images: int, processes: Processes
     ) -> None:
-        """Of a method that is shown `views` views of each of `images` images at a time, over all processes."""
+        """Watch `method`, which is given `views` views of each of `images` images at a time, over all processes."""
         self.processes, self.horizon, self.images = processes, method.horizon, images
         widths = tap_widths(method)
         some = steps_of(config.every, 2**32, 2**32) > 0
@@ -128,7 +129,7 @@ class RankMonitor:
         self._thread: ThreadPoolExecutor | None = None
 
     def describe(self) -> list[str]:
-        """What is measured, and its memory on the main process."""
+        """Lines that say what is measured, and how much memory it takes on the main process."""
         if not self.every:
             return ["monitor: metrics of batches only"]
         size = f"{bytes_of(self.shape) / 2**20:,.1f} MiB"
@@ -165,14 +166,17 @@ class RankMonitor:
                     self._read(window, step)
 
     def poll(self) -> WindowReport | None:
-        """The newest reading that is finished and was not handed out yet; the main process's alone."""
+        """Newest finished window report that was not returned before, else None.
+
+        Never blocks. Always None off rank 0.
+        """
         if self._pending is not None and self._pending.done():
             self._ready, self._pending = self._pending.result(), None
         ready, self._ready = self._ready, None
         return ready
 
     def finish(self) -> None:
-        """Wait for the reading under way."""
+        """Wait for the window report that is being computed."""
         if self._pending is not None:
             self._ready, self._pending = self._pending.result(), None
 
@@ -193,7 +197,10 @@ class RankMonitor:
             self._pending = self._thread.submit(_read_on_cuda, window, step, event)
 
     def state_dict(self) -> dict[str, Any]:
-        """The open window, the reading not handed out yet, the alarms' memory; waits for a reading under way."""
+        """State for a checkpoint: the open window, the report not returned yet, the alarms.
+
+        Waits for a report that is being computed.
+        """
         self.finish()
         return {
             "alarms": self.alarms.state_dict(),
@@ -212,7 +219,7 @@ class RankMonitor:
 
 
 def _read_on_cuda(window: Window, step: int, filled: torch.cuda.Event) -> WindowReport:
-    """In the monitor's thread: what waits here, waits for a stream of its own, and the loop goes on."""
+    """Read a window in the monitor's thread, on a CUDA stream of its own, so that the training loop does not wait."""
     filled.synchronize()
     with torch.cuda.stream(torch.cuda.Stream(window.device)):
         return read(window, step, torch.device("cpu") if window.width <= ON_CPU else None)

@@ -1,4 +1,4 @@
-"""What moments say of a population: ranks in every convention, their difference with its interval, RankMe, LiDAR."""
+"""Statistics of a set of rows from its moments: effective ranks, their difference and interval, RankMe, LiDAR."""
 
 import math
 from typing import Literal, NamedTuple
@@ -34,7 +34,10 @@ class Eigen(NamedTuple):
 
 
 def eigen(moments: Moments, center: bool = False) -> Eigen:
-    """Of the second moment over all groups; eigenvalues that rounding alone could have made are 0."""
+    """Eigenvalues and eigenvectors of the second moment over all groups, about the mean where `center`.
+
+    Eigenvalues that rounding alone could have produced are set to 0.
+    """
     matrix = moments.matrix(center)
     values, vectors = torch.linalg.eigh(matrix)
     noise = 8 * torch.finfo(values.dtype).eps * moments.matrix().trace()
@@ -47,9 +50,10 @@ def rank(spectrum: Eigen, kind: str) -> float:
 
 
 def influence(moments: Moments, spectrum: Eigen, center: bool) -> Tensor:
-    """(G,) to first order, how much the rank `erank_l` of all rows owes to each group, up to a constant; on the CPU.
+    """Influence (G,) of each group on the effective rank `erank_l` of all rows, up to a constant; on the CPU.
 
-    The gradient of exp(H), H = - sum q ln q, with respect to the matrix, applied to each group's own moment.
+    To first order: the gradient of exp(H), H = - sum q ln q, with respect to the matrix, applied to each group's
+    own moment.
     """
     values = spectrum.values
     total = values.sum().clamp_min(TINY)
@@ -65,7 +69,10 @@ def influence(moments: Moments, spectrum: Eigen, center: bool) -> Tensor:
 
 
 def half_width(effects: Tensor, shares: Tensor) -> float:
-    """Of the 95 % interval of a figure whose groups have these effects (G,) on it: Student's t, G - 1 degrees."""
+    """Half-width of the 95 % confidence interval of a statistic, by Student's t with G - 1 degrees of freedom.
+
+    `effects` (G,) are the influences of the groups on it, `shares` (G,) their shares of the rows.
+    """
     groups = len(effects)
     centerd = effects - (shares * effects).sum()
     variance = groups / (groups - 1) * (shares * centerd).square().sum()
@@ -73,7 +80,7 @@ def half_width(effects: Tensor, shares: Tensor) -> float:
 
 
 def student_t(degrees: int) -> float:
-    """Its 97.5 % quantile, within 1 % from 3 degrees on (Abramowitz and Stegun, 26.7.5)."""
+    """97.5 % quantile of Student's t, within 1 % from 3 degrees of freedom on (Abramowitz and Stegun, 26.7.5)."""
     z = 1.959964
     terms = (
         (z**3 + z) / 4,
@@ -125,12 +132,12 @@ def lidar(half_sum: Moments, half_difference: Moments, delta: float = 1e-4) -> f
 
 
 def places(width: int) -> list[int]:
-    """At most SHOWN numbers from 1 to `width`, evenly spaced in their logarithm."""
+    """At most MAX_POINTS integers from 1 to `width`, evenly spaced in their logarithm."""
     return sorted({round(width ** (i / (SHOWN - 1))) for i in range(SHOWN)})
 
 
 def shown(spectrum: Eigen) -> dict[str, list[int] | list[float]]:
-    """At most SHOWN eigenvalues as shares of the sum of all, and their indices from 1."""
+    """At most MAX_POINTS eigenvalues as shares of their sum, and their indices from 1, for spectra.jsonl."""
     ranks = places(len(spectrum.values))
     shares = (spectrum.values / spectrum.values.sum().clamp_min(TINY)).tolist()
     return {"ranks": ranks, "eigenvalues": [shares[i - 1] for i in ranks]}

@@ -166,7 +166,10 @@ def set_learning_rates(optimizer: Optimizer, rates: Iterable[float]) -> None:
 def set_weight_decays(
     optimizer: Optimizer, groups: Iterable[Group], step: int, total: int, config: OptimConfig
 ) -> None:
-    """Where `config.weight_decay_end` is set: write the decay of `step` into the tensors of groups that decay."""
+    """Write the weight decay of `step` into the device tensors of groups that decay.
+
+    Does nothing unless `config.weight_decay_end` is set.
+    """
     if config.weight_decay_end is None:
         return
     decay = cosine_ramp(step, total, config.weight_decay, config.weight_decay_end)

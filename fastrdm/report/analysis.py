@@ -1,6 +1,6 @@
-"""The paper's figures, all runs side by side: ranks of both branches, spectra, spectral filters, eigenspaces.
+"""Figures of the analysis, all runs side by side: ranks of both branches, spectra, spectral filters, eigenspaces.
 
-From what the instruments measured with frozen weights, while the runs went on or at their end (docs/theory.md).
+They are drawn from analyses with frozen weights, made while the runs went on or after their end (docs/theory.md).
 """
 
 import math

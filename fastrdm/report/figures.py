@@ -1,4 +1,4 @@
-"""Which figures a report draws from the records of runs; each says what it shows and what is missing."""
+"""The figures of a report, drawn from the metrics of runs. Each caption says what is shown and what is missing."""
 
 import math
 from collections.abc import Sequence

@@ -92,7 +92,7 @@ def _section(title: str, found: Sequence[str]) -> str:
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """What the files say of a run, in plain words."""
+    """Verdict on a run in plain words, from its files."""
     if not run.metrics:
         return "no figures yet"
     own = [a for a in alarms if a.run is run]
@@ -109,7 +109,7 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
 
 
 def words(kind: str) -> str:
-    """An alarm's name as it is said."""
+    """Name of an alarm as it is written in prose."""
     return kind.replace("_", " ")
 
 
@@ -160,7 +160,7 @@ def _overview(all_runs: Runs) -> str:
 
 
 def _measured(all_runs: Runs) -> list[str]:
-    """What the theory's instruments said last, a line a run; nothing where there were none."""
+    """Section with the newest analysis of each run, one row a run; empty if no run was analyzed."""
     found = [[escape(cell) for cell in row] for row in rows(all_runs)]
     head = HEAD.split(",")
     return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []
@@ -192,7 +192,7 @@ def _alarms(all_runs: Runs) -> str:
 
 
 def _configuration(runs: Sequence[Run]) -> str:
-    """In which settings each run differs from the first."""
+    """List of the settings in which each run differs from the first."""
     first, *rest = runs
     if not rest:
         return f"<p>One run, nothing to compare: see {escape(first.name)}/config.yaml.</p>"

@@ -72,7 +72,7 @@ def tap_name(tap: str) -> str:
 
 
 def _origin(kinds: Sequence[tuple[str, str]]) -> str:
-    """What the drawn ranks were computed from: (kind, run's name) of each line."""
+    """Caption that names what the drawn ranks were computed from; `kinds` holds (kind, run's name) of each line."""
     names = {kind: list(dict.fromkeys(name for k, name in kinds if k == kind)) for kind, _ in kinds}
     if len(names) == 1:
         return f"{HEADLINE_CONVENTION}, {kinds[0][0]}."

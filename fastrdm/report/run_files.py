@@ -1,4 +1,4 @@
-"""What a run's folder says, read as far as it goes: a half-written run is a run, and what is missing is named."""
+"""Files of a run's folder, read as far as they go. A half-written run is a run, and missing files are named."""
 
 import json
 import math
@@ -18,7 +18,7 @@ Series = tuple[list[float], list[float]]  # epochs and values
 
 
 class Measurement(NamedTuple):
-    """What the theory's instruments said of a run with frozen weights."""
+    """One analysis of a run with frozen weights."""
 
     epoch: float
     figures: Tree
@@ -118,7 +118,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
-    """Those made while the run went on; without any, the one that `fastrdm analyze` made of its end."""
+    """Analyses made while the run went on; without any, the one that `fastrdm analyze` made after its end."""
     lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "metrics", "curves"))
     if not lines and (folder / THEORY).is_file():
         tree = _tree(folder / THEORY, problems) or {}
@@ -128,7 +128,7 @@ def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
 
 
 def _curves(found: Tree) -> dict[str, Series]:
-    """From lists of [number, value], or of values alone."""
+    """Curves by name, from lists of [number, value] or of values alone."""
     curves = {}
     for name, values in found.items():
         pairs = [v if isinstance(v, list) else (i, v) for i, v in enumerate(values, 1)]

@@ -25,7 +25,7 @@ WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """When to save and what to keep."""
+    """How often checkpoints are written, and which of them are kept."""
 
     every: Duration = "1ep"
     """Time between two checkpoints. `0st` saves at the end of the run, and when it is asked to stop."""
@@ -42,7 +42,7 @@ class CheckpointError(RunError):
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds."""
+    """Content of one checkpoint folder."""
 
     path: Path
     weights: dict[str, Tensor]  # the model's state dict, standard keys
@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
 
 
 def folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lives."""
+    """Folder of the checkpoint of `step`."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 

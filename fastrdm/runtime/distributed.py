@@ -16,7 +16,7 @@ from fastrdm.kernels.collectives import (
 
 
 class Processes(NamedTuple):
-    """This process among all of the run."""
+    """Rank, number of processes and device of this process."""
 
     rank: int
     world: int
@@ -51,7 +51,7 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -88,7 +88,7 @@ def agree(*values: object) -> None:
 
 
 class StopSignal:
-    """Whether any process was asked to stop, agreed on by all at the same step without making the device wait.
+    """A request to stop, on which all processes agree at the same step without making the device wait.
 
     Each step starts a small reduction among the hosts and reads the one of the step before, so that a request is
     honoured within two steps.

@@ -1,4 +1,4 @@
-"""What a run says: one live line, metrics.jsonl, and TensorBoard or W&B where asked for."""
+"""Output of a run: one live line, metrics.jsonl, and TensorBoard or Weights & Biases where asked for."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from fastrdm.schema import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LogConfig:
-    """Where metrics go."""
+    """Logging of metrics, the report and the profiler."""
 
     every: int = Field(default=50, ge=1)
     """Steps between two lines of metrics. The host waits for the device only then."""

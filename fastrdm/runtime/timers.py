@@ -1,4 +1,4 @@
-"""What the loop measures of itself: losses without making the host wait, and time without what is not training."""
+"""Timers of the training loop: losses without making the host wait, and time without what is not training."""
 
 import time
 from collections.abc import Iterable, Iterator

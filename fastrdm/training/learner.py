@@ -1,4 +1,4 @@
-"""What a training step runs forward and backward, on one process or several."""
+"""The module that a training step runs forward and backward, on one process or several."""
 
 from collections.abc import Iterator, Sequence
 from inspect import signature
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 
 class Learner(nn.Module):
-    """What DistributedDataParallel wraps: the method, and the probe that watches its features."""
+    """The method and the online probe as one module, which DistributedDataParallel wraps."""
 
     def __init__(self, method: DualBranch, probe: OnlineProbe | None) -> None:
         super().__init__()

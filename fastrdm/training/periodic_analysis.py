@@ -1,4 +1,4 @@
-"""The instruments while a run goes on: with frozen weights, every so many steps, at its start and at its end."""
+"""The analysis while a run goes on: with frozen weights, at a fixed interval, at the start and at the end."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ PREFIX = "analysis/"  # of the metrics in metrics.jsonl
 
 
 class Observation(NamedTuple):
-    """One measurement, as it is logged."""
+    """One analysis, as it is logged."""
 
     metrics: dict[str, float]  # for metrics.jsonl
     record: dict[str, Any]  # for analysis.jsonl: metrics, and curves as [number of the direction from 1, value]
@@ -31,7 +31,7 @@ class Observation(NamedTuple):
 
 
 class PeriodicAnalysis:
-    """Evaluator a run's method, on views of its own images that it is not trained on.
+    """Analyzes a run's method on views of its own images that it is not trained on.
 
     The model, its random states and the loader of the run are left as they were. Call it on every process.
     """
@@ -48,7 +48,7 @@ class PeriodicAnalysis:
             self.images = images_needed(settings, self.source, c.images, "analysis.images")
 
     def describe(self) -> list[str]:
-        """Where the metrics will be biased."""
+        """Notes on analyses that will be biased because they have few images."""
         dimension = loss_dimension(self.settings)
         if not self.every or self.images >= IMAGES_PER_DIMENSION * dimension:
             return []
@@ -59,7 +59,7 @@ class PeriodicAnalysis:
         ]
 
     def due(self, step: int) -> bool:
-        """Whether the method is measured after `step` steps."""
+        """True if the method is analyzed after `step` steps."""
         return self.every > 0 and (step % self.every == 0 or step == self.total)
 
     def measure(self, step: int, beat: Callable[[], object]) -> Observation:
@@ -107,7 +107,7 @@ def analyze_method(
     replicates: int,
     beat: Callable[[], object] = bool,
 ) -> Measured:
-    """The instruments on `method` as it is, on views of `source` that `epoch` of its run would draw with another seed.
+    """Analyze `method` as it is, on views of `source` that `epoch` of its run would draw with another seed.
 
     `beat` is called now and then, as a sign of life.
     """
@@ -138,7 +138,7 @@ def loss_dimension(settings: Config) -> int:
 
 
 def images_needed(settings: Config, source: Source, images: int | None, key: str) -> int:
-    """How many images are measured: those asked for, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
+    """Number of images to analyze: `images` where given, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
 
     A smaller set is measured whole.
 

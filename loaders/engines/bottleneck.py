@@ -1,4 +1,4 @@
-"""What training waits for, in words: storage, a page cache that is too small, decoding, or nothing."""
+"""Diagnosis of what training waits for: storage, a page cache that is too small, decoding, or nothing."""
 
 import os
 import threading

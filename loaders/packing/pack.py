@@ -238,7 +238,7 @@ class Progress:
 
 
 def report(out: Path, meta: dict[str, Any]) -> list[str]:
-    """What was made, and every file that is not in it as it was."""
+    """Summary for the terminal: size of the pack, then the first repaired and the first refused files."""
     size = sum(told["bytes"] for told in meta["files"].values())
     lines = [f"{out}: {meta['count']:,} images of {len(meta['classes']):,} classes, {size / 1e9:,.2f} GB"]
     for kind in ("repaired", "refused"):

@@ -67,7 +67,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_any(data: bytes, name: str) -> Pixels:
-    """The same by Pillow, which tells what is damaged from what is only odd; raises CorruptImage."""
+    """RGB pixels of an image that Pillow reads, also of a JPEG with harmless faults; raises CorruptImage."""
     if not data:
         raise CorruptImage(f"{name}: the file is empty")
     try:

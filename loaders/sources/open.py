@@ -1,4 +1,4 @@
-"""Where images come from: index -> pixels and label, whatever the files look like."""
+"""The table of sources, and how a source is opened by its name."""
 
 import difflib
 import importlib
