@@ -198,18 +198,18 @@ class Trainer:
         metrics["unreadable_images"] = float(len(self.loader.faults))
         with clock.paused():
             metrics |= self.utilization.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
-        for told in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
-            self.log.say(told)
+        for line in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
+            self.log.say(line)
         if self.step == self.horizon.total:
             self.monitor.finish()
-        reading = self.monitor.poll()
-        metrics |= reading.metrics if reading else {}
+        window = self.monitor.poll()
+        metrics |= window.metrics if window else {}
         metrics["monitor_seconds"] = self.monitor.clock.lap()
         metrics["monitor_share"] = metrics["monitor_seconds"] / seconds
         self.metrics |= metrics
         self.log.write(self.step, self.epoch, metrics)
-        for line in reading.spectra if reading else []:
-            self.log.append("spectra", self.step, self.epoch, line)
+        for spectrum in window.spectra if window else []:
+            self.log.append("spectra", self.step, self.epoch, spectrum)
         self.log.progress(self.line())
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
@@ -263,7 +263,7 @@ class Trainer:
         self.metrics |= seen.metrics
         self.log.write(self.step, self.epoch, seen.metrics)
         self.log.append("analysis", self.step, self.epoch, seen.record)
-        self.log.say(seen.told)
+        self.log.say(seen.summary)
 
     def save(self, must: bool) -> None:
         """Checkpoint; a full disk costs this one only, unless it is the run's last."""

@@ -17,10 +17,13 @@ from fastrdm.monitoring.moments import unit_rows
 # of images, resampled as wholes: the deviation of a figure is then known to about a tenth, and the images of a batch,
 # which share its statistics and its filter, stay together for the most part
 GROUPS = 50
-BODY, HELD = 0.99, 0.9999  # shares of the variance: directions of a filter's verdict, and of its curve (as published)
-AT_ONCE = 2**24  # numbers in the moments of replicates that are solved together
-SAME = 6  # decimals of ln ratio beyond which two directions count as passed alike
-TOP = 512  # leading eigenvectors in the published alignment, or all where there are fewer
+BODY_ENERGY, CURVE_ENERGY = (
+    0.99,
+    0.9999,
+)  # shares of the variance: directions of a filter's verdict, and of its curve (as published)
+SOLVED_TOGETHER = 2**24  # numbers in the moments of replicates that are solved together
+RATIO_DECIMALS = 6  # decimals of ln ratio beyond which two directions count as passed alike
+PUBLISHED_DIRECTIONS = 512  # leading eigenvectors in the published alignment, or all where there are fewer
 NORMAL = 1.96  # of the normal distribution, two-sided 95 %
 
 
@@ -101,7 +104,7 @@ def _replicated_ranks(x: Tensor, center: bool, replicates: int) -> Tensor:
     counts = torch.tensor([part.shape[1] for part in parts], dtype=torch.float64, device=x.device)
     weights = torch.cat([torch.ones_like(counts)[None], resamples(groups, replicates, x.device)])
     ranks = []
-    for part in (weights / (weights @ counts)[:, None]).split(max(AT_ONCE // squares[0].numel(), 1)):
+    for part in (weights / (weights @ counts)[:, None]).split(max(SOLVED_TOGETHER // squares[0].numel(), 1)):
         moment, mean = torch.tensordot(part, squares, 1), torch.tensordot(part, sums, 1)
         if center:
             moment = moment - mean.unsqueeze(-1) * mean.unsqueeze(-2)
@@ -148,7 +151,7 @@ def spearman_with_order(x: Tensor) -> Tensor:
     return (ranks @ order) / torch.where(size == 0, 1.0, size)
 
 
-def _halves(online: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _half_splits(online: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Unit rows of online and target, one half of the images then the other, for each view and both ways round."""
     for o, t in zip(online, target, strict=True):
         (o1, o2), (t1, t2) = (unit_rows(x).tensor_split(2) for x in (o, t))
@@ -165,16 +168,16 @@ def spectral_filter_between(online: Tensor, target: Tensor, *, replicates: int) 
     interval resamples groups of images of the second half and takes the directions as given.
     """
     curves, bodies, tails, sizes = [], [], [], []
-    for o1, t1, o2, t2 in _halves(online, target):
+    for o1, t1, o2, t2 in _half_splits(online, target):
         values, vectors = torch.linalg.eigh((second_moment(o1) + second_moment(t1)) / 2)
         held = values.flip(0).cumsum(0) / values.sum()
-        body, keep = (int((held < share).sum()) + 1 for share in (BODY, HELD))
+        body, keep = (int((held < share).sum()) + 1 for share in (BODY_ENERGY, CURVE_ENERGY))
         along = torch.stack([(x @ vectors.flip(1)[:, :keep]).square() for x in (o2, t2)])
         groups = along.tensor_split(min(GROUPS // 2, len(o2)), dim=1)
         sums = torch.stack([group.sum(1) for group in groups], dim=1)  # (2, G, keep)
         weights = torch.cat([sums.new_ones(1, len(groups)), resamples(len(groups), replicates, o2.device)])
         means = weights @ sums  # (2, R + 1, keep), up to a factor that the ratio does not see
-        log_ratio = (means[0] / means[1]).log().round(decimals=SAME)
+        log_ratio = (means[0] / means[1]).log().round(decimals=RATIO_DECIMALS)
         bodies.append(spearman_with_order(log_ratio[:, :body]))
         tails.append(spearman_with_order(log_ratio[:, body:]))
         curves.append(means[:, 0] / len(o2))
@@ -204,7 +207,7 @@ def _cosine(moment: Tensor, directions: Tensor) -> Tensor:
 def _leading(moment: Tensor) -> tuple[Tensor, int]:
     """Eigenvectors (D, D), largest eigenvalue first, and how many make the body."""
     values, vectors = torch.linalg.eigh(moment)
-    return vectors.flip(1), int((values.flip(0).cumsum(0) < BODY * values.sum()).sum()) + 1
+    return vectors.flip(1), int((values.flip(0).cumsum(0) < BODY_ENERGY * values.sum()).sum()) + 1
 
 
 def alignment_between(online: Tensor, target: Tensor) -> Alignment:
@@ -217,9 +220,9 @@ def alignment_between(online: Tensor, target: Tensor) -> Alignment:
         moment = second_moment(unit_rows(o))
         vectors, body = _leading(second_moment(unit_rows(t)))
         values.append(_cosine(moment, vectors[:, :body]))
-        published.append(_cosine(moment, vectors[:, :TOP]))
+        published.append(_cosine(moment, vectors[:, :PUBLISHED_DIRECTIONS]))
         chance.append(_cosine(moment, rotation))
-    for _, t1, o2, t2 in _halves(online, target):
+    for _, t1, o2, t2 in _half_splits(online, target):
         vectors, body = _leading(second_moment(t1))
         moment, own = second_moment(o2), _leading(second_moment(t2))[0]
         shared = own * torch.linalg.eigvalsh(moment).flip(0) @ own.T

@@ -110,7 +110,7 @@ def collect(
         for views in batches:
             beat()
             rows = len(views[0]) * process_count()
-            require(rows == batch_size, "instruments: a batch", f"the training step's {batch_size} images", rows)
+            require(rows == batch_size, "analysis: a batch", f"the training step's {batch_size} images", rows)
             output = method(views)
             parts.setdefault("outputs", []).append((output.online, output.target))
             if output.scores is not None:
@@ -118,7 +118,7 @@ def collect(
             seen += rows
             if images is not None and seen >= images:
                 break
-    require(seen > 0, "instruments: batches", "at least one", 0)
+    require(seen > 0, "analysis: batches", "at least one", 0)
     found = {}
     for name, pairs in parts.items():
         online, target = (_joined([pair[i] for pair in pairs], images) for i in (0, 1))
@@ -157,7 +157,7 @@ def compare(branches: Branches, replicates: int, beat: Callable[[], object] = bo
     online, target, dimension = branches
     images = online.shape[1]
     needed = f"at least the {dimension} dimensions, and {IMAGES_PER_DIMENSION} times that for a figure without bias"
-    require(images >= dimension, "instruments: images", needed, images)
+    require(images >= dimension, "analysis: images", needed, images)
     f: dict[str, float] = {
         "images": images,
         "dimension": dimension,
@@ -227,7 +227,7 @@ def headline(metrics: dict[str, float]) -> str:
     )
 
 
-def told(metrics: dict[str, float], prefix: str = "") -> list[str]:
+def summary_lines(metrics: dict[str, float], prefix: str = "") -> list[str]:
     """Summary lines for the metrics of one pair of branches: those whose names begin with `prefix`."""
     f = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     difference = f"difference/{HEADLINE_CONVENTION}"

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--require takes {', '.join(found['works'])}, got {', '.join(unknown)}")
     found["required"] = [name for name in required if not found["works"][name]]
     found["ok"] = not found["broken"] and not found["required"]
-    print(json.dumps(found, indent=1) if options.json else "\n".join(told(found)))
+    print(json.dumps(found, indent=1) if options.json else "\n".join(summary_lines(found)))
     return 0 if found["ok"] else 1
 
 
@@ -273,7 +273,7 @@ def apex(find: Callable[[str], Any] = find_spec) -> str:
     return "apex: this is PyPI's package of that name, not NVIDIA's, and of no use here: pip uninstall apex"
 
 
-def told(found: dict[str, Any]) -> list[str]:
+def summary_lines(found: dict[str, Any]) -> list[str]:
     """The findings of `examine` as lines for the terminal."""
     lines = [f"python {found['python']}"]
     for p in found["packages"]:

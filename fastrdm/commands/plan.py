@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
     settings = run_config.load(options.config)
     speed = throughput(settings, options.images_per_second, options.run, options.table)
-    print("\n".join(lines(settings, options.gpus, data(settings, options.images), speed)))
+    print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
     return 0
 
 
@@ -155,7 +155,7 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     return sorted((step, what) for step, what in found if step)
 
 
-def lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
+def summary_lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
     """The plan, line by line."""
     c, horizon = settings, horizon_of(settings, images.images, gpus)
     learner, optimizer = build(c, horizon, images.classes)

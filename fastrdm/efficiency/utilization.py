@@ -60,7 +60,7 @@ class UtilizationMeter:
         Call on every process. The first call counts operations and times the filters, and waits for the device.
         """
         gflops = self.step_flops(epoch) * steps / seconds / 1e9
-        metrics = {"gflops": gflops} | ({"flop_utilisation": gflops / 1e3 / self.peak} if self.peak else {})
+        metrics = {"gflops": gflops} | ({"flop_utilization": gflops / 1e3 / self.peak} if self.peak else {})
         if self._filters is None:
             self._filters = self._time_of_filters()
         if self._filters:
@@ -103,7 +103,7 @@ class UtilizationMeter:
         if "gflops" not in metrics:
             return  # nothing was trained since a checkpoint that has no such metrics
         f, where = metrics, "of a device" if self.device.type == "cuda" else "of a process"
-        share = f" ({100 * f['flop_utilisation']:.1f} % of the peak)" if "flop_utilisation" in f else ""
+        share = f" ({100 * f['flop_utilization']:.1f} % of the peak)" if "flop_utilization" in f else ""
         filters = f", spectral filters {100 * f['filter_share']:.1f} %" if "filter_share" in f else ""
         yield (
             f"speed at the end: {f['images_per_second']:,.0f} images/s, {f['gflops']:,.1f} GFLOP/s {where}{share}; "

@@ -20,8 +20,12 @@ from fastrdm.runtime.distributed import Processes, gather_rows
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.schema import STRICT, Duration, require, steps_of
 
-PER_DIMENSION = 10  # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
-ON_CPU = 1024  # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
+ROWS_PER_DIMENSION = (
+    10  # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
+)
+MAX_CPU_WIDTH = (
+    1024  # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -81,7 +85,7 @@ def taps(output: Output) -> dict[str, Tensor]:
     return found | {"features": output.features[:2]}
 
 
-def batch_figures(output: Output) -> dict[str, Tensor]:
+def batch_metrics(output: Output) -> dict[str, Tensor]:
     """Effective rank in both headline conventions and standard deviation at every tap, over the rows of this step.
 
     Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
@@ -113,7 +117,7 @@ class RankMonitor:
         self.every = max(self.horizon.steps(config.every), 1) if some else 0
         self.alarms = Alarms(config.alarms, loss_range(method.config, views), self.horizon)
         least = max((width for width in widths.values() if width <= config.max_width), default=config.max_width)
-        rows = config.rows or PER_DIMENSION * least
+        rows = config.rows or ROWS_PER_DIMENSION * least
         require(
             rows >= least,
             "monitor.rows",
@@ -145,9 +149,9 @@ class RankMonitor:
         return lines
 
     def batch(self, output: Output) -> dict[str, float]:
-        """`batch_figures` as numbers; waits for the device."""
+        """`batch_metrics` as numbers; waits for the device."""
         with self.clock:
-            return {name: value.item() for name, value in batch_figures(output).items()}
+            return {name: value.item() for name, value in batch_metrics(output).items()}
 
     def push(self, output: Output, step: int) -> None:
         """Take this step's rows, where a window is open or opens at this step (from 1). Call on every process."""
@@ -222,4 +226,4 @@ def _read_on_cuda(window: Window, step: int, filled: torch.cuda.Event) -> Window
     """Read a window in the monitor's thread, on a CUDA stream of its own, so that the training loop does not wait."""
     filled.synchronize()
     with torch.cuda.stream(torch.cuda.Stream(window.device)):
-        return read(window, step, torch.device("cpu") if window.width <= ON_CPU else None)
+        return read(window, step, torch.device("cpu") if window.width <= MAX_CPU_WIDTH else None)

@@ -149,7 +149,9 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
             own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
             rows = window.seen
         metrics |= own
-        spectra.append({"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.shown(headline)})
+        spectra.append(
+            {"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.spectrum_points(headline)}
+        )
     return WindowReport(step, metrics | _of_pairs(moments, spectrum), spectra)
 
 

@@ -97,7 +97,7 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
         return "no figures yet"
     own = [a for a in alarms if a.run is run]
     rang = [
-        f"{words(kind)} at epoch "
+        f"{alarm_name(kind)} at epoch "
         + ", ".join(f"{a.first['epoch']:g}{f' ({a.tap})' if a.tap else ''}" for a in own if a.first["alarm"] == kind)
         for kind in dict.fromkeys(a.first["alarm"] for a in own)
     ]
@@ -108,7 +108,7 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
     return f"{told}; {end}" if end else told
 
 
-def words(kind: str) -> str:
+def alarm_name(kind: str) -> str:
     """Name of an alarm as it is written in prose."""
     return kind.replace("_", " ")
 
@@ -177,7 +177,7 @@ def _alarms(all_runs: Runs) -> str:
         value, threshold = (_figure(number(line.get(key)), ".4g") for key in ("value", "threshold"))
         told = [
             a.run.name,
-            words(line["alarm"]),
+            alarm_name(line["alarm"]),
             a.tap or "-",
             f"{line['epoch']:g}",
             line.get("step", "-"),

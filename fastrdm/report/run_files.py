@@ -10,10 +10,10 @@ from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
-INSTRUMENTS, THEORY = "analysis.jsonl", "analysis.json"
+PERIODIC_ANALYSIS, FINAL_ANALYSIS = "analysis.jsonl", "analysis.json"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
-FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, INSTRUMENTS, THEORY)
-OPTIONAL = (SPECTRA, ALARMS, INSTRUMENTS, THEORY)
+FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, PERIODIC_ANALYSIS, FINAL_ANALYSIS)
+OPTIONAL = (SPECTRA, ALARMS, PERIODIC_ANALYSIS, FINAL_ANALYSIS)
 Series = tuple[list[float], list[float]]  # epochs and values
 
 
@@ -21,11 +21,11 @@ class Measurement(NamedTuple):
     """One analysis of a run with frozen weights."""
 
     epoch: float
-    figures: Tree
+    metrics: Tree
     curves: dict[str, Series]  # over the number of the direction, from 1
 
-    def figure(self, key: str) -> float:
-        return number(self.figures.get(key))
+    def metric(self, key: str) -> float:
+        return number(self.metrics.get(key))
 
 
 class Run(NamedTuple):
@@ -36,7 +36,7 @@ class Run(NamedTuple):
     metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
     spectra: list[Tree]
     alarms: list[Tree]
-    theory: list[Measurement]
+    analyses: list[Measurement]
     config: Tree
     summary: Tree | None  # none: the run did not finish
     versions: Tree  # of the newest checkpoint
@@ -51,7 +51,7 @@ class Run(NamedTuple):
         """The newest finite value, NaN without one."""
         return next((v for v in reversed(self.series(key)[1]) if math.isfinite(v)), math.nan)
 
-    def figures(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names of all figures, in the order in which they appear."""
         return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
 
@@ -106,7 +106,7 @@ def _read(folder: Path, name: str) -> Run:
     metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
     spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
     alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
-    theory = _theory(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
+    analyses = _analyses(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
     config = _tree(folder / CONFIG, problems) or {}
     summary = _tree(folder / SUMMARY, problems)
     metas = sorted(folder.glob("checkpoints/step-*/meta.json"))
@@ -114,14 +114,14 @@ def _read(folder: Path, name: str) -> Run:
     if not isinstance(versions, dict):
         problems.append("no checkpoint that names versions and device")
         versions = {}
-    return Run(name, folder, metrics, spectra, alarms, theory, config, summary, versions, problems)
+    return Run(name, folder, metrics, spectra, alarms, analyses, config, summary, versions, problems)
 
 
-def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
+def _analyses(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
     """Analyses made while the run went on; without any, the one that `fastrdm analyze` made after its end."""
-    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "metrics", "curves"))
-    if not lines and (folder / THEORY).is_file():
-        tree = _tree(folder / THEORY, problems) or {}
+    lines = _lines(folder / PERIODIC_ANALYSIS, problems, needed=("epoch", "metrics", "curves"))
+    if not lines and (folder / FINAL_ANALYSIS).is_file():
+        tree = _tree(folder / FINAL_ANALYSIS, problems) or {}
         if all(_usable(tree, key) for key in ("metrics", "curves")):
             lines = [{"epoch": end, **tree}]
     return [Measurement(line["epoch"], line["metrics"], _curves(line["curves"])) for line in lines]

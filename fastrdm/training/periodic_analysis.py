@@ -14,7 +14,7 @@ from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.source import Source
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.methods.prototypes import PrototypesConfig
-from fastrdm.monitoring.rank_statistics import places
+from fastrdm.monitoring.rank_statistics import log_spaced
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import require, steps_of
 
@@ -27,7 +27,7 @@ class Observation(NamedTuple):
 
     metrics: dict[str, float]  # for metrics.jsonl
     record: dict[str, Any]  # for analysis.jsonl: metrics, and curves as [number of the direction from 1, value]
-    told: str
+    summary: str
 
 
 class PeriodicAnalysis:
@@ -79,7 +79,7 @@ class PeriodicAnalysis:
         )
         seconds = time.perf_counter() - began
         curves = {
-            name: [[i, float(f"{values[i - 1]:.5g}")] for i in places(len(values))]
+            name: [[i, float(f"{values[i - 1]:.5g}")] for i in log_spaced(len(values))]
             for name, values in found.curves.items()
         }
         metrics = {f"{PREFIX}{name}": value for name, value in found.metrics.items()}

@@ -78,7 +78,7 @@ class NativeLoader(EpochLoader):
 
     def diagnosis(self) -> str | None:
         """What training waits for, in a line, where that has changed since this was last called."""
-        return self.watch.words()
+        return self.watch.describe()
 
     def close(self) -> None:
         """End the threads, after the images they are at."""

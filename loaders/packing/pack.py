@@ -21,7 +21,7 @@ from fastrdm.loaders.sources.decode import CorruptImage
 from fastrdm.loaders.sources.folder import FolderSource, is_image
 from fastrdm.loaders.sources.packed import verify
 
-SHOWN = 100  # repaired or refused files printed; meta.json has all
+MAX_LISTED = 100  # repaired or refused files printed; meta.json has all
 PARTS = "train", "val", "test"
 
 
@@ -243,8 +243,8 @@ def report(out: Path, meta: dict[str, Any]) -> list[str]:
     lines = [f"{out}: {meta['count']:,} images of {len(meta['classes']):,} classes, {size / 1e9:,.2f} GB"]
     for kind in ("repaired", "refused"):
         listed = meta[kind]
-        lines += [f"{kind}: {file}: {what}" for file, what in listed[:SHOWN]]
-        if len(listed) > SHOWN:
-            lines.append(f"{kind}: {len(listed) - SHOWN:,} more, all of them in {out / 'meta.json'}")
+        lines += [f"{kind}: {file}: {what}" for file, what in listed[:MAX_LISTED]]
+        if len(listed) > MAX_LISTED:
+            lines.append(f"{kind}: {len(listed) - MAX_LISTED:,} more, all of them in {out / 'meta.json'}")
     reasons = Counter(what for _, what in meta["repaired"])
     return lines + [f"repaired in all: {count:,} x {what}" for what, count in reasons.most_common()]

@@ -339,7 +339,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     lines = jsonl(measured(0, 1.0), measured(4, 2.0))
     runs = [make(tmp_path / "one", instruments_jsonl=lines), make(tmp_path / "two", theory_json=theory)]
     one, two, three = read_runs([*runs, make(tmp_path / "three")])
-    assert two.theory[-1].epoch == 5 and two.theory[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
+    assert two.analyses[-1].epoch == 5 and two.analyses[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
     assert "Not measured: three (train with analysis.every=10ep, or call fastrdm analyze RUN)." in told
@@ -356,9 +356,9 @@ def test_instruments_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_what_a_run_took_of_its_device_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
-    used = {"gflops": 20.0, "flop_utilisation": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
+    used = {"gflops": 20.0, "flop_utilization": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
     said = text(page(read_runs([make(tmp_path / "new", [line(10, loss=1.0, monitor_share=0.01, **used)])])))
-    for title in ("Model FLOP utilisation", "Arithmetic of a device", "Time in the monitor", "Memory"):
+    for title in ("Model FLOP utilization", "Arithmetic of a device", "Time in the monitor", "Memory"):
         assert f" {title} " in said, title
     assert "From the start to the first step: 7.2 s (new)." in said
     assert "seconds_to_first_step" not in said and "Time in spectral filters" not in said

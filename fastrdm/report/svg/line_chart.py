@@ -10,7 +10,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#0
 DASHES = ("", "7 3", "2 3")  # after the last color the first one comes again, dashed
 TIME = ((94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))  # viridis, light to dark: early to late
 HALO = ' paint-order="stroke" stroke="#fff" stroke-width="3"'  # keeps words readable on lines
-GRAYSCALE, INK, GRID = "#666666", "#222222", "#e4e4e4"
+GRAY, INK, GRID = "#666666", "#222222", "#e4e4e4"
 WIDTH, HEIGHT = 640, 320  # units of the drawing; the page scales it
 LEFT, TOP, BOTTOM = 62, 30, 44
 LINE, LETTER = 13, 5.9  # height of a line of text, mean width of a letter at 11 units
@@ -34,7 +34,7 @@ class Level(NamedTuple):
 
     y: float
     label: str
-    color: str = GRAYSCALE
+    color: str = GRAY
 
 
 class Mark(NamedTuple):
