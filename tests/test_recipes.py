@@ -154,7 +154,7 @@ def test_published_imagenet100(preset: str) -> None:
 
 
 def common(c: Config, size: int) -> None:
-    """What all columns share (paper.md 5.1, 5.4)."""
+    """Settings that all pre-training scripts of solo-learn share (bash_files/pretrain, solo/methods/base.py)."""
     o = c.optim
     assert (c.encoder.name, c.loader.batch_size, c.train.precision) == ("resnet18", 256, "fp16")
     assert (o.warmup, o.warmup_lr, o.momentum, c.evaluate.probe_lr) == ("10ep", 3e-5, 0.9, 0.1)
@@ -178,7 +178,7 @@ def common(c: Config, size: int) -> None:
 
 
 def test_published_imagenet() -> None:
-    """SimSiam and RDM-SimSiam on ImageNet-1k (paper.md 5.2)."""
+    """SimSiam and RDM-SimSiam on ImageNet-1k (the authors' imagenet/main_simsiam.py and imagenet/run.sh)."""
     for preset in ("simsiam", "rdm_simsiam_target0.3", "rdm_simsiam_power2"):
         c = run_config.load(["imagenet/simsiam.yaml", f"preset={preset}"])
         o, v = c.optim, c.loader.views[0]

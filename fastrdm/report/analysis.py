@@ -15,7 +15,7 @@ from fastrdm.report.svg.dumbbell_chart import Pair, dumbbells
 from fastrdm.report.svg.line_chart import GRAY, Level, Line, chart, color_at, color_of
 
 DIFFERENCE, NULL = f"difference/{HEADLINE_CONVENTION}", f"null/{{branch}}/{HEADLINE_CONVENTION}"
-SETS = {"": "what enters the loss", "scores/": "the scores"}  # names of figures begin with the key
+SETS = {"": "what enters the loss", "scores/": "the scores"}  # names of metrics begin with the key
 NUMBER = Axis("direction, largest variance first", log=True)
 MIN_SHARE = 1e-6  # share of the variance below which a spectrum is not drawn
 MAX_MOMENTS = 8  # filters drawn of a run, spread over its length

@@ -11,7 +11,7 @@ from fastrdm.report.svg.axes import POINTS, Axis
 from fastrdm.report.svg.line_chart import Level, Line, chart, color_of
 
 OTHER_POINTS = 100  # points of a line in the section of everything else
-ANALYSIS_PREFIX = "analysis/"  # their figures are drawn from analysis.jsonl
+ANALYSIS_PREFIX = "analysis/"  # its metrics are drawn from analysis.jsonl
 DRAWN = {  # what has its place in a figure or in the table at the top
     *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "probe"),
     *("loss", "learning_rate", "images_per_second", "data_wait", "unreadable_images"),

@@ -94,7 +94,7 @@ def _section(title: str, found: Sequence[str]) -> str:
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
     """Verdict on a run in plain words, from its files."""
     if not run.metrics:
-        return "no figures yet"
+        return "no metrics yet"
     own = [a for a in alarms if a.run is run]
     rang = [
         f"{alarm_name(kind)} at epoch "

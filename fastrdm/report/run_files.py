@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     name: str
     folder: Path
-    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
+    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and metrics
     spectra: list[Tree]
     alarms: list[Tree]
     analyses: list[Measurement]
@@ -52,7 +52,7 @@ class Run(NamedTuple):
         return next((v for v in reversed(self.series(key)[1]) if math.isfinite(v)), math.nan)
 
     def names(self) -> list[str]:
-        """Names of all figures, in the order in which they appear."""
+        """Names of all metrics, in the order in which they appear."""
         return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
 
     def setting(self, key: str) -> Any:
@@ -148,7 +148,7 @@ def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]
         cut = ", the last one cut off" if not content.endswith("\n") and _object(texts[-1]) is None else ""
         problems.append(f"{file.name}: {unread} of {len(texts)} lines could not be read{cut}")
     if not lines and file.name == METRICS:
-        problems.append(f"{file.name}: no figures yet")
+        problems.append(f"{file.name}: no metrics yet")
     return lines
 
 

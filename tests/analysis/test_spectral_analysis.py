@@ -1,4 +1,4 @@
-"""The instruments on a method: what they see, that they leave no trace, and what they refuse."""
+"""The analysis of a method: what they see, that they leave no trace, and what they refuse."""
 
 import json
 import subprocess
@@ -208,7 +208,7 @@ def test_a_verdict_needs_more_than_the_null_shows() -> None:
     assert verdict(Interval(0.3, -0.1, 0.5), Interval(0.0, -0.1, 0.1)) == 0
 
 
-def test_words_follow_the_figures() -> None:
+def test_words_follow_the_metrics() -> None:
     generator = torch.Generator().manual_seed(0)
     decay = torch.arange(1, 13, dtype=torch.float64) ** -0.5
     x = torch.randn(2, 2000, 12, generator=generator, dtype=torch.float64) * decay

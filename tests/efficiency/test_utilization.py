@@ -77,7 +77,7 @@ def test_peaks_are_found_by_the_devices_name() -> None:
         assert half == pytest.approx(2 * tf32, rel=0.02), "tensor cores do half as much in TF32"
 
 
-def test_a_run_prints_and_logs_its_figures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_and_logs_its_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["preset=rdm_simsiam_log1p", f"run={tmp_path}", "log.every=4", "log.peak_tflops=0.5"]
     assert cli.train([*SMALL, *RUN, *arguments]) == 0
     out = capfd.readouterr().out
