@@ -99,7 +99,7 @@ def measured_row(preset: str, seed: int, measured: Measurement, seconds: float, 
 def averaged(folders: Sequence[Path]) -> dict[str, Series]:
     """Means over runs of one preset: curves over directions at the end (geometric), ranks throughout training."""
     runs = read_runs(folders)
-    last = [run.analyses[-1].curves for run in runs if run.analyses]
+    last = [run.analysis[-1].curves for run in runs if run.analysis]
     names = {name for curves in last for name in curves}
     out = {name: over_directions([curves[name] for curves in last if name in curves]) for name in sorted(names)}
     return out | {f"throughout/{name}": over_epochs(runs, key) for name, key in THROUGHOUT.items()}

@@ -339,7 +339,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     lines = jsonl(measured(0, 1.0), measured(4, 2.0))
     runs = [make(tmp_path / "one", analysis_jsonl=lines), make(tmp_path / "two", analysis_json=theory)]
     one, two, three = read_runs([*runs, make(tmp_path / "three")])
-    assert two.analyses[-1].epoch == 5 and two.analyses[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
+    assert two.analysis[-1].epoch == 5 and two.analysis[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
     assert "Not measured: three (train with analysis.every=10ep, or call fastrdm analyze RUN)." in told
