@@ -42,7 +42,7 @@ Duration = Annotated[str, BeforeValidator(_checked)]
 
 
 def steps_of(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
-    """Optimiser steps in `duration`, rounded to the nearest; a share needs the run's `total` steps."""
+    """Optimizer steps in `duration`, rounded to the nearest; a share needs the run's `total` steps."""
     number, unit = _parsed(duration)
     if unit == "%":
         require(total is not None, "the length of the run", "in epochs or steps, such as '50ep'", duration)

@@ -66,7 +66,7 @@ class Trainer:
         self.dtype = DTYPES[train.precision]
         self.source, self.test = open_source(c, "train"), open_source(c, "test")
         bank = self.settings.evaluate.bank
-        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbours in
+        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbors in
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,
@@ -74,7 +74,7 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labelled = min(self.source.labels.max(), self.test.labels.max()) >= 0
+        self.labeled = min(self.source.labels.max(), self.test.labels.max()) >= 0
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -90,7 +90,7 @@ class Trainer:
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        learner = build_learner(self.method, c, len(self.source.classes) if self.labelled else 0)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.labeled else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile:
             # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own
@@ -115,7 +115,7 @@ class Trainer:
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()
-        if self.step == 0 and c.evaluate.baselines and self.labelled:
+        if self.step == 0 and c.evaluate.baselines and self.labeled:
             self.measure_baselines()
         if self.step == 0 and self.analysis.due(0):
             self.observe()
@@ -175,7 +175,7 @@ class Trainer:
                     break
 
     def train_step(self, batch: Batch) -> Output:
-        """One optimiser step on this process's share of a batch."""
+        """One optimizer step on this process's share of a batch."""
         with record_function("training step"):
             return self.stepper(batch, self.step)
 
@@ -245,7 +245,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
-        if not self.labelled:
+        if not self.labeled:
             return
         bank, query = self.feature_sets(self.method.online.encoder)
         metrics = {"knn": self.knn(bank, query)}

@@ -69,7 +69,7 @@ class Published:
     """A column of the paper's scripts; two numbers are those of the two views."""
 
     epochs: int
-    optimiser: str
+    optimizer: str
     lr: float
     min_lr: float
     decay: float
@@ -115,7 +115,7 @@ def found(c: Config) -> Published:
     quarter = predictor and (predictor.hidden or method.projector.out // 4)
     return Published(
         epochs=int(c.train.length.removesuffix("ep")),
-        optimiser=c.optim.name,
+        optimizer=c.optim.name,
         lr=c.optim.lr,
         min_lr=c.optim.min_lr,
         decay=c.optim.weight_decay,
@@ -258,7 +258,7 @@ def tiny_cifar(name: str, root: Path, split: str, download: bool) -> Arrays:
 
 
 def two_steps(arguments: list[str], root: Path) -> None:
-    """Two optimiser steps; not as in the recipe: images, encoder, batch, 16-bit arithmetic, 65,536 prototypes."""
+    """Two optimizer steps; not as in the recipe: images, encoder, batch, 16-bit arithmetic, 65,536 prototypes."""
     c = run_config.load(arguments)
     encoder = "timm/test_vit" if c.encoder.name.startswith("timm/") else "resnet_small"
     small = [

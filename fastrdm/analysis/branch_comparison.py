@@ -17,10 +17,8 @@ from fastrdm.monitoring.moments import unit_rows
 # of images, resampled as wholes: the deviation of a figure is then known to about a tenth, and the images of a batch,
 # which share its statistics and its filter, stay together for the most part
 GROUPS = 50
-BODY_ENERGY, CURVE_ENERGY = (
-    0.99,
-    0.9999,
-)  # shares of the variance: directions of a filter's verdict, and of its curve (as published)
+# shares of the variance: directions of a filter's verdict, and of its curve (as published)
+BODY_ENERGY, CURVE_ENERGY = 0.99, 0.9999
 SOLVED_TOGETHER = 2**24  # numbers in the moments of replicates that are solved together
 RATIO_DECIMALS = 6  # decimals of ln ratio beyond which two directions count as passed alike
 PUBLISHED_DIRECTIONS = 512  # leading eigenvectors in the published alignment, or all where there are fewer

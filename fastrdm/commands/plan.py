@@ -184,7 +184,7 @@ def _memory(settings: Config, f: Footprint, images: Data, window: int) -> Iterat
     rows = {
         "weights": f.weights,
         "gradients": f.gradients,
-        "optimiser": f.optimizer,
+        "optimizer": f.optimizer,
         "buffers": f.buffers,
         "activations, an estimate": f.activations,
         "data set": images.resident,

@@ -19,7 +19,7 @@ from fastrdm.evaluation.linear_probe import Features, FitConfig, LinearConfig, T
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import Loader, ViewSpec
-from fastrdm.loaders.supervised import crop_and_flip, labelled_share, supervised_loader
+from fastrdm.loaders.supervised import crop_and_flip, labeled_share, supervised_loader
 from fastrdm.models.encoders import Encoder
 from fastrdm.schema import STRICT
 
@@ -73,7 +73,7 @@ class Evaluator:
             )
         self.encoder = encoder.to(machine.device).to(memory_format=torch.channels_last)
         self.view, self.machine, self.tell = view, machine, tell
-        self.train, self.test = _labelled(train, "training"), _labelled(test, "test")
+        self.train, self.test = _labeled(train, "training"), _labeled(test, "test")
         self.unread: list[str] = []  # images that could not be decoded, and take no part
         self.tops = (1, 5) if len(train.classes) > 5 else (1,)
 
@@ -87,7 +87,7 @@ class Evaluator:
         """Accuracy of a linear classifier on the frozen encoder."""
         bank, query = self.features
         held_out = torch.zeros(len(bank.labels), dtype=torch.bool, device=bank.labels.device)
-        held_out[torch.from_numpy(labelled_share(self.train.labels, config.held_out, config.seed))] = True
+        held_out[torch.from_numpy(labeled_share(self.train.labels, config.held_out, config.seed))] = True
         if len(config.rates) > 1 and bool(held_out.all()):
             raise ValueError(
                 f"linear.held_out={config.held_out:g} leaves no image to learn from: give one of linear.rates"
@@ -109,7 +109,7 @@ class Evaluator:
 
     def finetune(self, config: FinetuneConfig, share: float) -> dict[str, Any]:
         """Accuracy after training encoder and classifier on `share` of the labels."""
-        some = Subset(self.train, labelled_share(self.train.labels, share, config.seed))
+        some = Subset(self.train, labeled_share(self.train.labels, share, config.seed))
         size = min(config.batch_size, len(some))
         loader, faults = self._loader(config, some, size), dict[int, str]()
         with self._precision():
@@ -158,7 +158,7 @@ def _share(right: int, of: int) -> dict[str, float]:
     return {"share": right / of, "low": low, "high": high, "right": right, "of": of}
 
 
-def _labelled(source: Source, split: str) -> Source:
+def _labeled(source: Source, split: str) -> Source:
     known = np.flatnonzero(source.labels >= 0)
     if not len(known):
         raise ValueError(f"the {split} images of {source.name} must have labels, got none")

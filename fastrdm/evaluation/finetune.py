@@ -81,7 +81,7 @@ def finetune(
 def classified(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], tops: Sequence[int]
 ) -> tuple[list[int], int]:
-    """Right answers for each of `tops`, and of how many labelled images, of (images, index, label) batches."""
+    """Right answers for each of `tops`, and of how many labeled images, of (images, index, label) batches."""
     right, of = [0] * len(tops), 0
     for images, _, labels in batches:
         known = labels >= 0

@@ -71,7 +71,7 @@ def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
 
 
 def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float) -> float:
-    """Share of labelled queries that `knn_hits` counts as right; nan if no row is labelled on either side."""
+    """Share of labeled queries that `knn_hits` counts as right; nan if no row is labeled on either side."""
     hits, of = knn_hits(bank, query, k, temperature)
     return hits[0] / of if of else float("nan")
 
@@ -85,7 +85,7 @@ def knn_hits(
     Wu et al. 2018; a class without a vote is never right. Each process answers its share of the queries; rows without
     label take no part. k=None: 200, and 20 for a bank below 10,000 rows.
     """
-    bank, query = bank.labelled(), query.labelled()
+    bank, query = bank.labeled(), query.labeled()
     if not len(bank.labels) or not len(query.labels):
         return [0] * len(tops), 0
     count = min(k or (200 if len(bank.labels) >= 10_000 else 20), len(bank.labels))
@@ -95,8 +95,8 @@ def knn_hits(
     classes = int(bank.labels.max()) + 1
     right = torch.zeros(len(tops), dtype=torch.int64, device=known.device)
     for features, answers in zip(asked.split(1024), labels.split(1024), strict=True):
-        cosine, neighbour = (features @ known).topk(count, dim=1)
+        cosine, neighbor = (features @ known).topk(count, dim=1)
         weights = ((cosine - cosine[:, :1]) / temperature).exp()  # over the nearest one's: never all zero
-        votes = weights.new_zeros(len(features), classes).scatter_add_(1, bank.labels[neighbour], weights)
+        votes = weights.new_zeros(len(features), classes).scatter_add_(1, bank.labels[neighbor], weights)
         right += top_hits(votes.masked_fill(votes == 0, -math.inf), answers, tops)
     return sum_over_processes(right).tolist(), len(query.labels)

@@ -111,7 +111,7 @@ class ProbeSweep:
         self.weight, self.bias = weight.expand(count, -1, -1).clone(), weight.new_zeros(count, classes)
         self._weight_grad, self._bias_grad = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         roles = []
-        for s, rate in enumerate(rates):  # the optimiser steps slices of the tensors, each at its own rate
+        for s, rate in enumerate(rates):  # the optimizer steps slices of the tensors, each at its own rate
             own = [("weight", nn.Parameter(self.weight[s])), ("bias", nn.Parameter(self.bias[s]))]
             for (_, parameter), grad in zip(own, (self._weight_grad[s], self._bias_grad[s]), strict=True):
                 parameter.grad = grad
@@ -139,7 +139,7 @@ class ProbeSweep:
 
     @torch.no_grad()
     def hits(self, query: FeatureSet, tops: Sequence[int]) -> list[list[int]]:
-        """Right answers of each classifier (S, len(tops)) on labelled rows."""
+        """Right answers of each classifier (S, len(tops)) on labeled rows."""
         total = torch.zeros(len(self.peaks), len(tops), dtype=torch.int64, device=self.weight.device)
         for features, labels in zip(query.features.split(1024), query.labels.split(1024), strict=True):
             scores = self.logits(features).unbind(1)

@@ -20,12 +20,10 @@ from fastrdm.runtime.distributed import Processes, gather_rows
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.schema import STRICT, Duration, require, steps_of
 
-ROWS_PER_DIMENSION = (
-    10  # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
-)
-MAX_CPU_WIDTH = (
-    1024  # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
-)
+# rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
+ROWS_PER_DIMENSION = 10
+# up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
+MAX_CPU_WIDTH = 1024
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

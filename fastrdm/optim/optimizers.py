@@ -1,4 +1,4 @@
-"""Optimisers whose learning rates live on the device, and the groups of parameters they step."""
+"""Optimizers whose learning rates live on the device, and the groups of parameters they step."""
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -88,7 +88,7 @@ class OptimConfig:
         require(end is None or decays, "optim.weight_decay", "above 0 where weight_decay_end is set", self.weight_decay)
         require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", "above 0", self.clip_grad)
         if self.backend == "apex":
-            others = "adamw with backend=apex, whose other optimisers read the learning rate on the host in each step"
+            others = "adamw with backend=apex, whose other optimizers read the learning rate on the host in each step"
             require(self.name == "adamw", "optim.name", others, self.name)
             require(end is None, "optim.weight_decay_end", "null with backend=apex, where decay is a number", end)
             require(self.clip_grad is None, "optim.clip_grad", "null with backend=apex, which unscales", self.clip_grad)
@@ -158,7 +158,7 @@ def learning_rates(groups: Iterable[Group], step: int, total: int, warmup: int, 
 
 
 def set_learning_rates(optimizer: Optimizer, rates: Iterable[float]) -> None:
-    """Write one rate per group into the device tensors that the optimiser reads."""
+    """Write one rate per group into the device tensors that the optimizer reads."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"].fill_(rate)
 
@@ -191,7 +191,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> N
 
 
 def build_optimizer(groups: Iterable[Group], config: OptimConfig, device: torch.device) -> Optimizer:
-    """The optimiser over `parameter_groups`; `group["lr"]` is a 0-d float32 tensor on `device`, made to be written to.
+    """The optimizer over `parameter_groups`; `group["lr"]` is a 0-d float32 tensor on `device`, made to be written to.
 
     So is `group["decay"]`, which stands in for `weight_decay` in groups that decay where `config.weight_decay_end` is
     set. Loading a state dict restores state and rates into the tensors at hand and keeps the present settings.
@@ -249,7 +249,7 @@ def _keep_settings(optimizer: Optimizer) -> None:
         theirs = [name for group in state["param_groups"] for name in group.get("param_names", ["(unnamed)"])]
         pairs = zip([*ours, "(none)"], [*theirs, "(none)"], strict=False)
         odd = next(((a, b) for a, b in pairs if a != b), None)
-        require(odd is None, "the optimiser state", f"for the same parameters, {odd and odd[0]} here", odd and odd[1])
+        require(odd is None, "the optimizer state", f"for the same parameters, {odd and odd[0]} here", odd and odd[1])
 
     def restore(_: Optimizer) -> None:
         for group, setting in zip(optimizer.param_groups, settings, strict=True):

@@ -46,7 +46,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     weights: dict[str, Tensor]  # the model's state dict, standard keys
-    state: dict[str, Any]  # optimiser, scaler, random states, loader position, ...
+    state: dict[str, Any]  # optimizer, scaler, random states, loader position, ...
     meta: dict[str, Any]  # step, configuration, versions
 
 

@@ -91,7 +91,7 @@ class StopSignal:
     """A request to stop, on which all processes agree at the same step without making the device wait.
 
     Each step starts a small reduction among the hosts and reads the one of the step before, so that a request is
-    honoured within two steps.
+    honored within two steps.
     """
 
     def __init__(self) -> None:

@@ -36,14 +36,14 @@ class Learner(nn.Module):
         return (loss + self.probe.loss(output.features, labels) if self.probe else loss), output
 
     def roles(self, probe_lr: float) -> Iterator[Role]:
-        """Trainable parameters by their role for the optimiser."""
+        """Trainable parameters by their role for the optimizer."""
         yield from self.method.roles()
         if self.probe:
             yield Role("probe", list(self.probe.named_parameters("probe")), probe_lr, weight_decay=0.0)
 
 
 def build_method(settings: Config, horizon: Horizon) -> DualBranch:
-    """The method with its encoder, randomly initialised, on the CPU in float32."""
+    """The method with its encoder, randomly initialized, on the CPU in float32."""
     c, precision = settings, settings.train.precision
     return DualBranch(
         c.method,

@@ -142,7 +142,7 @@ def _pack(source: Path, out: Path, options: argparse.Namespace) -> None:
 
 
 def list_images(source: Path, labels: str) -> Listing:
-    """The images of a folder: labelled by their class folders, by a CSV file, or not at all."""
+    """The images of a folder: labeled by their class folders, by a CSV file, or not at all."""
     if labels == "folders":
         found = FolderSource(source)
         names = [found.classes[label] for label in found.labels]

@@ -52,7 +52,7 @@ class Source:
     """Name of the set, shown at the start of a run."""
 
     classes: list[str]
-    """Names of the classes; [] where nothing is labelled."""
+    """Names of the classes; [] where nothing is labeled."""
 
     labels: NDArray[np.int64]
     """(N,) int64, the number of each image's class, -1 where it is unknown."""

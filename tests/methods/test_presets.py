@@ -11,7 +11,7 @@ from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
 BASE = ("symsimsiam", "simsiam", "byol", "swav", "dino", "rdm_simsiam", "rdm_byol")
-LIKE = {  # the recipe (projector, optimiser, views, EMA, loss) that a preset shares
+LIKE = {  # the recipe (projector, optimizer, views, EMA, loss) that a preset shares
     "simsiam": {"symsimsiam", "simsiam_target", *(p for p in PRESETS if p.startswith("rdm_simsiam"))},
     "byol": {p for p in PRESETS if p.startswith("rdm_byol")},
     "swav": {"swav_target"},

@@ -1,4 +1,4 @@
-"""Groups are tabulated; each optimiser follows its formula, resumes bit for bit and never reads the device."""
+"""Groups are tabulated; each optimizer follows its formula, resumes bit for bit and never reads the device."""
 
 import copy
 import io

@@ -82,8 +82,8 @@ def chart(
 ) -> str:
     """A whole SVG of the lines, each of at most so many points; `key`: texts for both ends of a scale of time, in
     place of names at the lines' ends."""
-    labelled = [] if key else [line for line in lines if line.label]
-    letters = max((len(shorten(line.label)) for line in labelled), default=0)
+    labeled = [] if key else [line for line in lines if line.label]
+    letters = max((len(shorten(line.label)) for line in labeled), default=0)
     right = WIDTH - (24 + LETTER * letters if letters else 16)
     across = Scale(x, (v for line in lines for v in line.x), LEFT, right)
     values = (v for line in lines for series in (line.y, line.low, line.high) for v in series)
@@ -95,7 +95,7 @@ def chart(
         *_marks(marks, across),
         *(_line(line, across, up, points) for line in lines),
         *_levels([level for level in levels if up.holds(level.y)], across, up),
-        *_labels(labelled, across, up),
+        *_labels(labeled, across, up),
         *(_key(key, right) if key else ()),
         "</svg>",
     ]
