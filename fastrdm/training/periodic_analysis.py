@@ -20,6 +20,8 @@ from fastrdm.schema import require, steps_of
 
 FILE = "analysis"  # .jsonl in the run's folder: metrics and curves of every measurement
 PREFIX = "analysis/"  # of the metrics in metrics.jsonl
+MIN_IMAGES = 5000  # where the set has them
+OTHER_SEED = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
 
 
 class Observation(NamedTuple):
@@ -90,12 +92,6 @@ class PeriodicAnalysis:
         )
 
 
-MIN_IMAGES = 5000  # images, where the set has them
-
-
-OTHER_SEED = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
-
-
 def analyze_method(
     method: DualBranch,
     settings: Config,
@@ -140,9 +136,7 @@ def loss_dimension(settings: Config) -> int:
 def images_needed(settings: Config, source: Source, images: int | None, key: str) -> int:
     """Number of images to analyze: `images` where given, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
 
-    A smaller set is measured whole.
-
-    ValueError, naming `key`, where `source` has fewer, or fewer than there are dimensions.
+    A smaller set is analyzed whole. ValueError, naming `key`, where `source` has fewer, or fewer than there are dimensions.
     """
     size, wide = batch_size(settings), loss_dimension(settings)
     there = len(source) // size * size

@@ -77,7 +77,7 @@ class NativeLoader(EpochLoader):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
-        """What training waits for, in a line, where that has changed since this was last called."""
+        """Message on what training waits for, if that has changed since the last call, else None."""
         return self.watch.describe()
 
     def close(self) -> None:
