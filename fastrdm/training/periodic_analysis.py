@@ -136,7 +136,8 @@ def loss_dimension(settings: Config) -> int:
 def images_needed(settings: Config, source: Source, images: int | None, key: str) -> int:
     """Number of images to analyze: `images` where given, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
 
-    A smaller set is analyzed whole. ValueError, naming `key`, where `source` has fewer, or fewer than there are dimensions.
+    A smaller set is analyzed whole. ValueError, naming `key`, where `source` has fewer images, or fewer than there are
+    dimensions.
     """
     size, wide = batch_size(settings), loss_dimension(settings)
     there = len(source) // size * size
