@@ -23,7 +23,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("commands.train", "Train an encoder; without arguments, a first run of under a minute on digits."),
+    "train": Command(
+        "commands.train", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
+    ),
     "eval": Command("commands.evaluate", "Measure a trained encoder by k-NN, a linear probe or fine-tuning."),
     "analyze": Command("commands.analyze", "Measure spectra, rank difference and spectral filter of finished runs."),
     "report": Command("report.page", "Write an HTML page about one run or several."),

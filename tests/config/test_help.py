@@ -71,7 +71,7 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--help"]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
-    assert lines[0].startswith("usage: torchrun")
+    assert lines[0].startswith("usage: fastrdm train")
     assert max(map(len, lines)) <= 120
     for setting in settings()[: -len([*help.walk(EvalConfig)])]:
         (line,) = (i for i, line in enumerate(lines) if line.startswith(f"  {setting.key} = "))
