@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that is told, as plain data."""
+    """All findings as plain data."""
     packages = installed()
     torch = next((p for p in packages if p.name == "torch"), None)
     usable = torch is not None and not torch.problem
@@ -189,7 +189,7 @@ def _output(*command: str) -> str:
 
 
 def devices_of(torch: Any) -> dict[str, Any]:
-    """Processor and GPUs as torch sees them; a driver that fails is told."""
+    """Processor and GPUs as torch sees them; a driver that fails is reported."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{platform.machine()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     out: dict[str, Any] = {"cpu": cpu, "cuda": [], "torch_cuda": torch.version.cuda}
@@ -256,7 +256,7 @@ def missing(packages: Sequence[Package], works: dict[str, bool]) -> list[Missing
     }
     if works["cuda"] and not works["triton"]:
         advice["triton"] = ("torch.compile and the Triton kernels need it", "pip install triton")
-    return gone + [Missing(name, *told) for name, told in advice.items() if not works[name]]
+    return gone + [Missing(name, *reason) for name, reason in advice.items() if not works[name]]
 
 
 def apex(find: Callable[[str], Any] = find_spec) -> str:

@@ -76,8 +76,8 @@ def _origin(kinds: Sequence[tuple[str, str]]) -> str:
     names = {kind: list(dict.fromkeys(name for k, name in kinds if k == kind)) for kind, _ in kinds}
     if len(names) == 1:
         return f"{HEADLINE_CONVENTION}, {kinds[0][0]}."
-    told = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
-    return f"{HEADLINE_CONVENTION}, {'; '.join(told)}."
+    parts = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
+    return f"{HEADLINE_CONVENTION}, {'; '.join(parts)}."
 
 
 def _difference(run: Run, convention: str) -> tuple[list[Line], str]:

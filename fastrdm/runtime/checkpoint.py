@@ -65,8 +65,8 @@ def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, A
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
         torch.save(state, partial / STATE)
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(partial.iterdir())}
-        told = json.loads(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}))
-        (partial / META).write_text(json.dumps({**told, "sha256": _digest(told)}, indent=1))
+        described = json.loads(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}))
+        (partial / META).write_text(json.dumps({**described, "sha256": _digest(described)}, indent=1))
         for path in (*partial.iterdir(), partial):
             flush(path)
         if final.exists():
@@ -123,8 +123,8 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     shapes = [k for k in own.keys() & checkpoint.weights.keys() if own[k].shape != checkpoint.weights[k].shape]
     wrong = {"missing": sorted(missing), "unknown": sorted(extra), "of another shape": sorted(shapes)}
     if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in wrong.items() if keys)
-        raise CheckpointError(f"{checkpoint.path} belongs to another model: {told}")
+        reasons = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in wrong.items() if keys)
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {reasons}")
     model.load_state_dict(checkpoint.weights)
 
 

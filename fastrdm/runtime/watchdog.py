@@ -82,12 +82,12 @@ class Watchdog:
 
     def _tell(self) -> None:
         place, waits = _place(sys._current_frames()[self._trained])
-        told = Position(self.beats, self.step, waits, f"{socket.gethostname()}, {place}")
-        self._store.set(str(self.processes.rank), json.dumps(told))
+        position = Position(self.beats, self.step, waits, f"{socket.gethostname()}, {place}")
+        self._store.set(str(self.processes.rank), json.dumps(position))
 
     def _positions(self) -> list[Position]:
         keys = [str(rank) for rank in range(self.processes.world)]
-        return [Position(*json.loads(told)) for told in self._store.multi_get(keys)]
+        return [Position(*json.loads(stored)) for stored in self._store.multi_get(keys)]
 
 
 def _shared_store(processes: Processes) -> Any:
@@ -200,5 +200,5 @@ def mixed(names: Sequence[str]) -> list[str]:
     if len(set(names)) == 1:
         return []
     ranks = {name: [r for r, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
-    told = "; ".join(f"{name}: ranks {', '.join(map(str, r))}" for name, r in ranks.items())
-    return [f"devices differ ({told}): each gets as many images, so every step takes as long as on the slowest"]
+    groups = "; ".join(f"{name}: ranks {', '.join(map(str, r))}" for name, r in ranks.items())
+    return [f"devices differ ({groups}): each gets as many images, so every step takes as long as on the slowest"]

@@ -109,8 +109,8 @@ class RunState:
         lines = tree.differences(found.meta["config"], run_config.to_dict(self.settings))
         fixed = [line for line in lines if not line.startswith(FREE)]
         if fixed:
-            told = "; ".join(fixed[:5])
-            raise ValueError(f"{self.folder} holds a run of another configuration ({told}): choose another run=")
+            changes = "; ".join(fixed[:5])
+            raise ValueError(f"{self.folder} holds a run of another configuration ({changes}): choose another run=")
         checkpoint.load_weights(self.learner, found)
         state = found.state
         self.optimizer.load_state_dict(state["optimizer"])
