@@ -40,7 +40,7 @@ class Data(NamedTuple):
 
 
 class Throughput(NamedTuple):
-    """Images a second of all processes together, and where the figure comes from."""
+    """Images per second of all processes together, and where that number comes from."""
 
     rate: float
     origin: str

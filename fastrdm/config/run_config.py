@@ -240,7 +240,7 @@ def run_folder(config: Config) -> Path:
 
 
 def describe() -> Iterator[str]:
-    """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
+    """Lines of `--help`: every setting with its key, default, choices and description."""
     yield from map(help.show, help.walk(Config))
     yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
     for kind in help.options(TransformConfig):

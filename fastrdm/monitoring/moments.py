@@ -16,7 +16,7 @@ class Moments(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """(D,) over all groups."""
+        """Mean row (D,) over all groups."""
         return self.first.sum(0) / self.rows.sum().item()
 
     def matrix(self, center: bool = False) -> Tensor:

@@ -129,7 +129,7 @@ def _use(all_runs: Runs) -> list[str]:
 
 
 def _others(all_runs: Runs) -> list[str]:
-    """A chart of every figure that has none yet; of a single run, those of all taps together."""
+    """Charts of every metric that has none yet; of a single run, the metrics of all taps together."""
     keys = dict.fromkeys(key for run in all_runs.runs for key in run.names())
     rest = [
         k for k in keys if k not in DRAWN and not k.endswith(("/low", "/high")) and not k.startswith(ANALYSIS_PREFIX)

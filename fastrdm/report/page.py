@@ -63,7 +63,7 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page as HTML; it loads nothing."""
+    """The whole page as HTML. It loads nothing from elsewhere."""
     all_runs = with_alarms(runs)
     names = ", ".join(run.name for run in runs)
     parts = [
@@ -114,7 +114,7 @@ def alarm_name(kind: str) -> str:
 
 
 def progress(run: Run) -> str:
-    """Epochs done and asked for."""
+    """Epochs done, and the run's length where it is given in epochs."""
     done = max((number(line["epoch"]) for line in run.metrics), default=0.0)
     length = str(run.setting("train.length") or "")
     return f"{done:g} of {length.removesuffix('ep')}" if length.endswith("ep") else f"{done:g}"

@@ -35,7 +35,7 @@ RANK_KEYS = {  # what has its place in these figures
 
 
 def rank_key(run: Run, tap: str) -> str:
-    """The best figure of rank that was logged of a tap, else the name of the windowed one."""
+    """Key of the best rank that was logged of a tap, else of the windowed one."""
     keys = [f"{tap}/{HEADLINE_CONVENTION}/{kind}" for kind in KINDS]
     return next((key for key in keys if run.series(key)[0]), keys[0])
 

@@ -56,7 +56,10 @@ def folder(run: Path, step: int) -> Path:
 
 
 def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], meta: dict[str, Any]) -> Path:
-    """Write under a temporary name, flush, rename; CheckpointError (a full disk) leaves the older ones whole."""
+    """Save a checkpoint of `step` and return its folder.
+
+    It is written under a temporary name, flushed and renamed. CheckpointError (a full disk) leaves older ones whole.
+    """
     final = folder(run, step)
     partial = final.with_name(f".partial-{final.name}")
     try:
@@ -80,7 +83,7 @@ def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, A
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, its files compared with their hashes; CheckpointError says what is wrong."""
+    """Read the checkpoint in `path` and compare its files with their hashes. CheckpointError says what is wrong."""
     try:
         meta = json.loads((path / META).read_text())
     except (OSError, ValueError) as error:
@@ -108,7 +111,7 @@ def existing(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Iterator[Checkpoint | CheckpointError]:
-    """The run's checkpoints from the newest on, with the reason in place of one that cannot be read."""
+    """Iterate over a run's checkpoints, newest first. A CheckpointError stands in for one that cannot be read."""
     for path in existing(run):
         try:
             yield read(path)

@@ -94,7 +94,7 @@ class RunLog:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines so far: a kill can leave half of one at the end."""
+    """Whole lines of a file. A kill can leave half of one at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]

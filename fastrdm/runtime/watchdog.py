@@ -53,12 +53,12 @@ class Watchdog:
             self._thread.start()
 
     def heartbeat(self, step: int) -> None:
-        """A sign of life, in step `step`."""
+        """Give a sign of life, in step `step`."""
         self.step = step
         self.beats += 1
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -196,7 +196,7 @@ def mixed_devices(processes: Processes) -> list[str]:
 
 
 def mixed(names: Sequence[str]) -> list[str]:
-    """The line on the devices of all ranks, in rank order."""
+    """Line on the devices of all ranks, which are given in rank order."""
     if len(set(names)) == 1:
         return []
     ranks = {name: [r for r, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
