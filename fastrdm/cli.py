@@ -99,3 +99,7 @@ def main(arguments: Sequence[str]) -> int:
 def entry() -> None:
     """Entry point of the `fastrdm` console script and of `python -m fastrdm`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()
