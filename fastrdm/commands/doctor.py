@@ -233,7 +233,7 @@ def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bo
         "JPEG decoder": "simplejpeg (libjpeg-turbo), Pillow for what it refuses and for other formats",
         "engine": "resident for sets held in memory, native for files",
         "SyncBN": "fastrdm's own, over " + ("nccl" if cuda else "gloo"),
-        "spectral solver": "ladder, eigh where it falls short" if cuda else "eigh, even for even powers",
+        "spectral solver": "newton_schulz, eigh where it falls short" if cuda else "eigh, gram_power for even powers",
         "Triton kernels": "available" if works["triton"] else "off: no CUDA device" if not cuda else "off: no Triton",
         "torch.compile": f"through {compiler}" if works["compile"] else "not possible: no compiler",
         "16-bit training": ("bf16" if works["bf16"] else "fp16") if cuda else "slow on a CPU",
