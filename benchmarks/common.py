@@ -77,7 +77,7 @@ def milliseconds(call: Callable[[], object], clock: Clock, cuda: bool) -> float:
 def in_turns(
     calls: Mapping[Name, Callable[[], object]], turns: int, clock: Clock, cuda: bool
 ) -> dict[Name, list[float]]:
-    """Milliseconds of every call in every turn. One call of each is a turn, so that what slows the machine slows all."""
+    """Milliseconds of every call in every turn. A turn is one call of each: what slows the machine slows all."""
     times: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
@@ -119,7 +119,8 @@ def device_name(device: torch.device) -> str:
 
 def environment(device: torch.device) -> dict[str, object]:
     """The columns ENVIRONMENT: the device's name, torch's threads and version, the commit."""
-    return dict(zip(ENVIRONMENT, (device_name(device), torch.get_num_threads(), torch.__version__, commit()), strict=True))
+    values = device_name(device), torch.get_num_threads(), torch.__version__, commit()
+    return dict(zip(ENVIRONMENT, values, strict=True))
 
 
 def machine(device: torch.device) -> dict[str, object]:

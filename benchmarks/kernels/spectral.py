@@ -59,7 +59,8 @@ def svd_weights(x: Tensor, kind: str, power: float | None, cutoff: float = 0.0) 
     weights = s**power if power is not None else FUNCTIONS[kind](s)
     if cutoff:
         weights = torch.where(s > cutoff * s[..., :1], weights, 0.0)
-    return (vh.mT * weights.unsqueeze(-2)) @ vh
+    w: Tensor = (vh.mT * weights.unsqueeze(-2)) @ vh
+    return w
 
 
 def by_svd(

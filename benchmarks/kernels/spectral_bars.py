@@ -6,8 +6,8 @@ ms, p20, p80: device time of one replay of a CUDA graph that holds the whole cal
 between two events, the L2 cache overwritten before each. eager_ms: the same call without a graph, with its launches.
 bar_ms: the aim; met: whether the median keeps it. svd_ms: one `torch.linalg.svd` call for all views and what the
 authors do with it; eigh_ms: the solver of that name (batched, float64); times_*: how many times slower they are
-(aims: 200 and 5, at two views of 512 x 2048). error: against the float64 SVD, as in benchmarks.kernels.spectral; for the Gram
-matrices of the monitor the largest difference as a share of the largest entry.
+(aims: 200 and 5, at two views of 512 x 2048). error: against the float64 SVD, as in benchmarks.kernels.spectral; for
+the Gram matrices of the monitor the largest difference as a share of the largest entry.
 """
 
 import statistics

@@ -6,8 +6,8 @@
 
 Takes what `fastrdm train` takes. real: the configuration's loader and training step, monitor as configured. synthetic:
 the same with loader.engine=synthetic, noise that lies on the device. reference: torch's DataLoader over Pillow views
-with our parameters, and the reference step of benchmarks.training.step. Blocks of steps in turn, so that what slows the machine slows all,
-after a pause in which loaders fill their queues: else one's workers would slow the next one's steps.
+with our parameters, and the reference step of benchmarks.training.step. Blocks of steps in turn, so that what slows the
+machine slows all, after a pause in which loaders fill their queues: else one's workers would slow the next one's steps.
 
 ms, p20, p80: a step with its loading, median over blocks. to_synthetic: the synthetic median over this one's, 1 is
 best. to_reference: the reference's over this one's. data_wait: share of the time in which the device waits for a batch,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
@@ -21,7 +22,7 @@ BODY, HELD = 0.99, 0.9999  # shares of the variance: directions of a filter's ve
 AT_ONCE = 2**24  # numbers in the moments of replicates that are solved together
 SAME = 6  # decimals of ln ratio beyond which two directions count as passed alike
 TOP = 512  # leading eigenvectors in the published alignment, or all where there are fewer
-NORMAL = 1.96  # of the normal distribution, two-sided 95 %
+NORMAL = float(ndtri(0.975))  # two-sided 95 %
 
 
 class Interval(NamedTuple):
