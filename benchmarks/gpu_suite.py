@@ -125,17 +125,14 @@ def data_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
 def dry_parts(out: Path) -> Iterator[Part]:
     """The same kinds of parts at sizes for a CPU."""
     small = ["preset=simsiam", "encoder.width=4", "loader.batch_size=16", "loader.subset=80"]
-    yield Part(
-        "tests",
-        ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", str(ROOT / "tests" / "optim" / "test_optimizers.py")],
-    )
+    tests = str(ROOT / "tests" / "optim" / "test_optimizers.py")
+    yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", tests])
     every = ["--contestants", "step", "ceiling", "reference", "svd", "base"]
     yield Part("step", bench("training.step", *SMALLEST, *every, "--presets", "rdm_byol_log1p"))
     crops = ["--crops", "2", "--crop-size", "4", "--contestants", "step", "ceiling"]
     yield Part("step_crops", bench("training.step", *SMALLEST, *crops, "--presets", "dino"))
-    yield Part(
-        "end_to_end", bench("training.end_to_end", *small, "train.length=100ep", "--blocks", "1", "--steps", "1")
-    )
+    brief = ["train.length=100ep", "--blocks", "1", "--steps", "1"]
+    yield Part("end_to_end", bench("training.end_to_end", *small, *brief))
     yield Part("left_out", bench("loaders.throughput", "decode", ""), "imagenet")
     ends = ["train.length=2st", "optim.warmup=0st", f"run={out / 'run'}", "log.report=false"]
     yield Part("train", [str(ROOT / "fastrdm" / "train.py"), *small, *ends])

@@ -15,7 +15,7 @@ PROGRAM = """
 import contextlib, io, runpy, sys
 from importlib.machinery import PathFinder
 
-HIDDEN = ("torchvision", "kornia", "matplotlib", "nvidia.dali", "ffcv", "cv2", "torchcodec", "timm", "lightly", "triton")
+HIDDEN = ["torchvision", "kornia", "matplotlib", "nvidia.dali", "ffcv", "cv2", "torchcodec", "timm", "triton"]
 
 
 class BaseInstall(PathFinder):
