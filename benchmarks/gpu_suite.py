@@ -123,7 +123,7 @@ def data_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
 
 
 def dry_parts(out: Path) -> Iterator[Part]:
-    """The same kinds of parts at sizes for a CPU."""
+    """Parts of the same kinds as the whole suite, at sizes for a CPU."""
     small = ["preset=simsiam", "encoder.width=4", "loader.batch_size=16", "loader.subset=80"]
     tests = str(ROOT / "tests" / "optim" / "test_optimizers.py")
     yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", tests])
@@ -171,7 +171,7 @@ def run_part(part: Part, out: Path, limit: float) -> dict[str, Any]:
 
 
 def ended(part: Part, out: Path) -> dict[str, Any] | None:
-    """What is known of a part."""
+    """The end of a part as an earlier call wrote it, or None."""
     path = out / f"{part.name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 

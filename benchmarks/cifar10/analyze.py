@@ -40,7 +40,7 @@ def measure(preset: str, seed: int, run: Path) -> dict[str, object]:
     seconds = time.process_time() - began
     print(f"{preset} seed {seed}, {seconds:.1f} CPU s", *told(found.metrics), sep="\n  ", flush=True)
     (read,) = read_runs([run])
-    return measured_row(preset, seed, read.theory[-1], seconds, "cpu")
+    return measured_row(preset, seed, read.analysis[-1], seconds, "cpu")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ STOPPED = (75, -signal.SIGTERM)  # exit status of a run that was asked to stop: 
 
 
 class Budget(NamedTuple):
-    """What is run, and on what."""
+    """A list of runs: their settings, their device, and the time that each is sized for."""
 
     what: str  # for the record
     settings: tuple[str, ...]  # over the recipe
@@ -88,7 +88,7 @@ def recipe(preset: str, device: str) -> str:
 
 
 def jobs(presets: Sequence[str], seeds: int, found: Files, runs: Path) -> Iterator[Job]:
-    """What is left to do, in order of priority: all seeds of the first presets, then the others seed by seed."""
+    """The runs without a row, in order of priority: all seeds of the first presets, then the others seed by seed."""
     known = {(row["preset"], int(row["seed"])) for row in common.read_rows(found.rows)}
     head = [preset for preset in presets if preset in FIRST]
     tail = [preset for preset in presets if preset not in FIRST]
@@ -122,9 +122,9 @@ def finish(job: Job, budget: Budget, found: Files) -> None:
     seconds = spent(job)
     row = trained_row(job.preset, job.seed, job.folder, seconds, budget.device)
     (run,) = read_runs([job.folder])
-    if run.theory:
+    if run.analysis:
         took = run.last("analysis/seconds")
-        append(found.measured, measured_row(job.preset, job.seed, run.theory[-1], took, budget.device), MEASURED)
+        append(found.measured, measured_row(job.preset, job.seed, run.analysis[-1], took, budget.device), MEASURED)
     append(found.rows, row, FIELDS)
     took_told = f"{seconds / 60:.1f} CPU minutes, sized for {budget.minutes}"
     print(f"{job.name}: k-NN {row['random']} -> {row['trained']}, {took_told}", flush=True)

@@ -81,7 +81,7 @@ def measured_row(preset: str, seed: int, measured: Measurement, seconds: float, 
 def averaged(folders: Sequence[Path]) -> dict[str, Series]:
     """Means over the runs of a preset: curves over directions at the end, geometric, and ranks during training."""
     runs = read_runs(folders)
-    last = [run.theory[-1].curves for run in runs if run.theory]
+    last = [run.analysis[-1].curves for run in runs if run.analysis]
     names = {name for curves in last for name in curves}
     out = {name: over_directions([curves[name] for curves in last if name in curves]) for name in sorted(names)}
     return out | {f"training/{name}": over_epochs(runs, key) for name, key in RANKS.items()}

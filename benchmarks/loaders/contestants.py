@@ -25,7 +25,7 @@ CHUNK = 16  # images a task of the plain loops, as of the engine
 
 
 class Setup(NamedTuple):
-    """What a contestant is given."""
+    """The data and the resources that every contestant gets."""
 
     folder: Path  # one folder of images a class, or CIFAR-10 as loader.root takes it
     packs: Path  # what is packed from it
@@ -38,7 +38,7 @@ Epoch = Callable[[], Batches]  # one more epoch
 
 
 class Contestant(NamedTuple):
-    """How it is made, whom its rate is compared with, and how far its views may be from the reference."""
+    """A way of loading: how it is built, and whom it is compared with."""
 
     build: Callable[[Setup], Epoch]
     plain: str

@@ -58,7 +58,7 @@ def ours(engine: Engine, source: str, mode: str, views: tuple[ViewSpec, ...], se
 
 
 def start(samples: int) -> int:
-    """How many images of the order are passed over."""
+    """Position in the order from which an epoch is timed, so that IMAGES are left, or the whole of a SUBSET."""
     return 0 if samples == SUBSET else max(0, samples - IMAGES)
 
 

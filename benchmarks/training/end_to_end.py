@@ -111,7 +111,7 @@ def block(trainer: Trainer, batches: Iterator[Batch], step: Callable[[Batch], ob
 
 
 def contestants(settings: Sequence[str], steps: int) -> dict[str, Callable[[], Timed]]:
-    """What runs a block of steps of each contestant."""
+    """For each contestant a function that runs and times one block of steps."""
     real = Trainer(run_config.load(settings))
     noise = Trainer(run_config.load([*settings, "loader.engine=synthetic"]))
     plain = Trainer(

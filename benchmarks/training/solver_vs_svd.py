@@ -107,7 +107,7 @@ def train(images: Tensor, steps: int, nudge: int, transform: Filter, side: str) 
 
 
 def verdict(setting: str, svd: Tensor, ours: dict[str, list[float]]) -> None:
-    """How far a run strays from the mean of the SVD runs, at most over steps: ours against each of theirs."""
+    """Print to stderr how far ours stray from the mean of the SVD runs, and how far an SVD run does from the others."""
     others = svd.sum(0)
     theirs = max((run - (others - run) / (len(svd) - 1)).abs().max().item() for run in svd)
     for name, losses in ours.items():

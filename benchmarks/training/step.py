@@ -154,7 +154,7 @@ def reference_step(trainer: Trainer, batch: Batch) -> Step:
 
 
 def contestants(preset: str, args: argparse.Namespace, ours: Trainer) -> dict[str, Callable[[], Step]]:
-    """What builds each contestant that was asked for and that the preset has."""
+    """Builders of the contestants that were asked for and that the preset has."""
     batch, compiled, captured = next(iter(ours.loader)), args.compile == "yes", args.capture == "yes"
 
     def another(name: str, captured: bool) -> Step:
