@@ -74,7 +74,7 @@ def trained_row(preset: str, seed: int, run: Path, seconds: float, device: str) 
 
 def measured_row(preset: str, seed: int, measured: Measurement, seconds: float, device: str) -> dict[str, Any]:
     """The row of the analysis of a finished run."""
-    metrics = {key: round(measured.figures[key], 4) for key in [*METRICS, *SCORES] if key in measured.figures}
+    metrics = {key: round(measured.metrics[key], 4) for key in [*METRICS, *SCORES] if key in measured.metrics}
     return {"preset": preset, "seed": seed, **metrics, "cpu_seconds": round(seconds, 1), **where(device)}
 
 

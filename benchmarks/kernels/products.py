@@ -9,6 +9,7 @@ overwritten before each. axpby: a symmetric step of a chain, (n, n) by (n, n); p
 
 import statistics
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from benchmarks import common
 from benchmarks.common import Row
 from benchmarks.kernels.spectral_bars import device_times, graphed
+
+if TYPE_CHECKING:
+    from fastrdm.kernels.linalg.fp16x3_triton import SplitMatrix
 
 SIZES = [(128, 2), (256, 2), (512, 2), (2048, 1)]  # n, views
 SQUARES = [(32, 32, 64, 2, 4), (32, 32, 128, 4, 3), (64, 64, 32, 4, 5), (64, 64, 64, 4, 3), (64, 64, 64, 4, 4)]
@@ -28,19 +32,19 @@ CHAIN = 10
 FIELDS = ["kernel", "n", "views", "tile", "microseconds", *common.ENVIRONMENT, "triton"]
 
 
-def chain(kernel: str, square: Tensor, x: Tensor) -> tuple[Tensor, None]:
+def chain(kernel: str, square: "SplitMatrix", x: "SplitMatrix") -> tuple[Tensor, None]:
     """CHAIN products, one after the other."""
-    from fastrdm.kernels.linalg import fp16x3_triton
+    from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton
 
-    y = square if kernel == "axpby" else x
+    precision, y = Fp16x3Triton(), square if kernel == "axpby" else x
     for _ in range(CHAIN):
         if kernel == "axpby":
-            y = fp16x3_triton.axpby_triton(square, y, square, 0.5, 0.5, 0.1)
+            y = precision.axpby(square, y, alpha=0.5, beta=0.5, add=square, gamma=0.1)
         elif kernel == "product":
-            y = fp16x3_triton.product_triton(square, y, True)
+            y = precision.bounded_product(square, y)
         else:
-            y = fp16x3_triton.square_triton(x)
-    return y, None
+            y = precision.square(x)
+    return y.dense, None
 
 
 def rows() -> Iterator[Row]:
@@ -53,8 +57,9 @@ def rows() -> Iterator[Row]:
     generator = torch.Generator("cuda").manual_seed(0)
     for n, views in SIZES:
         g = torch.randn(views, n, n, device="cuda", generator=generator)
-        square = (g + g.mT) / n
-        x = torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator) / 64
+        square = fp16x3_triton.SplitMatrix((g + g.mT) / n)
+        wide = torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator)
+        x = fp16x3_triton.SplitMatrix(wide / 64)
         for kernel, tiles in KERNELS.items():
             for numbers in tiles:
                 tile = fp16x3_triton.Tile(*numbers)

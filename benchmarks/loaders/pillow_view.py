@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from fastrdm.loaders.augment.parameters import Column
+from fastrdm.kernels.augment.layout import Column
 from fastrdm.loaders.spec import ViewSpec
 
 

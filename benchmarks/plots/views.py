@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks import common
 from fastrdm.config.run_config import load
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.spec import ViewSpec
 
