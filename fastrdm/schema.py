@@ -1,7 +1,10 @@
 """What every settings class is made of: strictness, `require`, durations and the run's length they refer to."""
 
+import dataclasses
+import difflib
 import re
-from typing import Annotated, NamedTuple
+from collections.abc import Iterable
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict
 
@@ -18,6 +21,13 @@ def require(holds: bool, key: str, expected: str, value: object) -> None:
     """Raise ValueError naming `key`, what it takes and what it got, unless `holds`."""
     if not holds:
         raise ValueError(f"{key} must be {expected}, got {value!r}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What is offered for a word that is not among the known ones: the nearest of them, or all."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ep|%)|([0-9]+)(st)")
@@ -40,6 +50,11 @@ def _checked(duration: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_checked)]
+
+
+def durations(settings: Any) -> list[str]:
+    """Names of the fields of a settings dataclass that hold a duration."""
+    return [field.name for field in dataclasses.fields(settings) if field.type == Duration]
 
 
 def steps_of(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

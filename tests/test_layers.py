@@ -35,7 +35,7 @@ LAYERS = [
     ["loaders.order"],
     ["loaders.sources"],
     ["loaders.spec"],
-    ["files"],
+    ["files", "parts"],
     ["schema"],
     ["kernels.augment"],
     ["kernels.spectral"],

@@ -1,5 +1,6 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
+import argparse
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,12 @@ from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import META, WEIGHTS
 
 
+def add_trust(p: argparse.ArgumentParser) -> None:
+    """The option without which a stored configuration brings no code with it."""
+    told = "load the parts outside fastrdm (package.module:Name) that a stored configuration names: they are code"
+    p.add_argument("--trust", action="store_true", help=told)
+
+
 class Pretrained(NamedTuple):
     """What evaluation and export work on."""
 
@@ -24,16 +31,26 @@ class Pretrained(NamedTuple):
     origin: dict[str, Any]  # path, step, SHA-256 of the weights, branch, layout: for the record
 
 
-def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
-    """The encoder of a run folder's newest checkpoint, or of a step folder; `encoder` is refused if it is another's."""
+def from_run(
+    path: Path, branch: Branch, encoder: str | None = None, source: str | None = None, *, trust: bool = False
+) -> Pretrained:
+    """The encoder of a run folder's newest checkpoint, or of a step folder.
+
+    `encoder` names the one that the user expects, and is refused if it is another's; `source` takes the place of the
+    run's own. ValueError where the checkpoint names parts outside fastrdm that neither of them names, without `trust`.
+    """
     steps = checkpoint.existing(path)
     if not steps and not (path / META).exists():
         hint = ": a file of weights takes --weights FILE --layout NAME" if path.is_file() else ""
         raise ValueError(f"CHECKPOINT must be a run folder with checkpoints, or one of them, got {path}{hint}")
     found = checkpoint.read(steps[0] if steps else path)
-    settings = run_config.resolve(found.meta["config"])
-    if encoder not in (None, settings.encoder.name):
-        raise ValueError(f"--encoder must be {settings.encoder.name}, which {found.path} holds, got {encoder}")
+    given = {"encoder": {"name": encoder}, "loader": {"source": source}}
+    stored = found.meta["config"]
+    if encoder not in (None, run_config.below(stored, "encoder", "name")):
+        stands = run_config.below(stored, "encoder", "name")
+        raise ValueError(f"--encoder must be {stands}, which {found.path} holds, got {encoder}")
+    changes = [{key: value} for key, value in given.items() if None not in value.values()]
+    settings = run_config.restore(stored, found.path / META, changes, trust=trust)
     if branch == "target" and settings.method.ema is None:
         raise ValueError(f"--branch must be online: {settings.preset} of {found.path} keeps no moving average")
     prefix = f"method.{branch}.encoder."

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import yaml
@@ -27,15 +28,21 @@ def options(kind: Any) -> list[Any]:
 
 
 def walk(kind: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting below a dataclass; a field that takes one of several dataclasses is not entered."""
+    """Every setting below a dataclass; a field that takes one of several dataclasses, or several, is not entered."""
     notes = _comments(kind)
     for field in dataclasses.fields(kind):
-        inner = options(field.type)
-        if not dataclasses.is_dataclass(field.type):
+        bare = _bare(field.type)
+        inner = options(bare)
+        if not dataclasses.is_dataclass(bare):
             yield Setting(prefix + field.name, _default(field), _note(field.type, notes.get(field.name, "")))
-        if len(inner) == 1:
-            many = typing.get_origin(field.type) is tuple
+        if len(inner) == 1 and not any(_bare(item) is not item for item in typing.get_args(bare)):
+            many = typing.get_origin(bare) is tuple
             yield from walk(inner[0], f"{prefix}{field.name}.{'*.' if many else ''}")
+
+
+def _bare(kind: Any) -> Any:
+    """An annotation without what Annotated adds to it."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def keys_at(kind: Any, path: list[str]) -> list[str]:
@@ -81,4 +88,7 @@ def _comments(kind: Any) -> dict[str, str]:
         body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
         own = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
         notes |= {ast.unparse(node.target): lines[(node.end_lineno or 1) - 1].partition("  # ")[2] for node in own}
+        for node, below in pairwise(body):  # a sentence below the field
+            if node in own and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                notes[ast.unparse(node.target)] = str(below.value.value)
     return notes

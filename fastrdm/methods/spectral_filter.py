@@ -8,13 +8,13 @@ from torch import Tensor
 
 from fastrdm.kernels.collectives import process_rank
 from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
-from fastrdm.methods.transform import BranchContext, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
 from fastrdm.runtime.distributed import gather_rows
 from fastrdm.schema import STRICT, require
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class FilterConfig:
+class FilterConfig(TransformConfig):
     """A spectral filter x V f(S) V^T, where x = U S V^T over the rows of all processes (RDM, section 5)."""
 
     name: Literal["filter"] = "filter"
@@ -35,7 +35,7 @@ class SpectralFilter(Transform):
     """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
 
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
         self.config, self.side = config, context.side
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:

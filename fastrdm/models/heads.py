@@ -13,7 +13,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HeadConfig:
-    """A few Linear layers (paper.md 5.1, 5.2)."""
+    """A few Linear layers, with BatchNorm and an activation between them."""
 
     layers: int = 3  # Linear layers, the last included
     hidden: int = 2048  # features between two layers

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fastrdm.methods.alignment import LossRange, find_loss
 from fastrdm.methods.dual_branch import MethodConfig
 from fastrdm.methods.prototypes import PrototypesConfig
 from fastrdm.schema import STRICT, Duration, Horizon
@@ -46,19 +47,14 @@ class Alarm(NamedTuple):
     text: str
 
 
-class LossRange(NamedTuple):
-    """What the loss can be."""
-
-    floor: float  # the lowest value there is
-    unrelated: float  # of unrelated views: orthogonal features, or a uniform distribution over the prototypes
-
-
-def loss_range(config: MethodConfig, views: int) -> LossRange:
-    """Of an alignment over all its pairs of views."""
-    counts = [t.count for t in config.online if isinstance(t, PrototypesConfig)]
-    one = {"negative_cosine": (-1.0, 0.0), "byol": (0.0, 2.0), "cross_entropy": (0.0, math.log(max(counts, default=1)))}
+def loss_range(config: MethodConfig, views: int) -> LossRange | None:
+    """The range of a method's loss, joined over all its pairs of views; None where the loss tells none."""
+    one = find_loss(config.alignment.name).range
+    if one is None:
+        return None
+    width = next((t.count for t in config.online if isinstance(t, PrototypesConfig)), config.projector.out)
     pairs = 2 * (views - 1) if config.alignment.directions == "sum" else 1
-    return LossRange(*(pairs * value for value in one[config.alignment.name]))
+    return LossRange(*(pairs * value for value in one(config.alignment, width)))
 
 
 class Finding(NamedTuple):
@@ -73,9 +69,12 @@ class Finding(NamedTuple):
 
 
 class Alarms:
-    """Findings that last become alarms; the metrics of one log step after the other go in, on every process."""
+    """Findings that last become alarms; the metrics of one log step after the other go in, on every process.
 
-    def __init__(self, config: AlarmsConfig, losses: LossRange, horizon: Horizon) -> None:
+    `losses`: what the run's loss can be, None where that is not known and no alarm watches for its floor.
+    """
+
+    def __init__(self, config: AlarmsConfig, losses: LossRange | None, horizon: Horizon) -> None:
         self.config, self.losses, self.horizon = config, losses, horizon
         self.since: dict[str, int] = {}  # step at which a finding began
         self.raised: list[str] = []
@@ -124,6 +123,8 @@ class Alarms:
                 yield Finding("falling_rank", tap, rank, c.falling_share * peak, c.falling_patience, text)
 
     def _above_floor(self, loss: float) -> float:
+        if self.losses is None:
+            return math.inf
         floor, unrelated = self.losses
         return (loss - floor) / (unrelated - floor)
 

@@ -5,7 +5,8 @@ import pytest
 from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
-from fastrdm.methods.dual_branch import TransformConfig
+from fastrdm.methods.alignment import CrossEntropyConfig
+from fastrdm.methods.dual_branch import TRANSFORMS, transform_settings
 
 
 def test_help_tells_every_field(capsys: pytest.CaptureFixture[str]) -> None:
@@ -13,8 +14,10 @@ def test_help_tells_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("usage: torchrun")
     settings = [*help.walk(Config)]
-    for transform in help.options(TransformConfig):
-        settings += [s for s in help.walk(transform, f"{transform.name}.") if s.key != f"{transform.name}.name"]
+    for name in TRANSFORMS:
+        settings += [s for s in help.walk(transform_settings(name), f"{name}.") if s.key != f"{name}.name"]
+    loss = help.walk(CrossEntropyConfig, "cross_entropy.")
+    settings += [s for s in loss if s.key == "cross_entropy.temperature"]
     assert len(settings) > 90
     for setting in settings:
         assert setting.note, f"{setting.key} has no comment beside it"
