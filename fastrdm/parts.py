@@ -79,12 +79,16 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-def validated(kind: type, value: object) -> Any:
-    """`value` as an instance of the pydantic dataclass `kind`; the errors of a refusal are kept for `explain`."""
+def validated(kind: type, value: object, at: str = "") -> Any:
+    """`value`, which stands at the key `at`, as an instance of the pydantic dataclass `kind`.
+
+    The errors of a refusal are kept in its context, where `run_config.explain` finds them.
+    """
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        context = {"kind": kind, "errors": error.errors()}
+        errors = [{**each, "loc": (*[at] * bool(at), *each["loc"])} for each in error.errors()]
+        context = {"kind": kind, "errors": errors}
         raise PydanticCustomError("part", "is refused", context) from None
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import SerializeAsAny
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -42,20 +42,11 @@ class EncoderConfig:
     width: int | None = None  # channels of the stem; none: 64, and 32 for resnet_small
     zero_init_residual: bool = False  # every residual block starts as its shortcut
     sync_bn: bool = True  # BatchNorm statistics over all processes
-    options: SerializeAsAny[EncoderOptions] | dict[str, bool | int | float | str] | None = Field(
-        default=None, validate_default=True
-    )
+    options: SerializeAsAny[EncoderOptions] | dict[str, bool | int | float | str] | None = None
     """Arguments of timm.create_model, such as dynamic_img_size, or the settings of an encoder of your own."""
 
     freeze_patch_embed: bool = False  # ViT: patches keep their first, random embedding (MoCo v3, section 4.2)
     checkpointing: bool = False  # blocks keep their input only and run again in the backward pass: memory for time
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _own_options(cls, value: Any, info: ValidationInfo) -> Any:
-        """An encoder of one's own takes its own settings, all of them where none are given."""
-        name = info.data.get("name", "")
-        return parts.validated(_own_settings(name), value or {}) if parts.is_own(name) else value
 
     def __post_init__(self) -> None:
         require(self.width is None or self.width > 0, "encoder.width", "above 0 channels", self.width)
@@ -64,6 +55,9 @@ class EncoderConfig:
             told = {"None": "null", "False": "false"}.get(str(default), default)
             expected, value = f"left at {told} for {self.name}, which does not have it", getattr(self, key)
             require(key in takes or value == default, f"encoder.{key}", expected, value)
+        if parts.is_own(self.name) and not isinstance(self.options, EncoderOptions):
+            options = parts.validated(_own_settings(self.name), self.options or {}, at="options")
+            object.__setattr__(self, "options", options)  # of its own type, and all of them
 
 
 class Encoder(nn.Module):
