@@ -1,4 +1,4 @@
-"""What every settings class is made of: strictness, `require`, durations and the run's length they refer to."""
+"""Building blocks of every settings class: strictness, `require`, durations, and the run's length they refer to."""
 
 import dataclasses
 import difflib
@@ -8,12 +8,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict
 
-STRICT = ConfigDict(extra="forbid")  # a misspelt key is an error, everywhere
+from fastrdm.renamed import RENAMED
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""A misspelled key is an error. The docstring under a field is its text in `--help`."""
 
 
 Pair = tuple[float, float]
-
-
 Triple = tuple[float, float, float]
 
 
@@ -24,8 +25,10 @@ def require(holds: bool, key: str, expected: str, value: object) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What is offered for a word that is not among the known ones: the nearest of them, or all."""
+    """Suggestion for an unknown word: its new name, else the nearest known one, else all known ones."""
     names = list(known)
+    if RENAMED.get(word) in names:
+        return f"it is called {RENAMED[word]!r} now"
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
@@ -58,7 +61,7 @@ def durations(settings: Any) -> list[str]:
 
 
 def steps_of(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
-    """Optimiser steps in `duration`, rounded to the nearest; a share needs the run's `total` steps."""
+    """Optimizer steps in `duration`, rounded to the nearest; a share needs the run's `total` steps."""
     number, unit = _parsed(duration)
     if unit == "%":
         require(total is not None, "the length of the run", "in epochs or steps, such as '50ep'", duration)

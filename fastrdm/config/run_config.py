@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.models.encoders import EncoderConfig, encoder_settings
 from fastrdm.monitoring.monitor import MonitorConfig
 from fastrdm.optim.optimizers import OptimConfig
+from fastrdm.renamed import RENAMED
 from fastrdm.runtime.checkpoint import CheckpointConfig
 from fastrdm.runtime.log import LogConfig
 from fastrdm.schema import STRICT, Duration, nearest, require, steps_of
@@ -38,17 +40,38 @@ PATHS = frozenset(("run", "loader.root", "loader.classes"))  # texts that may lo
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """How long, how precisely and on what to train."""
+    """Length, precision and device of the training."""
 
-    length: Duration = "100ep"  # of the run, in epochs or steps
-    seed: int = Field(default=0, ge=0, lt=2**32)  # of the initial weights, the order and the views
+    length: Duration = "100ep"
+    """Length of the run in epochs or optimizer steps, such as 50ep or 2000st."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the initial weights, of the order of the images and of the views."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
-    accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
-    compile: bool = False  # torch.compile the dual branch
-    capture: bool = False  # record the whole step as a CUDA graph; one process
-    channels_last: bool = True  # memory layout of images and convolutions
-    hang_timeout: float = Field(default=600, gt=0)  # seconds without a step after which several processes give up
+    """Where the run computes. `auto` takes a CUDA device if there is one."""
+
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Arithmetic of the encoder and of the projector up to its last BatchNorm. What follows runs in float32, or in
+    float64 with fp64.
+    """
+
+    accumulate: int = Field(default=1, ge=1)
+    """Number of parts into which each process splits its share of a batch; they run one after the other to save memory.
+    BatchNorm, spectral filters and Sinkhorn then see one part at a time.
+    """
+
+    compile: bool = False
+    """Compile the dual branch by torch.compile."""
+
+    capture: bool = False
+    """Record the whole training step as a CUDA graph. This needs a single process."""
+
+    channels_last: bool = True
+    """Store images and convolution weights with the channels last in memory."""
+
+    hang_timeout: float = Field(default=600, gt=0)
+    """Seconds without a step after which a run on several processes gives up."""
 
     def __post_init__(self) -> None:
         longer = not self.length.endswith("%") and steps_of(self.length, steps_per_epoch=2**32) > 0
@@ -59,8 +82,12 @@ class TrainConfig:
 class Config:
     """One training run."""
 
-    preset: str = "simsiam"  # the row of the table of methods that everything below starts from
-    run: str | None = None  # folder of the run; null: runs/<preset>-<source>-<digest of the configuration>
+    preset: str = "simsiam"
+    """Method whose row of the table of presets every other setting starts from; see docs/methods.md."""
+
+    run: str | None = None
+    """Folder of the run. `null` takes runs/<preset>-<source>-<digest of the configuration>."""
+
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -86,18 +113,19 @@ class Config:
 _ADAPTER = TypeAdapter(Config)
 
 
-def load(arguments: Sequence[str], *, trust: bool = True) -> Config:
-    """The Config of `[FILE.yaml] [a.b=c ...]`; the quick start without FILE. ValueError names what is refused.
+def load(arguments: Sequence[str], over: Tree | None = None, *, trust: bool = True) -> Config:
+    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start without FILE.
 
-    `trust`: whether FILE may name parts outside fastrdm, which are code that is loaded.
+    `trust`: whether FILE may name parts outside fastrdm, which are code that is loaded. ValueError names what is
+    refused.
     """
     files = [a for a in arguments if "=" not in a]
     if len(files) > 1:
         raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
     file = _find(files[0]) if files else QUICK_START
-    layers, changes = trees.read_files(file), [trees.setting(a) for a in arguments if "=" in a]
+    layers, changes = trees.read_files(file), [*(trees.setting(a) for a in arguments if "=" in a), over or {}]
     if not trust:
-        _refuse_foreign(layers, changes, file)
+        refuse_foreign(layers, changes, file)
     return resolve(*layers, changes=changes)
 
 
@@ -111,7 +139,7 @@ def restore(stored: Tree, file: Path, changes: Sequence[Tree] = (), *, trust: bo
     for change in changes:
         tree = trees.merge(tree, change)
     if not trust:
-        _refuse_foreign([tree], changes, file)
+        refuse_foreign([tree], changes, file)
     return resolve(tree)
 
 
@@ -181,12 +209,14 @@ def _field_names(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _refuse_foreign(stored: Sequence[Tree], changes: Sequence[Tree], file: Path) -> None:
+def refuse_foreign(stored: Sequence[Tree], changes: Sequence[Tree], file: Path) -> None:
     """Raise ValueError where `stored` names a part outside fastrdm that `changes`, typed by the user, do not name."""
     named = {name for change in changes for _, name in _own_parts(change)}
     for key, name in (found for tree in stored for found in _own_parts(tree)):
         if name not in named:
-            raise ValueError(f"{key} {name!r} of {file} is code from outside fastrdm, which --trust lets it run")
+            raise ValueError(
+                f"{key} {name!r} of {file} is code from outside fastrdm: --trust (in Python, trust=True) loads it"
+            )
 
 
 def _own_parts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -199,7 +229,7 @@ def _own_parts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _find(name: str) -> Path:
-    """The file of that name, else the shipped one."""
+    """Path of a configuration file: `name` itself if there is such a file, else the shipped recipe of that name."""
     path = next((path for path in (Path(name), RECIPES / name) if path.is_file()), None)
     if path is None:
         known = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml"))
@@ -227,13 +257,21 @@ def _check_values(given: Any, taken: Any, path: str = "") -> None:
 
 
 def _nearest_key(kind: Any, path: list[str], key: str) -> str:
-    """What is offered for an unknown key at `path` below `kind`: the nearest beside it, else one of its name."""
+    """Suggestion for an unknown key at `path` below `kind`: its new name, the nearest beside it, one of its name."""
     beside = help.keys_at(kind, path[:-1])
+    if RENAMED.get(path[-1]) in beside:
+        return f"it is called {key.removesuffix(path[-1]) + RENAMED[path[-1]]!r} now"
     near = difflib.get_close_matches(path[-1], beside, n=1)
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
     elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
     return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+
+
+def _with_new_name(line: str) -> str:
+    """The line of a refusal, and the new name where it ends in a value that was renamed."""
+    value = re.search(r"got '(\w+)'$", line)
+    return f"{line}: it is called {RENAMED[value[1]]!r} now" if value and value[1] in RENAMED else line
 
 
 _EXPECTED = {  # where pydantic's words are about Python
@@ -245,7 +283,7 @@ _EXPECTED = {  # where pydantic's words are about Python
 
 def explain(error: ValidationError, kind: Any = Config, at: str = "") -> list[str]:
     """A line for each thing that a settings dataclass `kind`, which stands at the key `at`, does not take."""
-    return [line for each in error.errors() for line in _explain(each, kind, at)]
+    return [_with_new_name(line) for each in error.errors() for line in _explain(each, kind, at)]
 
 
 def _explain(error: Any, kind: Any, at: str) -> Iterator[str]:
@@ -286,14 +324,14 @@ def to_yaml(config: Config) -> str:
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run lives: the same command finds the same folder."""
+    """Folder of the run. Equal configurations have the same folder."""
     digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
     return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
 
 
 def describe() -> Iterator[str]:
-    """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
-    yield from map(help.line, help.walk(Config))
+    """Lines of `--help`: every setting with its key, default, choices and description."""
+    yield from map(help.show, help.walk(Config))
     yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
     yield from _describe({name: transform_settings(name) for name in TRANSFORMS})
     yield "\nLosses of method.alignment, as in method.alignment='{name: cross_entropy, temperature: 0.2}':"
@@ -301,8 +339,8 @@ def describe() -> Iterator[str]:
 
 
 def _describe(kinds: dict[str, Any]) -> Iterator[str]:
-    """A line for each setting that a part has and not all of its sort; its name where it has none."""
+    """Each setting that a part has and not all of its sort; its name where it has none."""
     common = {"name", *_field_names(AlignmentConfig)}
     for name, kind in kinds.items():
         settings = [s for s in help.walk(kind, f"{name}.") if s.key.split(".")[-1] not in common]
-        yield from map(help.line, settings) if settings else [f"  {name}"]
+        yield from map(help.show, settings) if settings else [f"  {name}"]

@@ -20,10 +20,12 @@ class AlignmentConfig:
     """Which loss compares two views, and how pairs of views are joined; a loss with settings has a subclass of this."""
 
     name: str = "negative_cosine"
-    """Which loss: a name of the table in docs/methods.md, or package.module:NAME for one of your own."""
+    """Loss of one online view against the target of another: negative_cosine (SimSiam), byol (squared distance of unit
+    vectors), cross_entropy (SwAV, DINO), or package.module:NAME for one of your own.
+    """
 
     directions: Literal["mean", "sum"] = "mean"
-    """How the losses of all pairs of views are joined. SimSiam, SwAV and DINO publish the mean, BYOL the sum."""
+    """Whether the losses of all pairs of views are averaged or summed. SimSiam, SwAV and DINO average, BYOL sums."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,7 +35,7 @@ class CrossEntropyConfig(AlignmentConfig):
     name: Literal["cross_entropy"] = "cross_entropy"
 
     temperature: float = Field(default=0.1, gt=0)
-    """The online scores are divided by it before the softmax."""
+    """Temperature by which the online scores are divided before the softmax. SwAV and DINO use 0.1."""
 
 
 class LossRange(NamedTuple):

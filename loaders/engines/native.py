@@ -177,8 +177,8 @@ class NativeLoader(EpochLoader):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
-        """One line on what training waits for, or None where that has not changed since the last call."""
-        return self.watch.words()
+        """Message on what training waits for, if that has changed since the last call, else None."""
+        return self.watch.describe()
 
     def close(self) -> None:
         """End the threads, after the images they are at."""

@@ -81,7 +81,7 @@ def test_a_stored_part_is_not_loaded(run: Path, command: str, place: str) -> Non
         MAINS[command](COMMANDS[command](run))
     (path,) = checkpoint.existing(run)
     file = run / "config.yaml" if command == "plan" else path / checkpoint.META
-    told = f"{place} 'stranger:P' of {file} is code from outside fastrdm, which --trust lets it run"
+    told = f"{place} 'stranger:P' of {file} is code from outside fastrdm: --trust (in Python, trust=True) loads it"
     assert str(refused.value) == told
     assert not Path(MARK).exists() and "stranger" not in sys.modules
 
