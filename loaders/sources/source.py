@@ -128,7 +128,7 @@ class ArraySource(Source):
 
     def __init__(self, name: str, arrays: Arrays) -> None:
         self.name = name
-        self.images, self.labels, self.classes = arrays
+        self.images, self.labels, self.classes, self.note = arrays
         self.mean, self.std = STATISTICS[name]
 
     def read(self, index: int) -> Pixels:
