@@ -19,7 +19,15 @@ import simplejpeg
 from PIL import Image
 
 from fastrdm.files import sha256
-from fastrdm.loaders.sources.decode import JPEG_START, CorruptImage, Pixels, decode_any, decode_plain, orientation
+from fastrdm.loaders.sources.decode import (
+    FORMATS,
+    JPEG_START,
+    CorruptImage,
+    Pixels,
+    decode_any,
+    decode_plain,
+    orientation,
+)
 
 TRANSCODED, TURNED = 1, 2  # flags of an image in the index
 TELL_EVERY = 32  # files
@@ -96,7 +104,7 @@ def center_square(pixels: Pixels, size: int) -> Pixels:
 
 def _oddities(data: bytes, name: str, mode: str) -> list[str]:
     """What is worth telling of a file that is no plain JPEG."""
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     kind, called = str(image.format), Path(name).suffix.lower()
     if data[:2] == JPEG_START:
         return ["CMYK turned into RGB" if image.mode == "CMYK" else "a JPEG with faults that do no harm, decoded"]
