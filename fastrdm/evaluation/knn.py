@@ -56,7 +56,12 @@ def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
 
 
 def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float) -> float:
-    """Share of labelled queries that `knn_hits` counts as right; nan if no row is labelled on either side."""
+    """Share of labelled queries that `knn_hits` counts as right.
+
+    nan if no row is labelled on either side, or if a feature is no finite number.
+    """
+    if not (bank.features.isfinite().all() and query.features.isfinite().all()):
+        return float("nan")
     hits, of = knn_hits(bank, query, k, temperature)
     return hits[0] / of if of else float("nan")
 

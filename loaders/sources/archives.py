@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrdm.files import read_npy
+from fastrdm.loaders.sources.checks import check_labels
 from fastrdm.loaders.sources.plain_pickle import read_pickle
 
 Split = Literal["train", "test"]
@@ -156,18 +157,6 @@ def _field(batch: Any, name: str) -> Any:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def check_labels(labels: NDArray[Any], classes: list[str], where: str) -> None:
-    """ValueError names the first label that is no number of a class, nor -1 for unknown."""
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels of {where} must be integers, got {labels.dtype}")
-    wrong = np.flatnonzero((labels < -1) | (labels >= len(classes)))
-    if len(wrong):
-        raise ValueError(
-            f"labels of {where} must be -1 (unknown) or the number of one of {len(classes)} classes, from 0 on: "
-            f"image {wrong[0]} has {labels[wrong[0]]}, and so have {len(wrong) - 1} others"
-        )
 
 
 def _unofficial(path: Path, layout: Layout, found: dict[str, bytes]) -> str | None:
