@@ -240,7 +240,6 @@ def test_splits_of_other_classes_are_trained_on_and_not_measured(
 
 PARTS = {
     "optimizer": {"state": {}, "param_groups": []},
-    "scaler": 3,
     "losses": {"sum": "x"},
     "monitor": {},
     "best": {"knn": "x"},

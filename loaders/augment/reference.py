@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fastrdm.kernels.augment.augment_cpu import NoCompiler, augment_cpu, crop_cpu, library
+from fastrdm.kernels.augment.augment_cpu import augment_cpu, crop_cpu, library
+from fastrdm.kernels.augment.compiled import NoCompiler
 from fastrdm.kernels.augment.layout import Ragged, ragged
 from fastrdm.kernels.linalg.matmul import HAS_TRITON
 from fastrdm.loaders.augment.parameters import Column
