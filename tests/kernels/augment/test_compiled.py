@@ -11,11 +11,32 @@ import pytest
 import torch
 
 from fastrdm.kernels.augment import augment_cpu
-from fastrdm.kernels.augment.compiled import NoCompiler
+from fastrdm.kernels.augment.compiled import NoCompiler, compiled
 from fastrdm.loaders.augment import reference
 
-LOAD = "from fastrdm.kernels.augment.augment_cpu import library; library()"
-build = augment_cpu.library.__wrapped__
+LOAD = """
+import sys
+from pathlib import Path
+from fastrdm.kernels.augment.compiled import compiled
+assert compiled(Path(sys.argv[1]), ("-shared", "-fPIC")).answer() == 42
+"""
+build_all = augment_cpu.library.__wrapped__
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source that compiles in no time."""
+    path = tmp_path_factory.mktemp("source") / "small.cpp"
+    path.write_text('extern "C" int answer() { return 42; }\n')
+    return path
+
+
+def build(source: Path) -> None:
+    assert compiled(source, ("-shared", "-fPIC")).answer() == 42
+
+
+def load(source: Path) -> list[str]:
+    return [sys.executable, "-c", LOAD, str(source)]
 
 
 @pytest.fixture
@@ -28,26 +49,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_compiler_is_said(compiler: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(NoCompiler, match=compiler):
-        build()
-    monkeypatch.setattr(reference, "library", build)
+        build_all()
+    monkeypatch.setattr(reference, "library", build_all)
     with pytest.warns(UserWarning, match=f"plain torch.*{compiler}"):
         assert reference._best_on_cpu.__wrapped__() == "reference"
     with pytest.raises(ValueError, match=compiler):
         reference.chosen("cpu", torch.device("cpu"))
 
 
-def test_the_library_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_library_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build()
+    build(source)
     (built,) = (tmp_path / "fastrdm").iterdir()
     monkeypatch.setattr(subprocess, "run", None)
-    build()
+    build(source)
     assert [built] == list((tmp_path / "fastrdm").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "one bit", "longer"])
-def test_a_damaged_library_is_built_again(damage: str, cache: Path) -> None:
-    build()
+def test_a_damaged_library_is_built_again(damage: str, cache: Path, source: Path) -> None:
+    build(source)
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -56,26 +77,26 @@ def test_a_damaged_library_is_built_again(damage: str, cache: Path) -> None:
     path.write_bytes(
         {"cut short": whole[:3000], "empty": b"", "one bit": bytes(flipped), "longer": whole + b"x"}[damage]
     )
-    subprocess.run([sys.executable, "-c", LOAD], check=True)
+    subprocess.run(load(source), check=True)
     (again,) = cache.iterdir()
     assert again.stem.endswith(sha256(again.read_bytes()).hexdigest()[:32])
 
 
-def test_processes_that_build_at_once(cache: Path) -> None:
-    running = [subprocess.Popen([sys.executable, "-c", LOAD]) for _ in range(2)]
+def test_processes_that_build_at_once(cache: Path, source: Path) -> None:
+    running = [subprocess.Popen(load(source)) for _ in range(2)]
     assert [process.wait(120) for process in running] == [0, 0]
     assert {path.suffix for path in cache.iterdir()} == {".so"}
 
 
-def test_the_name_does_not_hang_on_chance(cache: Path) -> None:
+def test_the_name_does_not_hang_on_chance(cache: Path, source: Path) -> None:
     for seed in ("1", "2", "3"):
-        subprocess.run([sys.executable, "-c", LOAD], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        subprocess.run(load(source), check=True, env={**os.environ, "PYTHONHASHSEED": seed})
     assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("where", ["no home", "a file", "full"])
 def test_what_cannot_be_kept_is_built_for_now_and_said(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -97,13 +118,13 @@ def test_what_cannot_be_kept_is_built_for_now_and_said(
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
         reason = "no space left in"
     with pytest.warns(UserWarning, match=rf"is compiled at every start.*cannot be kept.*({reason})"):
-        assert build().augment_views
+        build(source)
     assert not list(temporary.iterdir())
 
 
-def test_nothing_can_be_written_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_can_be_written_anywhere(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(NoCompiler, match=r"neither in the cache \(.+\) nor in .*nowhere"):
-        build()
+        build(source)
