@@ -1,7 +1,7 @@
-"""Files of JSON lines of any length, read a line at a time and thinned: what a report keeps does not grow with a run."""
+"""Files of JSON lines of any length, read a line at a time and thinned: a report does not grow with its run."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -58,13 +58,12 @@ def read_lines(file: Path, usable: Callable[[Tree], bool]) -> Lines:
     ended = sound = True
 
     def read(text: str) -> Tree | None:
-        tree = _object(text)
-        return tree if tree is not None and usable(tree) else None
+        return _object(text, usable)
 
     with file.open("rb") as stream:
-        for text, ended in _texts(stream):
-            total += 1
-            kind = tuple(text.split('"')[1::2]) if text else ()
+        for text, end in _texts(stream):
+            ended, total = end, total + 1
+            kind = tuple(text.split('"')[1::2])
             if kind not in kinds and len(kinds) >= MOST_KINDS:
                 kind = ()
             sound = kinds.setdefault(kind, _Thinned()).add(total, text, read)
@@ -75,6 +74,24 @@ def read_lines(file: Path, usable: Callable[[Tree], bool]) -> Lines:
             found.append((place, tree))
     trees = [tree for _, tree in sorted(found, key=lambda pair: pair[0])]
     return Lines(trees, total, unread, not ended and not sound)
+
+
+def first_lines(file: Path, usable: Callable[[Tree], bool], names: Sequence[str]) -> Lines:
+    """The first object of each combination of the values `names`, with the number of all of them as "times"."""
+    firsts: dict[Kind, Tree] = {}
+    total = unread = 0
+    ended, tree = True, None
+    with file.open("rb") as stream:
+        for text, end in _texts(stream):
+            ended, total, tree = end, total + 1, _object(text, usable)
+            if tree is None:
+                unread += 1
+                continue
+            kind = tuple(str(tree.get(name) or "") for name in names)
+            if len(firsts) < MOST_KINDS or kind in firsts:
+                first = firsts.setdefault(kind, {**tree, "times": 0})
+                first["times"] += 1
+    return Lines(list(firsts.values()), total, unread, not ended and tree is None)
 
 
 def _texts(stream: IO[bytes]) -> Iterator[tuple[str, bool]]:
@@ -89,9 +106,9 @@ def _texts(stream: IO[bytes]) -> Iterator[tuple[str, bool]]:
             yield line.decode("utf-8", "replace"), ended
 
 
-def _object(text: str) -> Tree | None:
+def _object(text: str, usable: Callable[[Tree], bool]) -> Tree | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and usable(value) else None

@@ -1,32 +1,32 @@
-"""What a run's folder says, read as far as it goes: a half-written run is a run, and what is missing is named."""
+"""Files of a run's folder, read as far as they go. A half-written run is a run, and missing files are named."""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
-from fastrdm.report.jsonl import read_lines
+from fastrdm.report.jsonl import first_lines, read_lines
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
-INSTRUMENTS, THEORY = "analysis.jsonl", "analysis.json"
+ANALYSIS, ANALYSIS_AT_END = "analysis.jsonl", "analysis.json"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
-FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, INSTRUMENTS, THEORY)
-OPTIONAL = (SPECTRA, ALARMS, INSTRUMENTS, THEORY)
+FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, ANALYSIS, ANALYSIS_AT_END)
+OPTIONAL = (SPECTRA, ALARMS, ANALYSIS, ANALYSIS_AT_END)
 Series = tuple[list[float], list[float]]  # epochs and values
 
 
 class Measurement(NamedTuple):
-    """What the theory's instruments said of a run with frozen weights."""
+    """One analysis of a run with frozen weights."""
 
     epoch: float
-    figures: Tree
+    metrics: Tree
     curves: dict[str, Series]  # over the number of the direction, from 1
 
-    def figure(self, key: str) -> float:
-        return number(self.figures.get(key))
+    def metric(self, key: str) -> float:
+        return number(self.metrics.get(key))
 
 
 class Run(NamedTuple):
@@ -34,17 +34,17 @@ class Run(NamedTuple):
 
     name: str
     folder: Path
-    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
+    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and metrics
     spectra: list[Tree]
     alarms: list[Tree]
-    theory: list[Measurement]
+    analysis: list[Measurement]
     config: Tree
     summary: Tree | None  # none: the run did not finish
     versions: Tree  # of the newest checkpoint
     problems: list[str]  # what is missing or could not be read
 
     def series(self, key: str) -> Series:
-        """Epochs and values of one figure; a value that is no number is a gap."""
+        """Epochs and values of one metric. A value that is no number is a gap."""
         found = [line for line in self.metrics if key in line]
         return [line["epoch"] for line in found], [number(line[key]) for line in found]
 
@@ -52,8 +52,8 @@ class Run(NamedTuple):
         """The newest finite value, NaN without one."""
         return next((v for v in reversed(self.series(key)[1]) if math.isfinite(v)), math.nan)
 
-    def figures(self) -> list[str]:
-        """Names of all figures, in the order in which they appear."""
+    def names(self) -> list[str]:
+        """Names of all metrics, in the order in which they appear."""
         return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
 
     def setting(self, key: str) -> Any:
@@ -65,7 +65,7 @@ class Run(NamedTuple):
 
 
 def number(value: object) -> float:
-    """The value as a float; NaN for what is none."""
+    """The value as a float; NaN if it is no number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -106,8 +106,8 @@ def _read(folder: Path, name: str) -> Run:
     problems: list[str] = []
     metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
     spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
-    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
-    theory = _theory(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
+    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"), first_of=("alarm", "tap"))
+    analysis = _analysis(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
     config = _tree(folder / CONFIG, problems) or {}
     summary = _tree(folder / SUMMARY, problems)
     metas = sorted(folder.glob("checkpoints/step-*/meta.json"))
@@ -115,21 +115,21 @@ def _read(folder: Path, name: str) -> Run:
     if not isinstance(versions, dict):
         problems.append("no checkpoint that names versions and device")
         versions = {}
-    return Run(name, folder, metrics, spectra, alarms, theory, config, summary, versions, problems)
+    return Run(name, folder, metrics, spectra, alarms, analysis, config, summary, versions, problems)
 
 
-def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
-    """Those made while the run went on; without any, the one that `fastrdm analyze` made of its end."""
-    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "metrics", "curves"))
-    if not lines and (folder / THEORY).is_file():
-        tree = _tree(folder / THEORY, problems) or {}
+def _analysis(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
+    """Analyses made while the run went on; without any, the one that `fastrdm analyze` made after its end."""
+    lines = _lines(folder / ANALYSIS, problems, needed=("epoch", "metrics", "curves"))
+    if not lines and (folder / ANALYSIS_AT_END).is_file():
+        tree = _tree(folder / ANALYSIS_AT_END, problems) or {}
         if all(_usable(tree, key) for key in ("metrics", "curves")):
             lines = [{"epoch": end, **tree}]
     return [Measurement(line["epoch"], line["metrics"], _curves(line["curves"])) for line in lines]
 
 
 def _curves(found: Tree) -> dict[str, Series]:
-    """From lists of [number, value], or of values alone."""
+    """Curves by name, from lists of [number, value] or of values alone."""
     curves = {}
     for name, values in found.items():
         pairs = [v if isinstance(v, list) else (i, v) for i, v in enumerate(values, 1)]
@@ -137,11 +137,17 @@ def _curves(found: Tree) -> dict[str, Series]:
     return curves
 
 
-def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]:
-    """The objects of a file of JSON lines that have all `needed` keys, thinned; what else stands there is counted."""
-    keys = tuple(needed)
+def _lines(file: Path, problems: list[str], needed: Sequence[str], first_of: Sequence[str] = ()) -> list[Tree]:
+    """The objects of a file of JSON lines that have all `needed` keys, thinned; what else stands there is counted.
+
+    `first_of`: names of values; only the first object of each combination of them is given, with their number.
+    """
+
+    def usable(line: Tree) -> bool:
+        return all(_usable(line, key) for key in needed)
+
     try:
-        found = read_lines(file, lambda line: all(_usable(line, key) for key in keys))
+        found = first_lines(file, usable, first_of) if first_of else read_lines(file, usable)
     except OSError as error:
         _missing(file, error, problems)
         return []
@@ -149,7 +155,7 @@ def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]
         cut = ", the last one cut off" if found.cut else ""
         problems.append(f"{file.name}: {found.unread} of {found.total} lines could not be read{cut}")
     if not found.trees and file.name == METRICS:
-        problems.append(f"{file.name}: no figures yet")
+        problems.append(f"{file.name}: no metrics yet")
     return found.trees
 
 

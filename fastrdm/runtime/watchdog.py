@@ -1,4 +1,4 @@
-"""Who holds up a run of several processes: ranks that hang, ranks that are slow, devices that differ."""
+"""Watchdog of a run on several processes: ranks that hang, ranks that are slow, devices that differ."""
 
 import json
 import os
@@ -28,7 +28,7 @@ LATE, SLOW = 0.1, 1.5  # share of a step that data may come later, and time of t
 
 
 class Position(NamedTuple):
-    """Where a process is."""
+    """Last known position of a process."""
 
     beats: int  # signs of life of its training thread so far
     step: int
@@ -62,12 +62,12 @@ class Watchdog:
             self._thread.start()
 
     def heartbeat(self, step: int) -> None:
-        """A sign of life, in step `step`."""
+        """Give a sign of life, in step `step`."""
         self.step = step
         self.beats += 1
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._done.set()
         for thread in (self._thread, self._talking):
             if thread.is_alive():
@@ -93,13 +93,13 @@ class Watchdog:
 
     def _tell(self) -> None:
         place, waits = _place(sys._current_frames()[self._trained])
-        told = Position(self.beats, self.step, waits, f"{socket.gethostname()}, {place}", self._told)
+        position = Position(self.beats, self.step, waits, f"{socket.gethostname()}, {place}", self._told)
         self._told += 1
-        self._store.set(str(self.processes.rank), json.dumps(told))
+        self._store.set(str(self.processes.rank), json.dumps(position))
 
     def _positions(self) -> list[Position | None]:
         keys = [str(rank) for rank in range(self.processes.world)]
-        return [read_position(told) for told in self._store.multi_get(keys)]
+        return [read_position(stored) for stored in self._store.multi_get(keys)]
 
 
 def read_position(told: bytes) -> Position | None:
@@ -273,9 +273,9 @@ def mixed_devices(processes: Processes) -> list[str]:
 
 
 def mixed(names: Sequence[str]) -> list[str]:
-    """The line on the devices of all ranks, in rank order."""
+    """Line on the devices of all ranks, which are given in rank order."""
     if len(set(names)) == 1:
         return []
     ranks = {name: [r for r, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
-    told = "; ".join(f"{name}: ranks {', '.join(map(str, r))}" for name, r in ranks.items())
-    return [f"devices differ ({told}): each gets as many images, so every step takes as long as on the slowest"]
+    groups = "; ".join(f"{name}: ranks {', '.join(map(str, r))}" for name, r in ranks.items())
+    return [f"devices differ ({groups}): each gets as many images, so every step takes as long as on the slowest"]

@@ -46,7 +46,7 @@ def no_accuracy(train: "Source", test: "Source") -> str | None:
         )
     known = np.unique(train.labels[train.labels >= 0])
     if len(known) == 1:
-        return f"all labelled training images of {train.name} are of one class, {train.classes[known[0]]}"
+        return f"all labeled training images of {train.name} are of one class, {train.classes[known[0]]}"
     if not np.isin(test.labels, known).any():
         return f"no test image of {train.name} is of a class of the training images"
     return None

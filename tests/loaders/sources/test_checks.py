@@ -30,7 +30,7 @@ SENSELESS = [
     (split([0, 1], "ab"), split([0, 1], "ac"), r"1 only in training \(b\), 1 only in test \(c\)"),
     (split([0, 1], "ab"), split([0, 5], "abcdef"), r"classes: 4 only in test \(c, d, e, \.\.\.\)"),
     (split([0, 1], "ab"), split([0, 1], "ba"), "the same names in another order"),
-    (split([1, 1, -1]), split([0, 1]), "all labelled training images of set are of one class, b"),
+    (split([1, 1, -1]), split([0, 1]), "all labeled training images of set are of one class, b"),
     (split([0, 1]), split([2, 2, -1]), "no test image of set is of a class of the training images"),
 ]
 
