@@ -38,3 +38,14 @@ def read_npy(path: Path) -> NDArray[Any]:
     except Exception as error:  # numpy hands the header to Python's parser, which raises whatever it runs into
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path} cannot be read as an array: {reason}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name and rename it: where the disk is full, what was there stays. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
