@@ -215,6 +215,7 @@ class DualBranch(nn.Module):
             return TransformContext(side, config.projector.out, count, batch_size, sync_bn, horizon)
 
         self.online_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("online")) for t in config.online)
+        self.filtered = any(isinstance(transform, SpectralFilter) for transform in self.online_transforms)
         self.target_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("target")) for t in config.target)
 
     def forward(self, views: Sequence[Tensor]) -> Output:
@@ -226,13 +227,22 @@ class DualBranch(nn.Module):
             target = self._run(self.target_transforms, t.projection, target_branch)
         online_branch = BranchContext(t.projection.flip(0).detach(), self.online.prototypes)
         online = self._run(self.online_transforms, z.projection, online_branch)
-        loss = align(online, target, self.config.alignment)
+        loss = self._loss(online, target)
         scores = None
         entered = online.detach()
         if online_branch.scores is not None and target_branch.scores is not None:
             scores = (online_branch.scores.detach(), target_branch.scores.detach())
             entered = torch.softmax(entered / self.config.alignment.temperature, dim=-1)
         return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
+
+    def _loss(self, online: Tensor, target: Tensor) -> Tensor:
+        """The alignment of both branches; in float64 behind an online spectral filter.
+
+        The filter multiplies the gradient by its weights. What float32 leaves of a cosine's gradient along the largest
+        direction, where the exact gradient is next to nothing, would come out of it larger than all else.
+        """
+        wide = (online.double(), target.double()) if self.filtered else (online, target)
+        return align(*wide, self.config.alignment).to(online.dtype)
 
     def _run(self, transforms: nn.ModuleList, x: Tensor, branch: BranchContext) -> Tensor:
         set_views(transforms, len(x) if self.online.per_view else 1)
