@@ -17,6 +17,7 @@ from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
+from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.sources.open import balanced, open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
@@ -69,7 +70,7 @@ class Trainer:
         self.dtype = DTYPES[train.precision]
         self.source, self.test = open_source(c, "train"), open_source(c, "test")
         bank = self.settings.evaluate.bank
-        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbours in
+        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbors in
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,
@@ -77,7 +78,8 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labelled = min(self.source.labels.max(), self.test.labels.max()) >= 0
+        self.unmeasured = no_accuracy(self.source, self.test)
+        self.labeled = self.unmeasured is None
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -93,7 +95,7 @@ class Trainer:
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        learner = build_learner(self.method, c, len(self.source.classes) if self.labelled else 0)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.labeled else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile:
             # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own
@@ -114,13 +116,14 @@ class Trainer:
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
-        for written in self.log.metrics():
-            self.judge.update(written)
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.introduction()
+        self.judge.replay(self.log.metrics())
+        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
+        if self.unmeasured:
+            notes = f"note: k-NN and probe are not measured: {self.unmeasured}", *notes
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()
-        if self.step == 0 and c.evaluate.baselines and self.labelled:
+        if self.step == 0 and c.evaluate.baselines and self.labeled:
             self.measure_baselines()
         if self.step == 0 and self.analysis.due(0):
             self.observe()
@@ -181,7 +184,7 @@ class Trainer:
                     break
 
     def train_step(self, batch: Batch) -> Output:
-        """One optimiser step on this process's share of a batch."""
+        """One optimizer step on this process's share of a batch."""
         with record_function("training step"):
             return self.stepper(batch, self.step)
 
@@ -195,7 +198,10 @@ class Trainer:
         return StepProfiler(first, last, self.step, self.state.folder, self.log.say)
 
     def report(self, output: Output, clock: TrainingClock) -> None:
-        """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
+        """Log a line of metrics.
+
+        With evaluation and saving, this is the only place of the loop where the host waits for the device.
+        """
         steps, seconds, waited = clock.lap()
         metrics = {"loss": self.losses.mean(), **self.monitor.batch(output)}
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
@@ -204,17 +210,17 @@ class Trainer:
         metrics["unreadable_images"] = float(len(self.loader.faults))
         with clock.paused():
             metrics |= self.utilization.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
-        for told in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
-            self.log.say(told)
+        for line in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
+            self.log.say(line)
         if self.step == self.horizon.total:
             self.monitor.finish()
-        reading = self.monitor.poll()
-        metrics |= reading.metrics if reading else {}
+        window = self.monitor.poll()
+        metrics |= window.metrics if window else {}
         metrics["monitor_seconds"] = self.monitor.clock.lap()
         metrics["monitor_share"] = metrics["monitor_seconds"] / seconds
         self.record(metrics)
-        for line in reading.spectra if reading else []:
-            self.log.append("spectra", self.step, self.epoch, line)
+        for spectrum in window.spectra if window else []:
+            self.log.append("spectra", self.step, self.epoch, spectrum)
         self.log.progress(self.line())
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
@@ -245,18 +251,19 @@ class Trainer:
         return (
             f"epoch {self.epoch:.1f}/{epochs:g}  {f['images_per_second']:,.0f} images/s  "
             f"data wait {100 * f['data_wait']:.0f} %  loss {f['loss']:.4f}  "
-            f"rank online {online:.1f} target {target:.1f}  k-NN {knn}  {self.judge.verdict().state}"
+            f"rank online {online:.1f} target {target:.1f}  deviation {f['target/std/batch']:.2f}  "
+            f"k-NN {knn}  {self.judge.verdict().state}"
         )
 
     def measure_baselines(self) -> None:
-        """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
+        """Measure k-NN of raw pixels and of the untrained encoder, which training has to beat."""
         self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
         self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
         self.record(dict(self.metrics))
 
     def evaluate(self) -> None:
-        """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
-        if not self.labelled:
+        """Measure k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
+        if not self.labeled:
             return
         bank, query = self.feature_sets(self.method.online.encoder)
         metrics = {"knn": self.knn(bank, query)}
@@ -267,15 +274,15 @@ class Trainer:
         self.record(metrics)
 
     def observe(self) -> None:
-        """The theory's metrics of the method as it is; nothing of the run is touched."""
+        """Analyze the method as it is. The run is not changed."""
         self.losses.check()
         seen = self.analysis.measure(self.step, lambda: self.watch.heartbeat(self.step))
         self.record(seen.metrics)
         self.log.append("analysis", self.step, self.epoch, seen.record)
-        self.log.say(seen.told)
+        self.log.say(seen.summary)
 
     def save(self, must: bool) -> None:
-        """Checkpoint; a full disk costs this one only, unless it is the run's last."""
+        """Write a checkpoint. A full disk costs this checkpoint only, unless `must`, for the run's last one."""
         self.losses.check()
         try:
             self.state.save(self.step, self.metrics)

@@ -137,15 +137,15 @@ def test_a_run_can_be_longer_than_whole_epochs_and_ends_where_it_says(tmp_path: 
     assert checkpoint.existing(tmp_path / "run")[0].name == "step-00000007"
 
 
-def test_unlabelled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabeled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trainer.open_source
 
-    def unlabelled(*arguments: Any) -> Any:
+    def unlabeled(*arguments: Any) -> Any:
         source = whole(*arguments)
         source.labels = source.labels * 0 - 1
         return source
 
-    monkeypatch.setattr(trainer, "open_source", unlabelled)
+    monkeypatch.setattr(trainer, "open_source", unlabeled)
     t = make(tmp_path, "evaluate.baselines=true", "loader.subset=null")
     assert t.learner.probe is None
     assert t.train()
@@ -179,8 +179,12 @@ def test_the_verdict_stands_in_the_live_line_the_summary_and_the_report(
     (run,) = read_runs([tmp_path / "run"])
     assert run.verdict() == expected
     live = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    ranks = [[line.get(f"{tap}/erank_l/unit/cov/batch") for tap in ("online", "target")] for line in lines]
-    shown = [f"rank online {a:.1f} target {b:.1f}" for a, b in ranks if a is not None and b is not None]
+    shown = [
+        f"  rank online {line['online/erank_l/unit/cov/batch']:.1f} target {line['target/erank_l/unit/cov/batch']:.1f}"
+        f"  deviation {line['target/std/batch']:.2f}  k-NN "
+        for line in lines
+        if "loss" in line
+    ]
     assert len(live) == len(shown) == 4
     for line, rank in zip(live, shown, strict=True):
         assert rank in line

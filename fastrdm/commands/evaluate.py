@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fastrdm.commands.pretrained import Pretrained, from_file, from_run
-from fastrdm.config import help
+from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_run
+from fastrdm.config import help, run_config
 from fastrdm.config import tree as trees
 from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
 from fastrdm.evaluation.published_settings import RECIPES
@@ -41,11 +41,12 @@ def parser() -> argparse.ArgumentParser:
         usage="fastrdm eval (CHECKPOINT | --weights FILE --layout NAME) [options] [a.b=c ...]",
         description="Measure a trained encoder: k-NN, linear probe, fine-tuning; top-1 and top-5 with Wilson's 95 % "
         "intervals. Each measurement is printed and written to eval-METHOD-SOURCE.json.",
-        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.line, help.walk(EvalConfig))),
+        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.show, help.walk(EvalConfig))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")
     add_weights(p)
+    add_trust(p)
     p.add_argument("--source", help="images to use; the run's own without it (digits, cifar10, folder, pkg.mod:Class)")
     p.add_argument("--root", help="folder of the images")
     p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
@@ -65,7 +66,7 @@ def add_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
     p.add_argument("--weights", type=Path, metavar="FILE", help="weights of another project, in place of CHECKPOINT")
     p.add_argument("--layout", choices=LAYOUTS, help="the project that wrote FILE")
-    p.add_argument("--encoder", metavar="NAME", help="network of FILE: resnet18, resnet34, resnet50 or timm/NAME")
+    p.add_argument("--encoder", metavar="NAME", help="network of FILE, as in encoder.name: resnet50, timm/NAME, ...")
     p.add_argument("--stem", choices=("imagenet", "cifar", "cifar_padding2"), default="imagenet", help="of that ResNet")
 
 
@@ -75,13 +76,13 @@ def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
         raise ValueError("the encoder must be a CHECKPOINT or --weights FILE, one of the two: see --help")
     if checkpoint is not None:
         require(options.layout is None, "--layout", "left out for a checkpoint of fastrdm", options.layout)
-        return from_run(Path(checkpoint), options.branch, options.encoder)
+        return from_run(Path(checkpoint), options.branch, options.encoder, options.source, trust=options.trust)
     for key in ("layout", "encoder"):
         require(getattr(options, key) is not None, f"--{key}", "given with --weights", None)
     try:
         encoder = EncoderConfig(name=options.encoder, stem=options.stem)
     except ValidationError as error:
-        raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+        raise ValueError("\n".join(run_config.explain(error, EncoderConfig, "encoder"))) from None
     return from_file(options.weights, options.layout, encoder, options.branch)
 
 
@@ -142,7 +143,7 @@ def _explain(error: Any) -> str:
 
 
 def images(options: argparse.Namespace, pretrained: Pretrained) -> LoaderConfig:
-    """The images to measure on: those of --source, else the run's own."""
+    """Loader settings of the images to measure on: those of --source, else the run's own."""
     if options.source:
         return LoaderConfig(source=options.source, root=options.root)
     if pretrained.loader is None:
@@ -165,7 +166,7 @@ def measured(measures: Evaluator, config: EvalConfig, method: str) -> Iterator[t
 
 
 def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
-    """The images of a record."""
+    """Description of the measured images for a result file."""
     return {
         "name": data.source,
         "subset": data.subset,
@@ -178,7 +179,7 @@ def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> None:
-    """One result file and one printed line."""
+    """Write one result file and print its summary."""
     about = {
         "format": FORMAT,
         "method": name,
@@ -200,7 +201,7 @@ def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: ar
 
 
 def line(name: str, record: dict[str, Any]) -> str:
-    """What is printed of a result."""
+    """Summary of one measurement for the terminal, in one line."""
     shares = [
         f"top-{key[3:]} {100 * x['share']:.1f} % ({100 * x['low']:.1f} to {100 * x['high']:.1f})"
         for key, x in record.items()
@@ -218,7 +219,7 @@ class Live:
         self.every, self.last = every, time.monotonic()  # seconds
 
     def tell(self, text: str) -> None:
-        """What is being done."""
+        """Replace the live line by `text`, or print it now and then where output is no terminal."""
         if sys.stdout.isatty():
             print(f"\r\x1b[K{text}", end="", flush=True)
         elif time.monotonic() - self.last > self.every:
@@ -226,5 +227,5 @@ class Live:
             print(text, flush=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.methods.center_sharpen import CenterSharpen
-from fastrdm.models.encoders import RESNETS
+from fastrdm.models.encoders import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
 from fastrdm.report.run_files import read_runs
@@ -40,7 +41,7 @@ class Data(NamedTuple):
 
 
 class Throughput(NamedTuple):
-    """Images a second of all processes together, and where the figure comes from."""
+    """Images per second of all processes together, and where that number comes from."""
 
     rate: float
     origin: str
@@ -54,19 +55,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, metavar="N", help="images of the set, where it is not here")
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
-    parser.add_argument("--table", metavar="CSV", help="of benchmarks/training/step.py, with this step on this device")
+    parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
+    add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
-    settings = run_config.load(options.config)
+    settings = run_config.load(options.config, trust=options.trust)
     speed = throughput(settings, options.images_per_second, options.run, options.table)
-    print("\n".join(lines(settings, options.gpus, data(settings, options.images), speed)))
+    print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
     return 0
 
 
 def data(settings: Config, images: int | None) -> Data:
-    """Of the source where it is here, else `images` of them; nothing is downloaded."""
+    """Number of images, classes and resident bytes, from the source if it is on this machine, else from `images`.
+
+    Nothing is downloaded.
+    """
     loader = replace(settings.loader, download=False)
     if images is not None:
         return Data(loader.subset or images, "as given; without labels, so without the probe", 0, 0)
@@ -95,11 +100,12 @@ def horizon_of(settings: Config, images: int, gpus: int) -> Horizon:
 
 
 def table_row(settings: Config, table: str) -> Throughput:
-    """The row of a table of benchmarks/training/step.py that has the step of this configuration; ValueError without."""
+    """The row of a table of benchmarks.training.step that has the step of this configuration; ValueError without."""
     c, encoder = settings, settings.encoder
     wanted: dict[str, object] = {"contestant": "step", "preset": c.preset, "encoder": encoder.name}
-    if encoder.name in RESNETS:
-        wanted |= {"width": encoder.width or RESNETS[encoder.name].width, "stem": encoder.stem}
+    network = find_encoder(encoder.name)
+    wanted |= {"width": encoder.width or network.width} if "width" in network.takes else {}
+    wanted |= {"stem": encoder.stem} if "stem" in network.takes else {}
     wanted |= {"size": c.loader.views[0].size, "views": len(c.loader.views), "batch": c.loader.batch_size}
     made = {"compile": c.train.compile, "capture": c.train.capture}
     wanted |= {"precision": c.train.precision, **{how: "yes" if chosen else "no" for how, chosen in made.items()}}
@@ -108,15 +114,19 @@ def table_row(settings: Config, table: str) -> Throughput:
     require(Path(table).is_file(), "--table", "a file", table)
     with open(table, newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row.get(key) == str(v) for key, v in wanted.items())]
-    told = ", ".join(f"{key} {value}" for key, value in wanted.items())
-    require(bool(rows), "--table", f"a table of benchmarks/training/step.py with {told}", table)
+    description = ", ".join(f"{key} {value}" for key, value in wanted.items())
+    require(bool(rows), "--table", f"a table of benchmarks.training.step with {description}", table)
     row = rows[-1]
     origin = f"a step on {row['device']}, {row['clock']} clock, one process, loading not counted"
     return Throughput(float(row["images_per_second"]), origin)
 
 
 def throughput(settings: Config, rate: float | None, run: str | None, table: str | None = None) -> Throughput | None:
-    """What was measured: `rate`, a row of `table`, or the median over a run's lines but the first; None otherwise."""
+    """Measured training speed, or None.
+
+    It is `rate` where given, else a row of the CSV `table`, else the median over the logged lines of `run` without the
+    first.
+    """
     if rate is not None:
         return Throughput(rate, "as given")
     if table is not None:
@@ -148,7 +158,7 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     return sorted((step, what) for step, what in found if step)
 
 
-def lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
+def summary_lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
     """The plan, line by line."""
     c, horizon = settings, horizon_of(settings, images.images, gpus)
     learner, optimizer = build(c, horizon, images.classes)
@@ -177,7 +187,7 @@ def _memory(settings: Config, f: Footprint, images: Data, window: int) -> Iterat
     rows = {
         "weights": f.weights,
         "gradients": f.gradients,
-        "optimiser": f.optimizer,
+        "optimizer": f.optimizer,
         "buffers": f.buffers,
         "activations, an estimate": f.activations,
         "data set": images.resident,
@@ -203,5 +213,5 @@ def _time(seen: int, speed: Throughput | None) -> str:
     if speed is None:
         return "time: no measurement for this: give --from RUN, --table CSV or --images-per-second X"
     hours = seen / speed.rate / 3600
-    told = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    return f"time: {told} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"
+    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    return f"time: {duration} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"

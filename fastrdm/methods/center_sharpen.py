@@ -9,21 +9,29 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import sum_over_processes
 from fastrdm.schema import STRICT, Duration
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class CenterSharpenConfig:
+class CenterSharpenConfig(TransformConfig):
     """softmax((scores - center) / temperature) (DINO, section 3.1)."""
 
     name: Literal["center_sharpen"] = "center_sharpen"
-    temperature: float = Field(default=0.07, gt=0)  # scores are divided by it
-    warmup_temperature: float = Field(default=0.04, gt=0)  # at the first step
-    warmup: Duration = "50ep"  # linear ramp from warmup_temperature to temperature; at most the whole run
-    momentum: float = Field(default=0.9, ge=0, le=1)  # of the center, a moving average of the batch mean
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the target's scores once the warm-up is over. The CIFAR script of DINO uses 0.07."""
+
+    warmup_temperature: float = Field(default=0.04, gt=0)
+    """Temperature of the target's scores at the first step."""
+
+    warmup: Duration = "50ep"
+    """Length of the linear ramp from `warmup_temperature` to `temperature`. A shorter run takes its whole length."""
+
+    momentum: float = Field(default=0.9, ge=0, le=1)
+    """Share of the old value in the moving average that is the center; the rest is the batch's mean score."""
 
 
 class CenterSharpen(Transform):
@@ -35,7 +43,7 @@ class CenterSharpen(Transform):
     temperature: Tensor
 
     def __init__(self, config: CenterSharpenConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
         self.config = config
         self.warmup = min(context.horizon.steps(config.warmup), context.horizon.total)
         assert context.prototypes is not None
@@ -44,6 +52,9 @@ class CenterSharpen(Transform):
 
     def set_step(self, step: int) -> None:
         self.temperature.fill_(linear_ramp(step, self.warmup, self.config.warmup_temperature, self.config.temperature))
+
+    def unfinished(self, duration: str) -> str:
+        return "the temperature rises over the whole run instead"
 
     @torch.no_grad()
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:

@@ -7,17 +7,23 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
 from fastrdm.schema import STRICT, Duration
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PrototypesConfig:
+class PrototypesConfig(TransformConfig):
     """Scores against K learned unit vectors: SwAV's prototypes, DINO's last layer."""
 
     name: Literal["prototypes"] = "prototypes"
-    count: int = Field(default=3000, ge=2)  # K
-    freeze: Duration = "0ep"  # they get no gradient for so long: SwAV 2ep, DINO 1ep in the authors' scripts
+
+    count: int = Field(default=3000, ge=2)
+    """Number of prototypes. The CIFAR scripts use 3000 for SwAV and 4096 for DINO."""
+
+    freeze: Duration = "0ep"
+    """Time from the start of the run during which the prototypes are not updated. The authors' scripts use 2ep for SwAV
+    and 1ep for DINO.
+    """
 
 
 class Prototypes(Transform):
@@ -26,7 +32,10 @@ class Prototypes(Transform):
     gives: Kind = "scores"
 
     def __init__(self, config: PrototypesConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
+
+    def unfinished(self, duration: str) -> str:
+        return "the prototypes never learn"
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         assert branch.score is not None

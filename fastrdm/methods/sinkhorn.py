@@ -1,4 +1,4 @@
-"""Transforms of the target branch: stop-gradient, Sinkhorn-Knopp (SwAV), centering and sharpening (DINO)."""
+"""Sinkhorn-Knopp: the target's scores to balanced assignments, with a queue of earlier features (SwAV)."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -10,20 +10,30 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
 from fastrdm.runtime.distributed import gather_rows, max_over_processes, sum_over_processes
 from fastrdm.schema import STRICT, Duration, require
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class SinkhornConfig:
+class SinkhornConfig(TransformConfig):
     """Assignments to prototypes by Sinkhorn-Knopp (SwAV, section 3.1)."""
 
     name: Literal["sinkhorn"] = "sinkhorn"
-    epsilon: float = Field(default=0.05, gt=0)  # scores are divided by it
-    iterations: int = Field(default=3, ge=1)  # of scaling prototypes, then samples
-    queue: int = Field(default=0, ge=0)  # earlier features of each view, over all processes, that join the problem
-    queue_start: Duration = "50ep"  # from when on, once full; authors' scripts: 3840 features from epoch 50
+
+    epsilon: float = Field(default=0.05, gt=0)
+    """Entropy regularization: scores are divided by it before the exponential. SwAV uses 0.05."""
+
+    iterations: int = Field(default=3, ge=1)
+    """Iterations of scaling first the prototypes, then the samples. SwAV uses 3."""
+
+    queue: int = Field(default=0, ge=0)
+    """Earlier features of each view, over all processes, that take part in the assignment; a multiple of the batch size
+    and of the number of processes. `0` keeps no queue; SwAV's CIFAR script uses 3840.
+    """
+
+    queue_start: Duration = "50ep"
+    """Time after which the queue takes part, if it is full by then. SwAV's CIFAR script uses 50ep."""
 
 
 def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -51,7 +61,7 @@ class Sinkhorn(Transform):
     pointer: Tensor
 
     def __init__(self, config: SinkhornConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
         self.config = config
         self.start = context.horizon.steps(config.queue_start)
         self.fill = config.queue // context.batch_size  # steps until the ring is full
@@ -69,6 +79,9 @@ class Sinkhorn(Transform):
     def phases(self) -> Iterator[tuple[int, str]]:
         if self.config.queue:
             yield max(self.start, self.fill), "sinkhorn: the queue joins in"
+
+    def unfinished(self, duration: str) -> str | None:
+        return "the queue is never used" if self.config.queue else None
 
     @torch.no_grad()
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:

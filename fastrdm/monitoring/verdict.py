@@ -77,6 +77,11 @@ class Judge:
         self.accuracies: list[float] = []
         self.random = math.nan
 
+    def replay(self, lines: Iterable[Mapping[str, object]]) -> None:
+        """Take the lines that a run has logged so far."""
+        for line in lines:
+            self.update(line)
+
     def update(self, line: Mapping[str, object]) -> None:
         """Take one line. Keys that are missing and values that are no numbers are passed over."""
         for key, value in line.items():
@@ -168,8 +173,7 @@ class Judge:
 def judge(lines: Iterable[Mapping[str, object]], images: int | None = None) -> Verdict:
     """The verdict on a run from all lines of its metrics.jsonl; `images` as of `Judge`."""
     found = Judge(images)
-    for line in lines:
-        found.update(line)
+    found.replay(lines)
     return found.verdict()
 
 

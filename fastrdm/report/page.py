@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 
 from fastrdm.config import tree
-from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
+from fastrdm.files import write_whole
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report.analysis import HEAD, rows
 from fastrdm.report.figures import sections
 from fastrdm.report.ranks import rank_key
@@ -58,14 +59,14 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
     runs = read_runs(paths)
     place = out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
     try:
-        place.write_text(page(runs), encoding="utf-8")
+        write_whole(place, page(runs).encode("utf-8", "backslashreplace"))  # a folder's name may be no UTF-8
     except OSError as error:
         raise ValueError(f"--out must be a file that can be written, got {str(place)!r}: {error.strerror}") from None
     return place
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page as HTML; it loads nothing."""
+    """The whole page as HTML. It loads nothing from elsewhere."""
     all_runs = with_alarms(runs)
     names = ", ".join(run.name for run in runs)
     parts = [
@@ -98,7 +99,7 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
     found = run.verdict()
     own = [a for a in alarms if a.run is run]
     rang = [
-        f"{words(kind)} at epoch "
+        f"{alarm_name(kind)} at epoch "
         + ", ".join(f"{a.first['epoch']:g}{f' ({a.tap})' if a.tap else ''}" for a in own if a.first["alarm"] == kind)
         for kind in dict.fromkeys(a.first["alarm"] for a in own)
     ]
@@ -107,13 +108,13 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
     return " ".join(filter(None, (f"{found.text}.", found.cause, alarmed, unfinished)))
 
 
-def words(kind: str) -> str:
-    """An alarm's name as it is said."""
+def alarm_name(kind: str) -> str:
+    """Name of an alarm as it is written in prose."""
     return kind.replace("_", " ")
 
 
 def progress(run: Run) -> str:
-    """Epochs done and asked for."""
+    """Epochs done, and the run's length where it is given in epochs."""
     done = max((number(line["epoch"]) for line in run.metrics), default=0.0)
     length = str(run.setting("train.length") or "")
     return f"{done:g} of {length.removesuffix('ep')}" if length.endswith("ep") else f"{done:g}"
@@ -134,12 +135,13 @@ def _figure(value: float, style: str) -> str:
 
 
 def _overview(all_runs: Runs) -> str:
-    """A line a run: headline numbers and verdict."""
-    head = "run,verdict,preset,epochs,loss,k-NN,random encoder,probe,rank online,rank target,difference,images/s"
+    """A line a run: its verdict and its newest numbers. Ranks are about the mean, the deviation is the target's."""
+    head = "run,verdict,preset,epochs,loss,k-NN,random encoder,probe,rank online,rank target,difference,"
+    head += "deviation,images/s"
     rows = []
     for run, color, _ in all_runs.colors():
-        online, target = (run.last(rank_key(run, tap)) for tap in ("online", "target"))
-        difference = run.last(f"difference/{HEADLINE_CONVENTION}/window")
+        online, target = (run.last(rank_key(run, tap, CENTERED_CONVENTION)) for tap in ("online", "target"))
+        difference = run.last(f"difference/{CENTERED_CONVENTION}/window")
         shown = difference if math.isfinite(difference) else target - online
         rows.append(
             [
@@ -152,14 +154,15 @@ def _overview(all_runs: Runs) -> str:
                 _figure(online, ".1f"),
                 _figure(target, ".1f"),
                 _figure(shown, "+.1f"),
+                _figure(run.last(rank_key(run, "target", "std")), ".2f"),
                 _figure(run.last("images_per_second"), ",.0f"),
             ]
         )
-    return f'<div class="verdict">{_table(head.split(","), rows, range(4, 12))}</div>'
+    return f'<div class="verdict">{_table(head.split(","), rows, range(4, 13))}</div>'
 
 
 def _measured(all_runs: Runs) -> list[str]:
-    """What the analysis measured last, a line a run; nothing where there were none."""
+    """Section with the newest analysis of each run, one row a run; empty if no run was analyzed."""
     found = [[escape(cell) for cell in row] for row in rows(all_runs)]
     head = HEAD.split(",")
     return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []
@@ -174,9 +177,9 @@ def _alarms(all_runs: Runs) -> str:
     for a in all_runs.alarms:
         line = a.first
         value, threshold = (_figure(number(line.get(key)), ".4g") for key in ("value", "threshold"))
-        told = [
+        cells = [
             a.run.name,
-            words(line["alarm"]),
+            alarm_name(line["alarm"]),
             a.tap or "-",
             f"{line['epoch']:g}",
             line.get("step", "-"),
@@ -184,14 +187,14 @@ def _alarms(all_runs: Runs) -> str:
             value,
             threshold,
         ]
-        told += [line.get("action") or "-", line.get("text") or "-"]
+        cells += [line.get("action") or "-", line.get("text") or "-"]
         number_cell = f'<b style="color:{a.color}">{a.number}</b>'
-        rows.append([number_cell, *(escape(str(cell)) for cell in told)])
+        rows.append([number_cell, *(escape(str(cell)) for cell in cells)])
     return _table(head, rows)
 
 
 def _configuration(runs: Sequence[Run]) -> str:
-    """In which settings each run differs from the first."""
+    """List of the settings in which each run differs from the first."""
     first, *rest = runs
     if not rest:
         return f"<p>One run, nothing to compare: see {escape(first.name)}/config.yaml.</p>"

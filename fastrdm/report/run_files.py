@@ -1,14 +1,15 @@
-"""What a run's folder says, read as far as it goes: a half-written run is a run, and what is missing is named."""
+"""Files of a run's folder, read as far as they go. A half-written run is a run, and missing files are named."""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
 from fastrdm.monitoring.verdict import Verdict, judge
+from fastrdm.report.jsonl import first_lines, read_lines
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
 ANALYSIS, ANALYSIS_AT_END = "analysis.jsonl", "analysis.json"
@@ -19,14 +20,14 @@ Series = tuple[list[float], list[float]]  # epochs and values
 
 
 class Measurement(NamedTuple):
-    """What the analysis measured of a run with frozen weights."""
+    """One analysis of a run with frozen weights."""
 
     epoch: float
-    figures: Tree
+    metrics: Tree
     curves: dict[str, Series]  # over the number of the direction, from 1
 
-    def figure(self, key: str) -> float:
-        return number(self.figures.get(key))
+    def metric(self, key: str) -> float:
+        return number(self.metrics.get(key))
 
 
 class Run(NamedTuple):
@@ -34,7 +35,7 @@ class Run(NamedTuple):
 
     name: str
     folder: Path
-    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
+    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and metrics
     spectra: list[Tree]
     alarms: list[Tree]
     analysis: list[Measurement]
@@ -44,7 +45,7 @@ class Run(NamedTuple):
     problems: list[str]  # what is missing or could not be read
 
     def series(self, key: str) -> Series:
-        """Epochs and values of one figure; a value that is no number is a gap."""
+        """Epochs and values of one metric. A value that is no number is a gap."""
         found = [line for line in self.metrics if key in line]
         return [line["epoch"] for line in found], [number(line[key]) for line in found]
 
@@ -52,8 +53,8 @@ class Run(NamedTuple):
         """The newest finite value, NaN without one."""
         return next((v for v in reversed(self.series(key)[1]) if math.isfinite(v)), math.nan)
 
-    def figures(self) -> list[str]:
-        """Names of all figures, in the order in which they appear."""
+    def names(self) -> list[str]:
+        """Names of all metrics, in the order in which they appear."""
         return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
 
     def verdict(self) -> Verdict:
@@ -72,7 +73,7 @@ class Run(NamedTuple):
 
 
 def number(value: object) -> float:
-    """The value as a float; NaN for what is none."""
+    """The value as a float; NaN if it is no number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -113,7 +114,7 @@ def _read(folder: Path, name: str) -> Run:
     problems: list[str] = []
     metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
     spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
-    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
+    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"), first_of=("alarm", "tap"))
     analysis = _analysis(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
     config = _tree(folder / CONFIG, problems) or {}
     summary = _tree(folder / SUMMARY, problems)
@@ -126,7 +127,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _analysis(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
-    """Those made while the run went on; without any, the one that `fastrdm analyze` made of its end."""
+    """Analyses made while the run went on; without any, the one that `fastrdm analyze` made after its end."""
     lines = _lines(folder / ANALYSIS, problems, needed=("epoch", "metrics", "curves"))
     if not lines and (folder / ANALYSIS_AT_END).is_file():
         tree = _tree(folder / ANALYSIS_AT_END, problems) or {}
@@ -136,7 +137,7 @@ def _analysis(folder: Path, end: float, problems: list[str]) -> list[Measurement
 
 
 def _curves(found: Tree) -> dict[str, Series]:
-    """From lists of [number, value], or of values alone."""
+    """Curves by name, from lists of [number, value] or of values alone."""
     curves = {}
     for name, values in found.items():
         pairs = [v if isinstance(v, list) else (i, v) for i, v in enumerate(values, 1)]
@@ -144,20 +145,26 @@ def _curves(found: Tree) -> dict[str, Series]:
     return curves
 
 
-def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]:
-    """The objects of a file of JSON lines that have all `needed` keys; what else stands there is counted."""
-    content = _content(file, problems)
-    if content is None:
+def _lines(file: Path, problems: list[str], needed: Sequence[str], first_of: Sequence[str] = ()) -> list[Tree]:
+    """The objects of a file of JSON lines that have all `needed` keys, thinned; what else stands there is counted.
+
+    `first_of`: names of values; only the first object of each combination of them is given, with their number.
+    """
+
+    def usable(line: Tree) -> bool:
+        return all(_usable(line, key) for key in needed)
+
+    try:
+        found = first_lines(file, usable, first_of) if first_of else read_lines(file, usable)
+    except OSError as error:
+        _missing(file, error, problems)
         return []
-    texts = [line for line in content.split("\n") if line.strip()]
-    lines = [line for line in map(_object, texts) if line and all(_usable(line, key) for key in needed)]
-    unread = len(texts) - len(lines)
-    if unread:
-        cut = ", the last one cut off" if not content.endswith("\n") and _object(texts[-1]) is None else ""
-        problems.append(f"{file.name}: {unread} of {len(texts)} lines could not be read{cut}")
-    if not lines and file.name == METRICS:
-        problems.append(f"{file.name}: no figures yet")
-    return lines
+    if found.unread:
+        cut = ", the last one cut off" if found.cut else ""
+        problems.append(f"{file.name}: {found.unread} of {found.total} lines could not be read{cut}")
+    if not found.trees and file.name == METRICS:
+        problems.append(f"{file.name}: no metrics yet")
+    return found.trees
 
 
 def _usable(line: Tree, key: str) -> bool:
@@ -170,34 +177,24 @@ def _usable(line: Tree, key: str) -> bool:
     return isinstance(line.get(key), str)
 
 
-def _content(file: Path, problems: list[str]) -> str | None:
-    """The text of a file, None where it is missing: some may be."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        if file.name not in OPTIONAL:
-            problems.append(f"no {file.name}{': the run has not finished' if file.name == SUMMARY else ''}")
-    except OSError as error:
+def _missing(file: Path, error: OSError, problems: list[str]) -> None:
+    """Note a file that is not there, unless it may be missing, or that cannot be read."""
+    if not isinstance(error, FileNotFoundError):
         problems.append(f"{file.name}: {error.strerror}")
-    return None
-
-
-def _object(line: str) -> Tree | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    elif file.name not in OPTIONAL:
+        problems.append(f"no {file.name}{': the run has not finished' if file.name == SUMMARY else ''}")
 
 
 def _tree(file: Path, problems: list[str]) -> Tree | None:
     """The keys and values of a JSON or YAML file."""
-    content = _content(file, problems)
-    if content is None:
+    try:
+        content = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        _missing(file, error, problems)
         return None
     try:
         tree = json.loads(content) if file.suffix == ".json" else trees.parse(content, file.name)
-    except ValueError:
+    except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         problems.append(f"{file.name}: could not be read")

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastrdm.kernels.collectives import (
+    differentiable_gather,
+    differentiable_sum,
     gather_over_processes,
     process_count,
     reduce_over_processes,
@@ -16,7 +18,7 @@ from fastrdm.kernels.collectives import (
 
 
 class Processes(NamedTuple):
-    """This process among all of the run."""
+    """Rank, number of processes and device of this process."""
 
     rank: int
     world: int
@@ -51,13 +53,13 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
-    """The tensors of all processes, of one shape, joined along `dim` in rank order; without gradient."""
+    """Join the tensors of all processes, which have one shape, along `dim` in rank order; without gradient."""
     return torch.cat(gather_over_processes(x.detach()).unbind(), dim)
 
 
@@ -69,6 +71,20 @@ def sum_over_processes(x: Tensor) -> Tensor:
 def max_over_processes(x: Tensor) -> Tensor:
     """Maximum of x over all processes, without gradient."""
     return reduce_over_processes(x.detach(), "max")
+
+
+def gather_rows_with_gradient(x: Tensor, dim: int = 0) -> Tensor:
+    """The tensors of all processes, of one shape, joined along `dim` in rank order.
+
+    For losses that compare rows of several processes. The gradient of x is that of the sum of all processes' losses;
+    with DistributedDataParallel's mean over processes, a loss of all rows has the gradient that it has on one process.
+    """
+    return torch.cat(differentiable_gather(x).unbind(), dim)
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """Sum of x over all processes, with gradient as in `gather_rows_with_gradient`: for means and covariances."""
+    return differentiable_sum(x)
 
 
 def gather_objects(value: object) -> list[object]:
@@ -88,10 +104,10 @@ def agree(*values: object) -> None:
 
 
 class StopSignal:
-    """Whether any process was asked to stop, agreed on by all at the same step without making the device wait.
+    """A request to stop, on which all processes agree at the same step without making the device wait.
 
     Each step starts a small reduction among the hosts and reads the one of the step before, so that a request is
-    honoured within two steps.
+    honored within two steps.
     """
 
     def __init__(self) -> None:

@@ -6,21 +6,30 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.linalg.gram import gram_of_one
+from fastrdm.kernels.linalg.matmul import power_of_two
 
 Convention = Literal["eigenvalues", "singular_values"]
 
 
 class SpectrumStats(NamedTuple):
-    """Spectral statistics of K Gram matrices, each (K,) in the Gram matrix's dtype unless said; NaN where not ok."""
+    """Spectral statistics of K Gram matrices with eigenvalues l, each (K,) in their dtype; NaN where not `ok`."""
 
-    eigenvalues: Tensor  # (K, n), descending; 0 where rounding alone could have made them
-    erank_l: Tensor  # effective rank of the eigenvalues (the paper's)
-    erank_s: Tensor  # of the singular values, their square roots (RankMe's)
-    participation_ratio: Tensor  # (sum l)^2 / sum l^2
-    stable_rank: Tensor  # sum l / max l
-    topk: Tensor  # (K, k) largest eigenvalues, as shares of their sum
-    slope: Tensor  # least-squares slope of -ln l over ln index inside `slope_range` (alpha-ReQ's exponent)
-    ok: Tensor  # (K,) bool: every entry of the Gram matrix is finite
+    eigenvalues: Tensor
+    """(K, n), descending; 0 where rounding alone could have made them."""
+    erank_l: Tensor
+    """Effective rank of the eigenvalues (the RDM paper's convention)."""
+    erank_s: Tensor
+    """Effective rank of the singular values, the eigenvalues' square roots (RankMe's convention)."""
+    participation_ratio: Tensor
+    """(sum l)^2 / sum l^2."""
+    stable_rank: Tensor
+    """sum l / max l."""
+    topk: Tensor
+    """(K, k): the largest eigenvalues as shares of their sum."""
+    slope: Tensor
+    """Least-squares slope of -ln l over ln(index) inside `slope_range`: alpha-ReQ's exponent."""
+    ok: Tensor
+    """(K,) bool: every entry of the Gram matrix is finite."""
 
 
 def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +38,8 @@ def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Values within 8 eps of 0, relative to the largest, are 0. On CUDA the library's solver makes the host wait. Only the
     upper triangles are read (on an AMD EPYC MKL takes them some 5 % sooner than the lower ones).
     """
-    ok = matrix.abs().amax((-2, -1)).isfinite()  # four times as fast as isfinite of every entry
+    # The largest magnitude says it four times as fast as isfinite of every entry.
+    ok = matrix.abs().amax((-2, -1)).isfinite()
     values = torch.linalg.eigvalsh(torch.where(ok[..., None, None], matrix, 0.0), UPLO="U").flip(-1)
     noise = 8 * torch.finfo(values.dtype).eps * values[..., :1]
     return torch.where(ok[..., None], torch.where(values > noise, values, 0.0), torch.nan), ok
@@ -48,7 +58,10 @@ def entropy_rank(values: Tensor) -> Tensor:
 
 
 def _slope(values: Tensor, first: int, share: float) -> Tensor:
-    """Of -ln(value) over ln(index), indices first to share * n from 1; 0 with under two positive values there."""
+    """Least-squares slope of -ln(value) over ln(index), for indices from `first` to share * n, counted from 1.
+
+    0 where fewer than two values there are positive.
+    """
     index = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
     inside = (values > 0) & (index >= first) & (index <= share * values.shape[-1])
     weight = inside.to(values.dtype)
@@ -73,7 +86,7 @@ def spectrum_stats(matrix: Tensor, *, topk: int = 8, slope_range: tuple[int, flo
 def statistics(
     values: Tensor, ok: Tensor, *, topk: int = 8, slope_range: tuple[int, float] = (4, 0.5)
 ) -> SpectrumStats:
-    """The same of eigenvalues (..., n), descending, none below 0, and whether their matrix was finite."""
+    """Statistics of spectra (..., n), descending, none below 0; `ok` (...) says whether each matrix was finite."""
     shares = _shares(values)
     largest = shares[..., 0]
     return SpectrumStats(
@@ -104,7 +117,8 @@ def effective_rank(
     """exp of the spectral entropy (Roy and Vetterli 2007) of features (B, D) -> (), or (K, B, D) -> (K,), no gradient.
 
     `eigenvalues` of x^T x (the paper's) or `singular_values` of x (RankMe's), scaled to sum 1, natural logarithm. Rows
-    are first scaled to length 1 (`normalize`), then column means subtracted (`center`). Zero gives 0, NaN or inf NaN.
+    are first scaled to length 1 (`normalize`), then column means subtracted (`center`). Zero gives 0, as
+    do no rows; NaN or inf gives NaN.
     Computed and returned in float64, or at twice the speed in float32, good to 1e-5 while s_max / s_min < 1e3.
     """
     if convention not in ("eigenvalues", "singular_values"):
@@ -113,5 +127,10 @@ def effective_rank(
         raise ValueError(f"effective_rank takes floats of shape (B, D) or (K, B, D), got {tuple(x.shape)} {x.dtype}")
     if precision not in ("fp64", "fp32"):
         raise ValueError(f"precision must be fp64 or fp32, got {precision!r}")
-    values, _ = spectrum(gram_of_one(x, center, normalize, precision, upper=True))
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[:-2], dtype=torch.float64 if precision == "fp64" else torch.float32)
+    # Ranks do not hang on the scale, squares do: at 1e200 they overflow, at 1e-200 they vanish.
+    wide = x if x.dtype == torch.float64 else x.float()
+    scaled = wide / (power_of_two(wide.unsqueeze(-2)).squeeze(-2) if normalize else power_of_two(wide))
+    values, _ = spectrum(gram_of_one(scaled, center, normalize, precision, upper=True))
     return entropy_rank(values.sqrt() if convention == "singular_values" else values)

@@ -1,4 +1,4 @@
-"""What a source of images is, images in memory, and some images of another source."""
+"""The base class of sources, images in memory, and subsets of a source."""
 
 import time
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrdm.loaders.sources.archives import Arrays
+from fastrdm.loaders.sources.checks import check_pixels
 from fastrdm.loaders.sources.decode import Allocate, Pixels, decode, new_pixels
 from fastrdm.schema import Triple
 
@@ -49,10 +50,10 @@ class Source:
     """
 
     name: str
-    """What the set is called at the start of a run."""
+    """Name of the set, shown at the start of a run."""
 
     classes: list[str]
-    """Names of the classes; [] where nothing is labelled."""
+    """Names of the classes; [] where nothing is labeled."""
 
     labels: NDArray[np.int64]
     """(N,) int64, the number of each image's class, -1 where it is unknown."""
@@ -64,10 +65,10 @@ class Source:
     """Mean of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
 
     std: Triple | None = None
-    """Their standard deviation likewise."""
+    """Standard deviation of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
 
     note: str | None = None
-    """What a user should know of this set, told at the start."""
+    """Note about this set that is shown at the start of a run."""
 
     shards: NDArray[np.int64] | None = None
     """(N,) int64, the file that each image lies in: loader.order=windowed mixes a few of them at a time."""
@@ -83,7 +84,7 @@ class Source:
 
     @property
     def encoded(self) -> bool:
-        """Whether `fetch` hands out images as they are stored, for engines that decode by themselves."""
+        """True if `fetch` returns images as they are stored, for engines that decode by themselves."""
         return type(self).fetch is not Source.fetch
 
     def __len__(self) -> int:
@@ -98,10 +99,11 @@ class Source:
         return self.read_into(index, new_pixels, ReadTime())
 
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
-        """As `read`, into the memory that `allocate` gives; the seconds that it takes are added to `spent`."""
+        """Read an image into the memory that `allocate` gives, and add the seconds that this takes to `spent`."""
         began = time.perf_counter()
         if not self.encoded:
             read = self.read(index)
+            check_pixels(read, (None, None, 3), f"pixels of {self.name}, image {index},")
             pixels = allocate(*read.shape[:2])
             pixels[...] = read
             spent.decode += time.perf_counter() - began
@@ -128,7 +130,7 @@ class ArraySource(Source):
 
     def __init__(self, name: str, arrays: Arrays) -> None:
         self.name = name
-        self.images, self.labels, self.classes = arrays
+        self.images, self.labels, self.classes, self.note = arrays
         self.mean, self.std = STATISTICS[name]
 
     def read(self, index: int) -> Pixels:

@@ -1,6 +1,7 @@
 """The report: what the files say stands on the page, what they lack is named, and it loads nothing."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fastrdm import cli
-from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
+from fastrdm.commands import train
+from fastrdm.monitoring.advice import ADVICE
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
 from fastrdm.report.page import main, page, verdict, write
 from fastrdm.report.run_files import read_runs
 from fastrdm.report.run_set import with_alarms
@@ -62,7 +64,11 @@ def line(step: int, **figures: float) -> dict[str, float]:
 def metrics(count: int = 5) -> list[dict[str, float]]:
     lines = [line(0, knn_raw_pixels=0.5, knn_random_encoder=0.25)]
     for i in range(1, count + 1):
-        branches = {f"{tap}/{HEADLINE_CONVENTION}/batch": i * k for tap, k in (("online", 1.0), ("target", 3.0))}
+        branches = {
+            f"{tap}/{convention}/batch": i * k
+            for tap, k in (("online", 1.0), ("target", 3.0))
+            for convention in (HEADLINE_CONVENTION, CENTERED_CONVENTION)
+        }
         lines.append(
             line(10 * i, loss=-i / 10, learning_rate=0.1, images_per_second=1000.0 + i, data_wait=0.01, **branches)
         )
@@ -130,15 +136,18 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
 
 def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path) -> None:
     windows: dict[str, float] = {
-        f"{tap}/{HEADLINE_CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))
+        f"{tap}/{CENTERED_CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))
     }
+    windows |= {key.replace("cov", "moment"): value - 1 for key, value in windows.items()}
+    windows["target/std/window"] = 0.875
+    windows[f"difference/{CENTERED_CONVENTION}/window"] = 11.25
     for key, value in (("difference", 11.5), ("null", 0.5)):
         windows |= {
             f"{key}/{HEADLINE_CONVENTION}/window{end}": value + d for end, d in (("", 0), ("/low", -1), ("/high", 1))
         }
     html = page(read_runs([make(tmp_path / "run", [line(10, **windows), line(20, **windows)])]))
     told = text(html)
-    assert "20.0 31.5 +11.5" in told
+    assert "20.0 31.5 +11.2 0.88" in told
     assert html.count("fill-opacity") == 2  # the bands of the difference and of its null
     assert "Null: view 2 minus view 1" in told
     assert "of single batches" not in told
@@ -186,7 +195,7 @@ def test_an_empty_run_is_shown(tmp_path: Path) -> None:
     told = text(page(read_runs([run])))
     assert "not judged: no training step was logged yet. Unfinished, 0 of 5 epochs." in told
     assert "Not logged: loss." in told
-    assert "metrics.jsonl: no figures yet" in told
+    assert "metrics.jsonl: no metrics yet" in told
     (run / "metrics.jsonl").unlink()
     assert "no metrics.jsonl" in text(page(read_runs([run])))
 
@@ -278,17 +287,17 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
-    assert cli.main([*short, f"run={tmp_path / 'a'}"]) == 0
+    assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
-    assert cli.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
+    assert train.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
     assert not (tmp_path / "b" / "report.html").exists()
 
     def fail(paths: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(cli.page, "write", fail)
-    assert cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
+    monkeypatch.setattr(train.page, "write", fail)
+    assert train.main([*short, f"run={tmp_path / 'c'}"]) == 0
     assert "no report: RuntimeError: broken" in capsys.readouterr().out
 
 
@@ -311,7 +320,7 @@ def measured(epoch: float, difference: float, few: bool = False) -> dict[str, An
     return {"step": int(epoch * 10), "epoch": epoch, "metrics": figures, "curves": curves}
 
 
-def test_the_analysis_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
+def test_analyses_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
     lines = jsonl(measured(0, 1.0), measured(2, 3.0, few=True))
     told = text(html := page(read_runs([make(tmp_path / "run", analysis_jsonl=lines)])))
     row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
@@ -347,7 +356,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     assert "throughout training, two" not in told
 
 
-def test_the_analysis_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_analyses_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken = jsonl({"epoch": 1, "metrics": {}}) + '{"epoch": 2, "fig'
     told = text(page(read_runs([make(tmp_path / "run", analysis_jsonl=broken, analysis_json="[1]")])))
     assert "analysis.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
@@ -356,10 +365,39 @@ def test_the_analysis_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_what_a_run_took_of_its_device_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
-    used = {"gflops": 20.0, "flop_utilisation": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
+    used = {"gflops": 20.0, "flop_utilization": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
     said = text(page(read_runs([make(tmp_path / "new", [line(10, loss=1.0, monitor_share=0.01, **used)])])))
-    for title in ("Model FLOP utilisation", "Arithmetic of a device", "Time in the monitor", "Memory"):
+    for title in ("Model FLOP utilization", "Arithmetic of a device", "Time in the monitor", "Memory"):
         assert f" {title} " in said, title
     assert "From the start to the first step: 7.2 s (new)." in said
     assert "seconds_to_first_step" not in said and "Time in spectral filters" not in said
     assert "Arithmetic" not in text(page(read_runs([make(tmp_path / "old", [line(10, loss=1.0)])])))
+
+
+def test_a_folder_whose_name_is_no_utf8_has_a_report(tmp_path: Path) -> None:
+    folder = make(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "caf\\udce9" in write([folder]).read_text(encoding="utf-8")
+
+
+def test_the_verdict_of_a_run_is_told_with_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def lines(cov: float) -> list[dict[str, float]]:
+        names = {"erank_l/unit/moment": cov, "erank_l/unit/cov": cov, "std": 0.5}
+        taps = {f"{tap}/{name}/batch": value for tap in ("online", "target") for name, value in names.items()}
+        steps = [line(10 * i, loss=-0.5, **taps) for i in range(1, 5)]
+        return [line(0, knn_random_encoder=0.25), *steps, line(40, knn=0.625)]
+
+    config = CONFIG + "loader: {batch_size: 32}\n"
+    folders = {name: make(tmp_path / name, lines(cov), config_yaml=config) for name, cov in (("a", 9.0), ("b", 1.5))}
+    stopped = {"step": 50, "epoch": 5.0, "alarm": "non_finite_loss", "tap": "loss", "text": "..."}
+    folders["c"] = make(tmp_path / "c", lines(9.0), config_yaml=config, alarms_jsonl=jsonl(stopped))
+    small = config.replace("{length: 5ep}", "{length: 5ep, accumulate: 4}")
+    folders["d"] = make(tmp_path / "d", lines(9.0), config_yaml=small)
+    assert main([*map(str, folders.values()), "--out", str(tmp_path / "report.html")]) == 0
+    said = capsys.readouterr().out
+    told = text((tmp_path / "report.html").read_text())
+    for name, state in zip(folders, ("healthy", "dimensional collapse", "weak", "not judged"), strict=True):
+        assert f"{name}: {state}: " in said
+        assert f"{state}: " in told
+    assert "batches of 8 images are too small" in told
+    assert ADVICE["dimensional_collapse"].cause in told
+    assert ADVICE["non_finite_loss"].cause in told

@@ -1,9 +1,7 @@
 """The compiled and the Triton augmentation against the reference; without a GPU Triton runs in its interpreter."""
 
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment import augment_cpu
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ragged
+from fastrdm.kernels.augment.layout import COLUMNS, Column
+from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
 
 CUDA = torch.cuda.is_available()
@@ -40,7 +39,7 @@ def kernel(request: pytest.FixtureRequest) -> tuple[Augment, float]:
 
 
 def pictures(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> list[Tensor]:
-    """One (H, W, 3) uint8 a size: noise, a ramp, black and white halves, gray noise, in turn."""
+    """One (H, W, 3) uint8 a size: noise, a ramp, black above white, gray noise, in turn."""
     generator, images = torch.Generator().manual_seed(seed), []
     for number, (height, width) in enumerate(sizes):
         image = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
@@ -205,28 +204,6 @@ def test_auto_on_cuda_is_triton_where_it_is_installed(there: bool, monkeypatch: 
     else:
         with pytest.warns(UserWarning, match="Triton, which is not installed"):
             assert reference.chosen("auto", torch.device("cuda")) == "reference"
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_no_compiler_is_said(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(augment_cpu.NoCompiler, match=compiler):
-        augment_cpu.library.__wrapped__()
-    monkeypatch.setattr(reference, "library", augment_cpu.library.__wrapped__)
-    with pytest.warns(UserWarning, match=f"plain torch.*{compiler}"):
-        assert reference._best_on_cpu.__wrapped__() == "reference"
-    with pytest.raises(ValueError, match=compiler):
-        reference.chosen("cpu", torch.device("cpu"))
-
-
-def test_the_library_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    augment_cpu.library.__wrapped__()
-    (built,) = (tmp_path / "fastrdm").iterdir()
-    monkeypatch.setattr(subprocess, "run", None)
-    augment_cpu.library.__wrapped__()
-    assert [built] == list((tmp_path / "fastrdm").iterdir())
 
 
 def test_ragged_names_its_images() -> None:
