@@ -12,16 +12,30 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
+import torch
+
 from benchmarks.verdict.arms import CHOOSE, JUDGE
 from benchmarks.verdict.runs import HERE, ROWS, SERIES
-from benchmarks.verdict.truth import Outcome, label
+from benchmarks.verdict.truth import LEADING, LEAST_INFORMATION, POINT_SPREAD, Outcome, label
+from fastrdm.kernels.linalg.effective_rank import effective_rank, entropy_rank
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, LossRange, replay
-from fastrdm.monitoring.verdict import READINGS, judge
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
+from fastrdm.monitoring.verdict import (
+    ASSIGNMENTS_DEVIATION,
+    DIMENSIONAL_RANK,
+    FEATURES_DEVIATION,
+    LEAST_IMAGES,
+    READINGS,
+    judge,
+)
 from fastrdm.schema import Horizon
 
 RECORD = HERE / "records" / "verdict.md"
 COLLAPSED = ("dimensional collapse", "complete collapse")
 TAPS = ("online", "target", "online_scores", "target_scores", "hidden", "features")
+SHOWN = 20  # figures of the table
+STATES = ("healthy", "weak", "dimensional collapse", "complete collapse", "not judged")
+RANK = f"target/{CENTERED_CONVENTION}/batch"
 CONVENTIONS = ("erank_l/unit/moment", "erank_l/unit/cov")
 FIGURES = (*CONVENTIONS, "std", "participation_ratio", "stable_rank", "top_share", "slope")
 
@@ -134,11 +148,6 @@ def best(name: str, value: Callable[[Labelled], float], runs: Sequence[Labelled]
     return Judged(name, low, threshold, found, score(judged, lambda run: (value(run) < threshold) == low))
 
 
-def place(run: Labelled, tap: str) -> str:
-    """`loss`: the scores of the target where there are prototypes, else its features; likewise for online."""
-    return f"{tap}_scores" if f"{tap}_scores/std/batch" in run.series else tap
-
-
 def candidates(runs: Sequence[Labelled]) -> list[Judged]:
     """Every figure at every tap, of batches and of windows."""
     out = []
@@ -171,22 +180,219 @@ def alarmed(run: Labelled) -> list[str]:
     return list(dict.fromkeys(f"{a.alarm.replace('_', ' ')} at {a.tap}" for _, a in replay(alarms, run.lines)))
 
 
+def gone(run: Labelled) -> bool:
+    """Whether the target's deviation is gone."""
+    least = ASSIGNMENTS_DEVIATION if "target_scores/std/batch" in run.series else FEATURES_DEVIATION
+    return run.last("target/std/batch") < least
+
+
+def rule(run: Labelled) -> bool:
+    """What the live line shows: the target's deviation is gone, or its rank about the mean is low."""
+    return gone(run) or run.last(RANK) < DIMENSIONAL_RANK
+
+
+def rules(runs: Sequence[Labelled]) -> list[str]:
+    """The verdict's own thresholds on both halves, beside each of their parts alone."""
+    parts: dict[str, Callable[[Labelled], bool]] = {
+        f"rank about the mean below {DIMENSIONAL_RANK:g}": lambda run: run.last(RANK) < DIMENSIONAL_RANK,
+        f"deviation below {FEATURES_DEVIATION:g}, of assignments below {ASSIGNMENTS_DEVIATION:g}": gone,
+        "either of them (what the live line shows)": rule,
+        "the verdict": lambda run: judge(run.lines, run.batch).state in COLLAPSED,
+    }
+    head = "| collapsed if, at the target | chosen: hits, misses, false alarms | judged: the same | right |"
+    rows = [head, "|---|---|---|---|"]
+    for name, alarm in parts.items():
+        halves = [score([run for run in runs if run.seed in seeds], alarm) for seeds in (CHOOSE, JUDGE)]
+        cells = (f"{s.hits}, {s.misses}, {s.false_alarms} of {sum(s)}" for s in halves)
+        rows.append(f"| {name} | {' | '.join(cells)} | {halves[1].right:.0%} |")
+    return rows
+
+
+def confusion(runs: Sequence[Labelled]) -> list[str]:
+    """Labels in rows, verdicts in columns."""
+    counts = Counter((run.state, judge(run.lines, run.batch).state) for run in runs)
+    rows = [f"| label | {' | '.join(STATES)} |", "|---" * (len(STATES) + 1) + "|"]
+    rows += [f"| {label} | {' | '.join(str(counts[label, state]) for state in STATES)} |" for label in STATES[:4]]
+    right = sum(counts[state, state] for state in STATES)
+    return [*rows, "", f"Right: {right} of {len(runs)}, {right / max(len(runs), 1):.0%}."]
+
+
+def disagreements(runs: Sequence[Labelled]) -> list[str]:
+    """Runs whose verdict is not their label."""
+    rows = ["| run | seed | label | verdict | k-NN, linear: from, to |", "|---|---|---|---|---|"]
+    for run in runs:
+        found, o = judge(run.lines, run.batch), run.outcome
+        if found.state != run.state:
+            gains = f"{o.random_knn:.1%} to {o.knn:.1%}, {o.random_linear:.1%} to {o.linear:.1%}"
+            rows.append(f"| {run.data} {run.arm} | {run.seed} | {run.state} | {found.text} | {gains} |")
+    return rows
+
+
+def surprises(runs: Sequence[Labelled]) -> list[str]:
+    """Runs whose outcome is not what they were made for, and what became of the border cases."""
+    rows = ["| run | seed | made to be | became |", "|---|---|---|---|"]
+    for run in runs:
+        as_made = run.collapsed if run.expected == "collapsed" else run.state == run.expected
+        if not as_made:
+            rows.append(f"| {run.data} {run.arm} | {run.seed} | {run.expected or 'border case'} | {run.state} |")
+    return rows
+
+
+def alarm_table(runs: Sequence[Labelled]) -> list[str]:
+    """How many runs of each label raise each alarm, with the default settings."""
+    raised = [(run.state, alarmed(run)) for run in runs]
+    rows = [f"| alarm | {' | '.join(STATES[:4])} |", "|---|---|---|---|---|"]
+    for kind in sorted({kind for _, kinds in raised for kind in kinds}):
+        counts = Counter(state for state, kinds in raised if kind in kinds)
+        rows.append(f"| {kind} | {' | '.join(str(counts[state]) for state in STATES[:4])} |")
+    return rows
+
+
+def small_batches() -> list[str]:
+    """Ranks that batches of few images read, where the outputs have a steep spectrum: what LEAST_IMAGES comes from."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (4, 8, 16, 32, 64, 128)
+    rows = [f"| rank of all | {' | '.join(f'{size} images' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for exponent in (1.0, 1.6, 2.0):
+        values = torch.arange(1, 129, dtype=torch.float64) ** -exponent
+        cells = []
+        for size in sizes:
+            draws = torch.randn(40, size, 128, generator=generator, dtype=torch.float64) * values.sqrt()
+            found = effective_rank(draws, normalize=True, center=True)
+            cells.append(f"{found.mean():.1f} ({found.min():.1f})")
+        rows.append(f"| {entropy_rank(values):.1f} | {' | '.join(cells)} |")
+    return rows
+
+
+def nearest(runs: Sequence[Labelled]) -> str:
+    """How far the runs are from the bounds of the labels."""
+    leading = [run.outcome.leading for run in runs if run.state != "complete collapse"]
+    spreads = [run.outcome.spread for run in runs if not run.outcome.information < LEAST_INFORMATION]
+    sides = []
+    for values, bound in ((leading, LEADING), (spreads, POINT_SPREAD)):
+        below, above = max(v for v in values if v < bound), min(v for v in values if v >= bound)
+        sides.append(f"{below:.1%} and {above:.1%}")
+    return f"The runs nearest to these bounds have {sides[0]} in the first direction, and a spread of {sides[1]}."
+
+
+PAGE = """# How the verdict was chosen, and how often it is right
+
+Made by `python -m benchmarks.verdict.runs --data FOLDER` and `python -m benchmarks.verdict.record`.
+
+{count} short runs: {digits} on scikit-learn's digits and {cifar10} on 2,000 images of CIFAR-10, with encoders of width
+8 and 16, in {minutes:.0f} CPU minutes. They are presets, methods with a part left out so that they collapse, and border
+cases of learning rate, moving average, temperature and weight decay (`benchmarks/verdict/arms.py`). Their settings and
+outcomes are in `benchmarks/results/verdict_runs.csv`, and what they logged is in
+`benchmarks/records/verdict/series.jsonl`. Seeds 0 and 1 ({choosing} runs) choose, seeds 2 and 3 ({judging} runs) judge.
+
+## Labels
+
+A label is the outcome of a run. It is measured at the end on test images (`benchmarks/verdict/truth.py`) and uses no
+metric that a run logs.
+
+- *Complete collapse*: the embeddings of the target network, scaled to length 1, spread about their mean by less than
+  {spread:.1%} of their length's square, or, with prototypes, the targets tell less than {information:g} nat about the
+  image.
+- *Dimensional collapse*: the first direction holds more than {leading:.0%} of the variance of these embeddings.
+- *Weak*: k-NN and linear accuracy of the features, summed, are not above those of the untrained encoder.
+- *Healthy*: everything else.
+
+The labels are {labels}. {nearest}
+
+The bound of the spread was moved once, from 2 % to 0.5 %, when all runs were there. At 2 % it called four runs complete
+collapses (`rdm_byol_log`, `rdm_byol_log1p`, `rdm_byol_log1p_sq` and `rdm_byol_target0.3`, spread 1.0 % to 1.4 %) whose
+embeddings have a large mean and tell images apart: two views of an image are nearer than views of two images in 65 %
+to 72 % of the pairs, as in healthy runs, and the k-NN accuracy rose. Thresholds were then chosen again on seeds 0 and
+1, and the verdict looks for a dimensional collapse of the target before a point at the online branch. With the first
+bound and its thresholds, 60 of the 63 runs that judge were told right as collapsed or not, and 57 had the right one of
+all states.
+
+Runs that did not become what they were made for, and what became of border cases:
+
+{surprises}
+
+## Which figure separates collapsed runs from the others
+
+Each figure is the median of {readings} readings, with the threshold that was best on the seeds that choose. Balanced is
+the mean of two shares: of collapsed runs that are found, and of other runs that are let pass. These are the best
+{shown} of {tried} figures, and both ranks of the target:
+
+{figures}
+
+The rank about the mean does not see a complete collapse. The rank about 0 takes a large mean for a collapse. The live
+line shows the rank about the mean and the deviation. The verdict uses both, with these thresholds:
+
+{rules}
+
+## The verdict
+
+All five states, on the seeds that judge:
+
+{judged}
+
+On the seeds that choose:
+
+{chosen}
+
+Runs whose verdict is not their label:
+
+{disagreements}
+
+## Alarms
+
+Runs that raise an alarm, by label, with the defaults of `monitor.alarms`:
+
+{alarms}
+
+## Small batches
+
+Effective rank about the mean of batches of few images, mean and lowest of 40 draws of Gaussian rows whose spectrum is a
+power law. From {least} images on, a rank of 5 is never read as one below {dimensional:g}.
+
+{small}
+"""
+
+
+def page(runs: Sequence[Labelled], seconds: float) -> str:
+    """The record."""
+    chosen, judged = ([run for run in runs if run.seed in seeds] for seeds in (CHOOSE, JUDGE))
+    labels, data = Counter(run.state for run in runs), Counter(run.data for run in runs)
+    found = candidates(runs)
+    headline = {f"target/{convention}/batch" for convention in CONVENTIONS}
+    return PAGE.format(
+        count=len(runs),
+        digits=data["digits"],
+        cifar10=data["cifar10"],
+        minutes=seconds / 60,
+        choosing=len(chosen),
+        judging=len(judged),
+        spread=POINT_SPREAD,
+        information=LEAST_INFORMATION,
+        leading=LEADING,
+        labels=", ".join(f"{labels[state]} {state}" for state in STATES[:4]),
+        nearest=nearest(runs),
+        surprises="\n".join(surprises(runs)),
+        readings=READINGS,
+        shown=SHOWN,
+        tried=len(found),
+        figures="\n".join(table([j for i, j in enumerate(found) if i < SHOWN or j.figure in headline])),
+        rules="\n".join(rules(runs)),
+        judged="\n".join(confusion(judged)),
+        chosen="\n".join(confusion(chosen)),
+        disagreements="\n".join(disagreements(runs)),
+        alarms="\n".join(alarm_table(runs)),
+        least=LEAST_IMAGES,
+        dimensional=DIMENSIONAL_RANK,
+        small="\n".join(small_batches()),
+    )
+
+
 def main() -> None:
     runs = load()
-    print(Counter((run.expected, run.state) for run in runs))
-    print(*table(candidates(runs)), sep="\n")
-    confusion = Counter((run.state, judge(run.lines, run.batch).state) for run in runs)
-    print(*confusion.items(), sep="\n")
-    for run in runs:
-        v = judge(run.lines, run.batch)
-        if v.state != run.state:
-            print(run.data, run.arm, run.seed, "label", run.state, "|", v.text, "|", run.outcome)
-    for kind in sorted({a for run in runs for a in alarmed(run)}):
-        print(
-            kind,
-            Counter(run.state for run in runs if kind in alarmed(run)),
-            [(run.arm, run.seed) for run in runs if not run.collapsed and kind in alarmed(run)],
-        )
+    with ROWS.open(newline="") as lines:
+        seconds = sum(float(row["cpu_seconds"]) for row in csv.DictReader(lines))
+    RECORD.write_text(page(runs, seconds))
+    print(f"{RECORD}: {len(runs)} runs")
 
 
 if __name__ == "__main__":

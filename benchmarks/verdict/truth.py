@@ -19,7 +19,7 @@ from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.trainer import Trainer
 
 RIDGE = 1e-3  # of the linear classifier, on standardized features
-POINT_SPREAD, LEAST_INFORMATION, LEADING = 0.02, 0.01, 0.7
+POINT_SPREAD, LEAST_INFORMATION, LEADING = 0.005, 0.01, 0.7
 
 
 class Outcome(NamedTuple):
@@ -119,7 +119,7 @@ def measure(trainer: Trainer, random: tuple[float, float]) -> Outcome:
 def label(outcome: Outcome) -> str:
     """The state that an outcome stands for. A run whose loss is not finite has none and is weak.
 
-    Complete collapse: unit-length embeddings spread by less than 2 % of their length's square, or the targets tell
+    Complete collapse: unit-length embeddings spread by less than 0.5 % of their length's square, or the targets tell
     less than 0.01 nat about the image. Dimensional collapse: one direction holds 70 % of the embeddings' variance.
     Weak: k-NN and linear accuracy together did not rise above those of the untrained encoder.
     """

@@ -11,7 +11,6 @@ from fastrdm.methods.alignment import LossRange, find_loss
 from fastrdm.methods.dual_branch import MethodConfig
 from fastrdm.methods.prototypes import PrototypesConfig
 from fastrdm.monitoring.advice import ADVICE, Advice
-from fastrdm.monitoring.verdict import ONLINE_RANK
 from fastrdm.schema import STRICT, Duration, Horizon
 
 Action = Literal["warn", "stop", "checkpoint_and_stop"]
@@ -152,7 +151,7 @@ class Alarms:
         point = deviation < c.complete_std and moment < c.complete_rank
         if tap == "online":
             # A low rank is what the online branch is for, and a large mean makes it look like a point.
-            point, low = point and rank < ONLINE_RANK, False
+            point, low = point and rank < c.complete_rank, False
         else:
             low = rank < c.dimensional_rank
         if point:

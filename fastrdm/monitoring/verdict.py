@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal, NamedTuple
 
 from fastrdm.monitoring.advice import ADVICE
-from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 
 State = Literal["healthy", "weak", "dimensional collapse", "complete collapse", "not judged"]
 
@@ -18,19 +18,19 @@ State = Literal["healthy", "weak", "dimensional collapse", "complete collapse", 
 READINGS = 3
 # Ranks of batches of fewer images say too little.
 LEAST_IMAGES = 16
-# Outputs whose deviation and effective rank lie below these are one point. Rows of unit length that fill their
-# dimensions have a deviation of 1.
-COMPLETE_DEVIATION, COMPLETE_RANK = 0.1, 1.2
+# Outputs whose deviation lies below this are one point; it is 1 where rows of unit length fill their dimensions.
+# Features vary less in healthy runs than assignments to prototypes do, since their mean may be large.
+FEATURES_DEVIATION, ASSIGNMENTS_DEVIATION = 0.07, 0.19
+# For the online branch, whose mean may be larger still, what varies must also lie along one direction.
+ONLINE_RANK = 1.2
 # Outputs whose effective rank about the mean lies below this differ along one or a few directions only.
-DIMENSIONAL_RANK = 3.0
-# An online branch is one point if, besides, what is left of it has an effective rank about the mean below this.
-ONLINE_RANK = 1.5
+DIMENSIONAL_RANK = 2.5
 # A run is weak if its k-NN accuracy is this far below its best.
 LOST_ACCURACY = 0.05
 # A run is weak if its loss has risen again by this share of its fall.
 LOST_LOSS = 0.5
 # Readings of figures that the verdict needs, at each tap.
-FIGURES = (CENTERED_CONVENTION, HEADLINE_CONVENTION, "std")
+FIGURES = (CENTERED_CONVENTION, "std")
 
 
 class Verdict(NamedTuple):
@@ -51,15 +51,8 @@ class Verdict(NamedTuple):
 class Tap(NamedTuple):
     """The newest figures of one tap."""
 
-    name: str
     rank: float  # effective rank about the mean
-    moment: float  # effective rank about 0
     deviation: float
-
-    @property
-    def point(self) -> bool:
-        """Whether all outputs are one point."""
-        return self.deviation < COMPLETE_DEVIATION and self.moment < COMPLETE_RANK
 
 
 class Judge:
@@ -73,7 +66,12 @@ class Judge:
         self.images = images
         self.kinds = ("batch",) if images is not None and images >= LEAST_IMAGES else ("window", "sample")
         self.figures: dict[str, deque[float]] = {}
-        self.losses: list[float] = []
+        self.loss = math.nan
+        self.losses: deque[float] = deque(maxlen=READINGS)
+        # Medians of READINGS losses that follow each other: the first, the lowest and the newest.
+        self.levels: tuple[float, float, float] | None = None
+        self.started = False
+        self.prototypes = False
         self.accuracies: list[float] = []
         self.random = math.nan
 
@@ -88,21 +86,33 @@ class Judge:
             if not isinstance(value, int | float):
                 continue
             if key == "loss":
-                self.losses.append(float(value))
+                self._take_loss(float(value))
             elif not math.isfinite(value):
                 continue
             elif key == "knn":
                 self.accuracies.append(float(value))
             elif key == "knn_random_encoder":
                 self.random = float(value)
+            elif key.startswith("target_scores/"):
+                self.prototypes = True
             elif key.partition("/")[2].rpartition("/")[0] in FIGURES:
                 self.figures.setdefault(key, deque(maxlen=READINGS)).append(float(value))
 
+    def _take_loss(self, loss: float) -> None:
+        self.loss, self.started = loss, True
+        if not math.isfinite(loss):
+            return
+        self.losses.append(loss)
+        if len(self.losses) == READINGS:
+            level = median(self.losses)
+            first, lowest, _ = self.levels or (level, level, level)
+            self.levels = first, min(lowest, level), level
+
     def verdict(self) -> Verdict:
         """The state after the lines so far."""
-        if not self.losses:
+        if not self.started:
             return Verdict("not judged", "no training step was logged yet")
-        if not math.isfinite(self.losses[-1]):
+        if not math.isfinite(self.loss):
             return _advised("weak", "the newest loss is not a finite number", "non_finite_loss")
         target, online = self._tap("target"), self._tap("online")
         if target is None or online is None:
@@ -115,7 +125,7 @@ class Judge:
             found = [self.figures.get(f"{branch}/{figure}/{kind}") for figure in FIGURES]
             values = [median(readings) for readings in found if readings and len(readings) == READINGS]
             if len(values) == len(FIGURES):
-                return Tap(branch, *values)
+                return Tap(*values)
         return None
 
     def _why_no_figures(self) -> str:
@@ -127,14 +137,16 @@ class Judge:
         return f"fewer than {READINGS} log lines hold ranks and deviations of both branches"
 
     def _collapse(self, target: Tap, online: Tap) -> Verdict | None:
-        # Healthy online outputs may have a large mean, which looks like a point: what varies must be gone as well.
-        for tap, gone in ((target, target.point), (online, online.point and online.rank < ONLINE_RANK)):
-            if gone:
-                reason = f"the deviation at {tap.name} is {tap.deviation:.3f} and its effective rank {tap.moment:.2f}"
-                return _advised("complete collapse", reason, "complete_collapse")
+        least = ASSIGNMENTS_DEVIATION if self.prototypes else FEATURES_DEVIATION
+        if target.deviation < least:
+            reason = f"the deviation at target is {target.deviation:.3f}, below {least:g}"
+            return _advised("complete collapse", reason, "complete_collapse")
         if target.rank < DIMENSIONAL_RANK:
-            reason = f"the effective rank at {target.name} about the mean is {target.rank:.2f}"
+            reason = f"the effective rank at target about the mean is {target.rank:.2f}, below {DIMENSIONAL_RANK:g}"
             return _advised("dimensional collapse", reason, "dimensional_collapse")
+        if online.deviation < least and online.rank < ONLINE_RANK:
+            reason = f"the deviation at online is {online.deviation:.3f}, and what varies has rank {online.rank:.2f}"
+            return _advised("complete collapse", reason, "complete_collapse")
         return None
 
     def _weakness(self) -> Verdict | None:
@@ -145,21 +157,16 @@ class Judge:
                 return _advised("weak", reason, "no_gain")
             if newest < best - LOST_ACCURACY:
                 return _advised("weak", f"k-NN accuracy fell from {best:.1%} to {newest:.1%}", "falling_accuracy")
-        elif (risen := self._risen()) > LOST_LOSS:
-            reason = f"the loss rose again by {risen:.0%} of what it had fallen"
-            return _advised("weak", reason, "rising_loss")
+        elif self.levels is not None and not self.prototypes:
+            # A cross-entropy with moving targets rises with their entropy, in healthy runs too.
+            first, lowest, newest = self.levels
+            if newest - lowest > LOST_LOSS * (first - lowest):
+                reason = f"the loss began at {first:.4g}, fell to {lowest:.4g} and rose again to {newest:.4g}"
+                return _advised("weak", reason, "rising_loss")
         return None
 
-    def _risen(self) -> float:
-        """By what share of its fall the loss has risen again, of medians of READINGS lines; 0 if it never fell."""
-        spans = [self.losses[i : i + READINGS] for i in range(len(self.losses) - READINGS + 1)]
-        levels = [median(span) for span in spans]
-        if not levels or min(levels) >= levels[0]:
-            return math.inf if levels and levels[-1] > levels[0] else 0.0
-        return (levels[-1] - min(levels)) / (levels[0] - min(levels))
-
     def _health(self, target: Tap) -> Verdict:
-        seen = f"no sign of collapse, effective rank {target.rank:.1f} at {target.name}"
+        seen = f"no sign of collapse, effective rank {target.rank:.1f} at target"
         if not self.accuracies:
             return Verdict("not judged", f"{seen}, but no k-NN accuracy was measured since training began")
         if math.isnan(self.random):

@@ -64,27 +64,37 @@ def test_a_rising_loss_is_weak_where_no_accuracy_was_measured() -> None:
 
     found = judge(losses(2.0, 1.0, 1.6), 128)
     assert (found.state, found[2:]) == ("weak", ADVICE["rising_loss"])
-    assert "60%" in found.reason
+    assert found.reason == "the loss began at 2, fell to 1 and rose again to 1.6"
     assert state(losses(2.0, 1.0, 1.4)) == "not judged", "less than half of the fall"
     assert state(losses(2.0, 1.5, 1.0)) == "not judged"
     assert state(losses(1.0, 1.2, 1.4)) == "weak", "it never fell"
     assert state(losses(1.0, 1.0, 1.0)) == "not judged"
     assert state([BASE, *losses(2.0, 1.0, 1.9), {"knn": 0.8}]) == "healthy", "the accuracy tells more"
+    scored = [{**one, "target_scores/std/batch": 0.5} for one in losses(2.0, 1.0, 1.9)]
+    assert state(scored) == "not judged", "the entropy of moving targets rises with them"
     one = losses(2.0, 1.0, 1.0)
     one[-1] = line(9, loss=5.0)
     assert state(one) == "not judged", "a single line does not decide"
 
 
-@pytest.mark.parametrize("tap", ["target", "online"])
-def test_complete_collapse_of_either_branch(tap: str) -> None:
-    point = POINT if tap == "target" else POINT | {"cov": module.ONLINE_RANK - 0.01}
-    taps: dict[str, Any] = {tap: point}
-    found = judge(run(0.9, **taps), 128)
+@pytest.mark.parametrize("scored", [False, True])
+def test_complete_collapse_is_a_deviation_of_the_target_that_is_gone(scored: bool) -> None:
+    least = module.ASSIGNMENTS_DEVIATION if scored else module.FEATURES_DEVIATION
+    scores: dict[str, Any] = {"target_scores": {}} if scored else {}
+    found = judge(run(0.9, target=POINT | {"std": least - 0.001}, **scores), 128)
     assert (found.state, found[2:]) == ("complete collapse", ADVICE["complete_collapse"])
-    assert tap in found.reason
-    for alive in ({"std": module.COMPLETE_DEVIATION}, {"moment": module.COMPLETE_RANK}):
-        assert state(run(0.9, **{tap: point | alive})) == "healthy"
-    assert state(run(0.9, online=POINT | {"cov": module.ONLINE_RANK})) == "healthy", "a large mean is no collapse"
+    assert f"{least - 0.001:.3f}" in found.reason
+    assert state(run(0.9, target=POINT | {"std": least}, **scores)) == "healthy"
+
+
+def test_complete_collapse_of_the_online_branch_leaves_one_direction() -> None:
+    point = POINT | {"cov": module.ONLINE_RANK - 0.01}
+    found = judge(run(0.9, online=point), 128)
+    assert (found.state, found[2:]) == ("complete collapse", ADVICE["complete_collapse"])
+    assert "online" in found.reason
+    assert state(run(0.9, online=point | {"std": module.FEATURES_DEVIATION})) == "healthy"
+    assert state(run(0.9, online=point | {"cov": module.ONLINE_RANK})) == "healthy", "a large mean is no collapse"
+    assert state(run(0.9, online=point, target=FLAT)) == "dimensional collapse", "the target tells more"
 
 
 def test_dimensional_collapse_is_a_low_rank_of_the_target_about_its_mean() -> None:

@@ -11,6 +11,7 @@ EIGENSPACES, INSTRUMENTS = (
 GRADIENTS = "tests/runtime/test_gradients.py::test_loss_and_gradient_do_not_depend_on_the_number_of_processes"
 PRESETS = "tests/methods/test_presets.py::test_"
 PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equal_the_plain_version"
+VERDICT = "tests/monitoring/test_verdict.py::test_"
 PARITY = "tests/training/test_parity.py::test_processes_do_not_change_the_run"
 TO_THE_LEFT = """lambda x, *rest, **named: spectral_filter(x, *rest, **named) if self.side == "target" else (
             spectral_filter(x.detach(), *rest, **named) @ x.detach().pinverse() @ x
@@ -393,6 +394,44 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "seed=settings.train.seed + OTHER",
             "seed=settings.train.seed",
             "tests/commands/test_analyze.py::test_views_are_none_of_training",
+        ),
+    ],
+    "fastrdm/monitoring/verdict.py": [
+        (
+            "a large mean of the online branch called a collapse",
+            "online.deviation < least and online.rank < ONLINE_RANK",
+            "online.deviation < least",
+            f"{VERDICT}complete_collapse_of_the_online_branch_leaves_one_direction",
+        ),
+        (
+            "a low rank of the online branch called a collapse",
+            "if target.rank < DIMENSIONAL_RANK:",
+            "if min(target.rank, online.rank) < DIMENSIONAL_RANK:",
+            f"{VERDICT}dimensional_collapse_is_a_low_rank_of_the_target_about_its_mean",
+        ),
+        (
+            "the best accuracy in place of the newest",
+            "newest, best = self.accuracies[-1], max(self.accuracies)",
+            "newest = best = max(self.accuracies)",
+            f"{VERDICT}weak_is_a_run_that_fell_from_its_best",
+        ),
+        (
+            "no alarm called healthy",
+            "if not self.accuracies:",
+            "if False:",
+            f"{VERDICT}what_is_not_judged_says_why",
+        ),
+        (
+            "small batches judged",
+            "images >= LEAST_IMAGES else",
+            "images > 0 else",
+            f"{VERDICT}batches_that_are_too_small_are_not_judged_but_windows_are",
+        ),
+        (
+            "fewer readings than needed judged",
+            "deque(maxlen=READINGS)).append",
+            "deque([value] * READINGS, READINGS)).append",
+            f"{VERDICT}what_is_not_judged_says_why",
         ),
     ],
 }
