@@ -17,6 +17,7 @@ from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
+from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.sources.open import balanced, open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
@@ -74,7 +75,8 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labeled = min(self.source.labels.max(), self.test.labels.max()) >= 0
+        self.unmeasured = no_accuracy(self.source, self.test)
+        self.labeled = self.unmeasured is None
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -112,6 +114,8 @@ class Trainer:
         self.step, self.metrics, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
         notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
+        if self.unmeasured:
+            notes = f"note: k-NN and probe are not measured: {self.unmeasured}", *notes
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()

@@ -143,6 +143,7 @@ def from_run(
     weights = {key.removeprefix(prefix): x for key, x in found.weights.items() if key.startswith(prefix)}
     model = build_encoder(settings.encoder)
     checkpoint.load_weights(model, found._replace(weights=weights))
+    check_finite(model, found.path)
     origin = {
         "path": str(found.path),
         "step": found.meta["step"],
@@ -161,6 +162,7 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         raise ValueError(f"--weights must be a file, got {file}")
     model = build_encoder(encoder)
     load_foreign(model, encoder, file, layout, branch)
+    check_finite(model, file)
     view = replace(ViewSpec(), size=224 if encoder.stem == "imagenet" else 32, interpolation="bilinear")
     origin = {
         "path": str(file),
@@ -171,3 +173,11 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         "stem": encoder.stem,
     }
     return Pretrained(model.eval(), encoder, view, None, file.parent, origin)
+
+
+def check_finite(model: Encoder, path: Path) -> None:
+    """ValueError names the weights and statistics that hold NaN or infinity: every feature would be NaN."""
+    wrong = [key for key, x in model.state_dict().items() if not x.isfinite().all()]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise ValueError(f"{path} holds weights that are not finite, {len(wrong)} tensors: {shown}")

@@ -220,6 +220,7 @@ class DualBranch(nn.Module):
 
         self.online_transforms = nn.ModuleList(find_transform(t.name)(t, place("online")) for t in config.online)
         self.target_transforms = nn.ModuleList(find_transform(t.name)(t, place("target")) for t in config.target)
+        self.wide_loss = any(transform.wide_loss for transform in self.online_transforms)
 
     def forward(self, views: Sequence[Tensor]) -> Output:
         """Views (B, 3, H_v, W_v), the two global ones first, to the loss and what led to it."""
@@ -230,7 +231,7 @@ class DualBranch(nn.Module):
             target = self._run(self.target_transforms, t.projection, target_branch)
         online_branch = BranchContext(t.projection.flip(0).detach(), self.online.prototypes)
         online = self._run(self.online_transforms, z.projection, online_branch)
-        loss = align(online, target, self.loss.formula, self.config.alignment)
+        loss = self._loss(online, target)
         scores = None
         if online_branch.scores is not None and target_branch.scores is not None:
             scores = (online_branch.scores.detach(), target_branch.scores.detach())
@@ -238,6 +239,15 @@ class DualBranch(nn.Module):
         if self.loss.monitored:
             entered = self.loss.monitored(entered, self.config.alignment)
         return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
+
+    def _loss(self, online: Tensor, target: Tensor) -> Tensor:
+        """The alignment of both branches; in float64 where an online transform asks for it.
+
+        A spectral filter multiplies the gradient by its weights. What float32 leaves of a cosine's gradient along the
+        largest direction, where the exact gradient is next to nothing, would come out of it larger than all else.
+        """
+        wide = (online.double(), target.double()) if self.wide_loss else (online, target)
+        return align(*wide, self.loss.formula, self.config.alignment).to(online.dtype)
 
     def _run(self, transforms: nn.ModuleList, x: Tensor, branch: BranchContext) -> Tensor:
         set_views(transforms, len(x) if self.online.per_view else 1)

@@ -75,6 +75,8 @@ def own_function(name: str) -> Callable[[Tensor], Tensor]:
 class SpectralFilter(Transform):
     """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
 
+    wide_loss = True
+
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__(config, context)
         self.config, self.side = config, context.side

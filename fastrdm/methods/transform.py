@@ -51,6 +51,7 @@ class Transform(nn.Module):
     takes: Kind = "features"
     gives: Kind = "features"
     constant_lr = False  # whether its parameters keep the base rate throughout
+    wide_loss = False  # whether the loss behind it on the online branch is taken in float64
     phase: Hashable = None  # what decides at this step which work is done, besides the numbers in tensors
 
     def __init__(self, config: TransformConfig, context: TransformContext) -> None:

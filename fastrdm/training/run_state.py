@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastrdm.config.run_config import Config
 from fastrdm.loaders.spec import Loader
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.checkpoint import Checkpoint, CheckpointError
+from fastrdm.runtime.checkpoint import STATE, Checkpoint, CheckpointError, reason
 from fastrdm.runtime.distributed import Processes
 from fastrdm.runtime.timers import LossTracker
 from fastrdm.training.step import TrainStep
@@ -112,15 +113,30 @@ class RunState:
             changes = "; ".join(fixed[:5])
             raise ValueError(f"{self.folder} holds a run of another configuration ({changes}): choose another run=")
         checkpoint.load_weights(self.learner, found)
-        state = found.state
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.loader.load_state_dict(state["loader"])
-        self.losses.load_state_dict(state["losses"])
-        self.monitor.load_state_dict(state["monitor"])
-        self.best = state["best"]
-        if self.processes.rank < len(state["random"]):
-            _set_random_state(state["random"][self.processes.rank])
+        parts: dict[str, Callable[[Any], object]] = {
+            "optimizer": self.optimizer.load_state_dict,
+            "scaler": self.scaler.load_state_dict,
+            "losses": self.losses.load_state_dict,
+            "monitor": self.monitor.load_state_dict,
+            "best": self._restore_best,
+            "random": self._restore_random,
+        }
+        for name, restore in parts.items():
+            try:
+                restore(found.state[name])
+            except Exception as error:  # each part raises what it likes for a state that it did not write
+                raise CheckpointError(f"{found.path} cannot be used: {STATE}: {name}: {reason(error)}") from error
+        try:
+            self.loader.load_state_dict(found.state["loader"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{found.path} cannot be used: {STATE}: loader: {reason(error)}") from error
+
+    def _restore_best(self, best: dict[str, Any]) -> None:
+        self.best = {"knn": float(best["knn"]), "step": None if best["step"] is None else int(best["step"])}
+
+    def _restore_random(self, states: list[dict[str, torch.Tensor]]) -> None:
+        if self.processes.rank < len(states):
+            _set_random_state(states[self.processes.rank])
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Write summary.json: the metrics of the finished run."""

@@ -1,6 +1,7 @@
 """The table of sources, and how a source is opened by its name."""
 
 import difflib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from fastrdm import parts
 from fastrdm.loaders.sources.archives import CIFAR, FASHION_ROOT, Arrays, Split, read_cifar, read_fashion_mnist
 from fastrdm.loaders.sources.beton import BETON, BetonSource
+from fastrdm.loaders.sources.checks import check_labels, check_pixels
 from fastrdm.loaders.sources.class_list import check_classes, read_class_list
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.packed import PackedSource
@@ -28,6 +30,7 @@ def open_source(config: LoaderConfig, split: Split) -> Source:
         near = difflib.get_close_matches(config.source, SOURCES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}, or pkg.mod:Class"
         raise ValueError(f"loader.source is unknown: {config.source!r}; {hint}")
+    check_labels(source.labels, source.classes, f"loader.source={config.source} ({split})")
     if config.classes is not None:
         source = of_classes(source, config.classes, f"{config.root or config.source} ({split})")
     return source if config.subset is None or split == "test" else balanced(source, config.subset)
@@ -121,9 +124,23 @@ def _open_class(config: LoaderConfig, split: Split) -> Source:
         missing.append("fetch or read")
     if missing:
         raise ValueError(f"loader.source {config.source!r} lacks {', '.join(missing)} (docs/extending.md)")
+    _check_own(source, config.source)
     if len(source.labels) != len(source):
         raise ValueError(f"loader.source {config.source!r} has {len(source)} images and {len(source.labels)} labels")
     return source
+
+
+def _check_own(source: Source, name: str) -> None:
+    """ValueError where an attribute of a user's source is not what Source says; it would give wrong pixels silently."""
+    if not isinstance(source.labels, np.ndarray):
+        raise ValueError(f"labels of loader.source {name!r} must be a numpy array, got {type(source.labels).__name__}")
+    if source.images is not None:
+        check_pixels(source.images, (len(source), None, None, 3), f"images of loader.source {name!r}")
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        value = getattr(source, key)
+        if value is not None and not (len(value) == 3 and all(math.isfinite(v) and v > least for v in value)):
+            wanted = "three finite numbers" + (" above 0" if key == "std" else "")
+            raise ValueError(f"loader.source {name!r} must have {wanted} as {key}, got {value!r}")
 
 
 SOURCES: dict[str, Callable[[LoaderConfig, Split], Source]] = {
