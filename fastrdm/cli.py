@@ -1,9 +1,10 @@
 """The command line: `fastrdm train`, what it tells, and the way to the other commands."""
 
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from fastrdm.monitoring.monitor import HEADLINE_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
+from fastrdm.runtime.log import show
 from fastrdm.runtime.timers import NonFiniteLoss
 from fastrdm.trainer import Trainer
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_ALARM = 1, 2, 3  # 3: an alarm stopped the run, monitor.alarms.action
 EXIT_STOPPED = 75  # asked to stop, saved; the same command continues
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # name: the module below fastrdm whose `main(arguments)` gives the exit status
 COMMANDS = {
@@ -76,27 +79,40 @@ def train(arguments: Sequence[str]) -> int:
 def _run(settings: run_config.Config) -> int:
     began = time.monotonic()
     trainer = Trainer(settings)
+    opening = introduction(trainer)
     if trainer.processes.main:
-        print("\n".join(introduction(trainer)), flush=True)
-    before = {n: signal.signal(n, lambda *_: trainer.stop.ask()) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        finished = trainer.train()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        show("\n".join(opening))
+    with stopping(trainer.stop):
+        finished = trainer.train(opening)
     status = 0 if finished else EXIT_STOPPED if trainer.halt == "warn" else EXIT_ALARM
     if not trainer.processes.main:
         return status
     if status == EXIT_ALARM:
-        print(f"\nstopped by an alarm at step {trainer.step}: see {trainer.state.folder}/alarms.jsonl")
+        trainer.log.say(f"\nstopped by an alarm at step {trainer.step}: see {trainer.state.folder}/alarms.jsonl")
     elif not finished:
-        print(f"\nasked to stop: saved at step {trainer.step} in {trainer.state.folder}; the same command continues")
+        trainer.log.say(
+            f"\nasked to stop: saved at step {trainer.step} in {trainer.state.folder}; the same command continues"
+        )
     else:
-        print("\n".join(summary(trainer, time.monotonic() - began)))
+        trainer.log.say("\n".join(summary(trainer, time.monotonic() - began)))
     if settings.log.report and status != EXIT_STOPPED:
-        print(_write_report(trainer.state.folder))
-    sys.stdout.flush()
+        trainer.log.say(_write_report(trainer.state.folder))
     return status
+
+
+@contextlib.contextmanager
+def stopping(stop: distributed.StopSignal) -> Iterator[None]:
+    """Turn the signals that ask a program to end into a request to `stop`, after the step that is being taken.
+
+    SIGHUP keeps being ignored where it was, as `nohup` has it.
+    """
+    asking = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda *_: stop.ask()) for n in asking}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_report(folder: Path) -> str:
@@ -117,6 +133,7 @@ def introduction(trainer: Trainer) -> list[str]:
         f"data: {trainer.source.name}, {len(trainer.source):,} images, {len(trainer.test):,} for evaluation, {engine}",
         f"run: {total:,} steps of {c.loader.batch_size} images on {world} x {trainer.processes.device.type}, "
         f"{c.train.precision}, {'compiled' if c.train.compile else 'eager'}; folder {trainer.state.folder}",
+        *trainer.notes,
         *trainer.monitor.introduction(),
         trainer.utilization.introduction(),
     ]
@@ -136,6 +153,7 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     shown = {
         "raw pixels": "knn_raw_pixels",
         "random encoder": "knn_random_encoder",
+        "initial encoder": "knn_initial_encoder",
         "trained encoder": "knn",
         "trained target encoder": "knn_target",
     }

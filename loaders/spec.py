@@ -1,16 +1,26 @@
 """The contract of every loading engine: what a view is, what a loader is told, and what it hands out."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.schema import STRICT, Pair, Triple, require
 
+
+def _workers(value: object) -> object:
+    whole = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())
+    require(value == "auto" or whole, "workers", "auto or a whole number of threads", value)
+    return value
+
+
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
 
 
@@ -67,6 +77,16 @@ class ViewSpec:
         return replace(self, size=size, progressive=()) if self.progressive else self
 
 
+MOST_WORKERS = 16  # threads of a process; more were never faster
+
+
+def cores_of_a_process() -> int:
+    """Cores for each of the processes that share those which this one may use: from 1 to MOST_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    together = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(max(cores // (int(together) if together.isdecimal() and int(together) else 1), 1), MOST_WORKERS)
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoaderConfig:
     """Where images come from and how they become batches of views."""
@@ -81,12 +101,17 @@ class LoaderConfig:
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())  # numbered from 0; views.*.size sets the size of all
     max_enlarge: float = 4.0  # a view may be so many times as large as the images of a set held in memory
     augment: Literal["auto", "reference", "cpu", "triton"] = "auto"  # auto: compiled on a CPU, triton on a GPU
-    workers: int = 2  # decoding threads of this process
+    workers: Workers = "auto"  # decoding threads of this process; auto: the cores that it may use, 16 at most
     prefetch: int = 4  # batches made ahead of the training step
     prefetch_mb: int = 1024  # MiB of decoded images held at most, over the batches in the making; one always is
     order: Literal["full", "windowed"] = "full"  # windowed: for packed sets larger than memory, a few shards at a time
     window: int = 8  # shards that are mixed at a time, where order is windowed
     max_corrupt: float = 0.001  # share of unreadable images above which the run stops
+
+    @property
+    def threads(self) -> int:
+        """Number of decoding threads, whether it was set or is left to the number of cores."""
+        return cores_of_a_process() if self.workers == "auto" else self.workers
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
@@ -95,7 +120,7 @@ class LoaderConfig:
         fits = max(sizes[2:], default=0) <= max(sizes[:2])
         require(fits, "views", "two global views and local crops that are no larger (sizes in pixels)", sizes)
         require(self.max_enlarge > 0, "max_enlarge", "above 0", self.max_enlarge)
-        require(self.workers >= 1, "workers", "at least 1 thread", self.workers)
+        require(self.workers == "auto" or self.workers >= 1, "workers", "at least 1 thread", self.workers)
         require(self.prefetch >= 1, "prefetch", "at least 1 batch", self.prefetch)
         require(self.prefetch_mb >= 1, "prefetch_mb", "at least 1 MiB", self.prefetch_mb)
         require(self.window >= 1, "window", "at least 1 shard", self.window)

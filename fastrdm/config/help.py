@@ -66,7 +66,7 @@ def _default(field: Any) -> Any:
 
 def _note(kind: Any, comment: str) -> str:
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    listed = " | ".join(choices)
+    listed = " | ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in choices)
     return f"{listed}; {comment}" if listed and comment else listed or comment
 
 

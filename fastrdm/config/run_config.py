@@ -33,6 +33,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK_START = RECIPES / "quickstart.yaml"
 
 
+Switch = Literal["auto", True, False]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
     """How long, how precisely and on what to train."""
@@ -40,10 +43,11 @@ class TrainConfig:
     length: Duration = "100ep"  # of the run, in epochs or steps
     seed: int = Field(default=0, ge=0, lt=2**32)  # of the initial weights, the order and the views
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
+    init: str | None = None  # start from weights: RUN, RUN:STEP, FILE, timm:NAME or timm:NAME:FILE; null: from the seed
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"  # of encoder and projector; auto: bf16 on CUDA
     accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
-    compile: bool = False  # torch.compile the dual branch
-    capture: bool = False  # record the whole step as a CUDA graph; one process
+    compile: Switch = "auto"  # torch.compile the dual branch; auto: on CUDA
+    capture: Switch = "auto"  # record the whole step as a CUDA graph, one process; auto: on CUDA, views of fixed sizes
     channels_last: bool = True  # memory layout of images and convolutions
     hang_timeout: float = Field(default=600, gt=0)  # seconds without a step after which several processes give up
 
@@ -193,10 +197,55 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
 
 
+# Settings that change neither the weights nor the order and the views of the images. They are not part of a run's name,
+# and a run may go on with other ones. `train.precision` and the like are, because they change what is computed.
+FREE = (
+    "run",
+    "log.",
+    "checkpoint.",
+    "monitor.",
+    "analysis.",
+    "evaluate.every",
+    "evaluate.k",
+    "evaluate.bank",
+    "evaluate.temperature",
+    "evaluate.baselines",
+    "evaluate.batch_size",
+    "train.device",
+    "train.compile",
+    "train.capture",
+    "train.hang_timeout",
+    "loader.root",
+    "loader.download",
+    "loader.workers",
+    "loader.prefetch",
+    "loader.augment",
+    "loader.max_corrupt",
+)
+
+
+def other_run(old: Tree, new: Tree) -> list[str]:
+    """Lines `a.b: old -> new` for the settings that make two configurations two runs."""
+    return [line for line in trees.differences(old, new) if not line.startswith(FREE)]
+
+
 def run_folder(config: Config) -> Path:
-    """Where the run lives: the same command finds the same folder."""
-    digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
-    return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
+    """Where the run lives: the same command finds the same folder, whatever its free settings are.
+
+    The data set counts by its absolute path, so that another spelling of `loader.root` is the same run.
+    """
+    if config.run:
+        return Path(config.run)
+    binding = _without_free(to_dict(config))
+    root = config.loader.root and str(Path(config.loader.root).resolve())
+    digest = hashlib.sha256(yaml.safe_dump({**binding, "root": root}).encode()).hexdigest()[:8]
+    return Path(f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
+
+
+def _without_free(tree: Tree, path: str = "") -> Tree:
+    kept = {key: value for key, value in tree.items() if not f"{path}{key}".startswith(FREE)}
+    sections = {key: _without_free(value, f"{path}{key}.") for key, value in kept.items() if isinstance(value, dict)}
+    return {key: value for key, value in {**kept, **sections}.items() if value != {}}
 
 
 def describe() -> Iterator[str]:

@@ -34,7 +34,7 @@ class TrainStep:
         self.optimizer = build_optimizer(self.groups, c.optim, processes.device)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=c.train.precision == "fp16")
         self.clipped = [p for role in self.method.roles() for _, p in role.parameters]
-        self.captured = self._captured(processes) if c.train.capture else None
+        self.captured = self._captured(processes) if c.train.capture is True else None
         self.warmup = horizon.steps(c.optim.warmup)
         fits = self.warmup <= horizon.total
         require(fits, "optim.warmup", f"no longer than the run of {horizon.total} steps", c.optim.warmup)
