@@ -91,7 +91,7 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labelled = min(self.source.labels.max(), self.test.labels.max()) >= 0
+        self.labeled = min(self.source.labels.max(), self.test.labels.max()) >= 0
         self.data = fingerprint(self.source)
 
     def _choose(self, folder: Path) -> None:
@@ -121,7 +121,7 @@ class Trainer:
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        learner = build_learner(self.method, c, len(self.source.classes) if self.labelled else 0)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.labeled else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile is True:
             # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own
@@ -154,7 +154,7 @@ class Trainer:
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
         for line in introduction:
             self.log.note(line)
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.introduction()
+        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()
@@ -182,7 +182,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """What a run does before its first step."""
-        if self.settings.evaluate.baselines and self.labelled:
+        if self.settings.evaluate.baselines and self.labeled:
             self.measure_baselines()
         if self.settings.train.init:
             self.start_from_weights(self.settings.train.init)
@@ -192,7 +192,7 @@ class Trainer:
         lines, self.state.origin = initialize(self.learner, init, self.settings.encoder)
         for line in lines:
             self.log.say(line)
-        if self.settings.evaluate.baselines and self.labelled:
+        if self.settings.evaluate.baselines and self.labeled:
             self.metrics["knn_initial_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
             self.log.write(0, 0.0, {"knn_initial_encoder": self.metrics["knn_initial_encoder"]})
 
@@ -236,7 +236,7 @@ class Trainer:
                     break
 
     def train_step(self, batch: Batch) -> Output:
-        """One optimiser step on this process's share of a batch."""
+        """One optimizer step on this process's share of a batch."""
         with record_function("training step"):
             return self.stepper(batch, self.step)
 
@@ -259,18 +259,18 @@ class Trainer:
         metrics["unreadable_images"] = float(len(self.loader.faults))
         with clock.paused():
             metrics |= self.utilization.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
-        for told in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
-            self.log.say(told)
+        for line in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
+            self.log.say(line)
         if self.step == self.horizon.total:
             self.monitor.finish()
-        reading = self.monitor.poll()
-        metrics |= reading.metrics if reading else {}
+        window = self.monitor.poll()
+        metrics |= window.metrics if window else {}
         metrics["monitor_seconds"] = self.monitor.clock.lap()
         metrics["monitor_share"] = metrics["monitor_seconds"] / seconds
         self.metrics |= metrics
         self.log.write(self.step, self.epoch, metrics)
-        for line in reading.spectra if reading else []:
-            self.log.append("spectra", self.step, self.epoch, line)
+        for spectrum in window.spectra if window else []:
+            self.log.append("spectra", self.step, self.epoch, spectrum)
         last = self.step == self.horizon.total
         self.log.say(self.line()) if last else self.log.progress(self.line())
         self.alarm(self.monitor.alarms.update(self.step, metrics))
@@ -308,7 +308,7 @@ class Trainer:
     def evaluate(self) -> None:
         """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
         self.losses.check()
-        if not self.labelled:
+        if not self.labeled:
             return
         bank, query = self.feature_sets(self.method.online.encoder)
         metrics = {"knn": self.knn(bank, query)}
@@ -326,7 +326,7 @@ class Trainer:
         self.metrics |= seen.metrics
         self.log.write(self.step, self.epoch, seen.metrics)
         self.log.append("analysis", self.step, self.epoch, seen.record)
-        self.log.say(seen.told)
+        self.log.say(seen.summary)
 
     def save(self, must: bool) -> None:
         """Checkpoint; a full disk costs this one only, unless it is the run's last."""

@@ -97,7 +97,10 @@ class Lars(Optimizer):
 
     @staticmethod
     def _adapted(params: list[Tensor], grads: list[Tensor], group: Group) -> list[Tensor]:
-        """(g + decay w) local; a zero weight or gradient is neither decayed nor adapted (paper.md 5.4)."""
+        """Gradients plus decay, scaled by the trust ratio of each parameter (solo/utils/lars.py, lines 131 to 165).
+
+        A parameter whose weight or gradient is zero is neither decayed nor scaled, as in that file.
+        """
         decay, weight, grad = _decay(group), norms(params), norms(grads)
         local = group["eta"] * weight / (grad + decay * weight + 1e-8)
         if group["clip"]:

@@ -53,7 +53,7 @@ class Process(NamedTuple):
 
 
 class EpochLoader:
-    """What every engine knows of its place: `position` counts the samples of `epoch` handed out over all processes."""
+    """Position of an engine in the run: `position` counts the samples of `epoch` returned so far over all processes."""
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class EpochLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def diagnosis(self) -> str | None:
-        """Nothing to tell unless an engine measures itself."""
+        """Message on what training waits for; None unless an engine measures it."""
         return None
 
     def close(self) -> None:
-        """Nothing to free unless an engine says so."""
+        """Free what the engine holds; nothing unless an engine overrides it."""
 
     def _remaining(self) -> Iterator[Indices]:
         """This process's indices (batch_size / world,) of every global batch still to come."""

@@ -17,7 +17,7 @@ import torch
 from benchmarks.cifar10.record import ALIASES, files, publish
 from benchmarks.cifar10.reproduce import BUDGETS, keep_curves
 from benchmarks.cifar10.rows import HERE, MEASURED, append, done, measured_row
-from fastrdm.analysis.spectral_analysis import told
+from fastrdm.analysis.spectral_analysis import summary_lines
 from fastrdm.commands.analyze import FILE, analyze_run
 from fastrdm.methods.presets import PRESETS
 from fastrdm.report.run_files import read_runs
@@ -38,9 +38,9 @@ def measure(preset: str, seed: int, run: Path) -> dict[str, object]:
     found = analyze_run(run)
     (run / FILE).write_text(json.dumps(found._asdict()))
     seconds = time.process_time() - began
-    print(f"{preset} seed {seed}, {seconds:.1f} CPU s", *told(found.figures), sep="\n  ", flush=True)
+    print(f"{preset} seed {seed}, {seconds:.1f} CPU s", *summary_lines(found.metrics), sep="\n  ", flush=True)
     (read,) = read_runs([run])
-    return measured_row(preset, seed, read.theory[-1], seconds, "cpu")
+    return measured_row(preset, seed, read.analysis[-1], seconds, "cpu")
 
 
 def main() -> None:

@@ -121,9 +121,9 @@ def finish(job: Job, budget: Budget, found: Files) -> None:
     seconds = spent(job)
     row = trained_row(job.preset, job.seed, job.folder, seconds, budget.device)
     (run,) = read_runs([job.folder])
-    if run.theory:
+    if run.analysis:
         took = run.last("analysis/seconds")
-        append(found.measured, measured_row(job.preset, job.seed, run.theory[-1], took, budget.device), MEASURED)
+        append(found.measured, measured_row(job.preset, job.seed, run.analysis[-1], took, budget.device), MEASURED)
     append(found.rows, row, FIELDS)
     took_told = f"{seconds / 60:.1f} CPU minutes, sized for {budget.minutes}"
     print(f"{job.name}: k-NN {row['random']} -> {row['trained']}, {took_told}", flush=True)

@@ -92,14 +92,14 @@ def trained_row(preset: str, seed: int, run: Path, seconds: float, device: str) 
 
 def measured_row(preset: str, seed: int, measured: Measurement, seconds: float, device: str) -> dict[str, Any]:
     """The row of what the instruments said of a finished run."""
-    figures = {key: round(measured.figures[key], 4) for key in [*FIGURES, *SCORES] if key in measured.figures}
+    figures = {key: round(measured.metrics[key], 4) for key in [*FIGURES, *SCORES] if key in measured.metrics}
     return {"preset": preset, "seed": seed, **figures, "cpu_seconds": round(seconds, 1), **where(device)}
 
 
 def averaged(folders: Sequence[Path]) -> dict[str, Series]:
     """Means over runs of one preset: curves over directions at the end (geometric), ranks throughout training."""
     runs = read_runs(folders)
-    last = [run.theory[-1].curves for run in runs if run.theory]
+    last = [run.analysis[-1].curves for run in runs if run.analysis]
     names = {name for curves in last for name in curves}
     out = {name: over_directions([curves[name] for curves in last if name in curves]) for name in sorted(names)}
     return out | {f"throughout/{name}": over_epochs(runs, key) for name, key in THROUGHOUT.items()}

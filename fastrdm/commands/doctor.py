@@ -1,6 +1,6 @@
 """`fastrdm doctor`: what is installed here, what will be used, what is missing and the command that installs it.
 
-Only Python's own modules are imported at the top: `python -m fastrdm.doctor` runs where torch itself is broken.
+Only Python's own modules are imported at the top, so that the command runs where torch itself is broken.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--require takes {', '.join(found['works'])}, got {', '.join(unknown)}")
     found["required"] = [name for name in required if not found["works"][name]]
     found["ok"] = not found["broken"] and not found["required"]
-    print(json.dumps(found, indent=1) if options.json else "\n".join(told(found)))
+    print(json.dumps(found, indent=1) if options.json else "\n".join(summary_lines(found)))
     return 0 if found["ok"] else 1
 
 
@@ -208,7 +208,7 @@ def devices_of(torch: Any) -> dict[str, Any]:
 
 
 def abilities(packages: Sequence[Package], devices: dict[str, Any], compilers: dict[str, str]) -> dict[str, bool]:
-    """What can be required, and whether it works."""
+    """Every name that --require takes, and whether it works here."""
     cuda = bool(devices["cuda"])
     compiled = bool(compilers["triton"] if cuda else compilers["c++"])
     extras = dict.fromkeys(p.extra for p in packages if p.extra)
@@ -225,7 +225,7 @@ def abilities(packages: Sequence[Package], devices: dict[str, Any], compilers: d
 
 
 def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bool]) -> dict[str, str]:
-    """What does which job with loader.engine, solver and precision left at auto."""
+    """The device, engine, solver and precision that `auto` takes here, by job."""
     cuda = works["cuda"]
     compiler = "Triton" if cuda else compilers["c++"].partition(":")[0]
     return {
@@ -247,7 +247,7 @@ def _command(package: Package) -> str:
 
 
 def missing(packages: Sequence[Package], works: dict[str, bool]) -> list[Missing]:
-    """What no run needs by itself and is not there."""
+    """Optional parts that are not here, each with the command that installs it."""
     gone = [Missing(p.extra, f"{p.name}: {p.problem}", _command(p)) for p in packages if p.extra and p.problem]
     advice = {
         "cuda": ("no CUDA device that torch can use", "nvidia-smi shows the driver; pip install torch, built for CUDA"),
@@ -273,8 +273,8 @@ def apex(find: Callable[[str], Any] = find_spec) -> str:
     return "apex: this is PyPI's package of that name, not NVIDIA's, and of no use here: pip uninstall apex"
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """What `examine` found, as lines."""
+def summary_lines(found: dict[str, Any]) -> list[str]:
+    """The findings of `examine` as lines for the terminal."""
     lines = [f"python {found['python']}"]
     for p in found["packages"]:
         mark, extra = ("ok" if not p["problem"] else "--"), f" [{p['extra']}]" if p["extra"] else ""

@@ -61,12 +61,15 @@ def main(arguments: Sequence[str]) -> int:
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
     settings = run_config.load(options.config)
     speed = throughput(settings, options.images_per_second, options.run, options.table)
-    print("\n".join(lines(settings, options.gpus, data(settings, options.images), speed)))
+    print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
     return 0
 
 
 def data(settings: Config, images: int | None) -> Data:
-    """Of the source where it is here, else `images` of them; nothing is downloaded."""
+    """Number of images, classes and resident bytes, from the source if it is on this machine, else from `images`.
+
+    Nothing is downloaded.
+    """
     loader = replace(settings.loader, download=False)
     if images is not None:
         return Data(loader.subset or images, "as given; without labels, so without the probe", 0, 0)
@@ -116,7 +119,11 @@ def table_row(settings: Config, table: str) -> Throughput:
 
 
 def throughput(settings: Config, rate: float | None, run: str | None, table: str | None = None) -> Throughput | None:
-    """What was measured: `rate`, a row of `table`, or the median over a run's lines but the first; None otherwise."""
+    """Measured training speed, or None.
+
+    It is `rate` where given, else a row of the CSV `table`, else the median over the logged lines of `run` without the
+    first.
+    """
     if rate is not None:
         return Throughput(rate, "as given")
     if table is not None:
@@ -148,7 +155,7 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     return sorted((step, what) for step, what in found if step)
 
 
-def lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
+def summary_lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
     """The plan, line by line."""
     c, horizon = settings, horizon_of(settings, images.images, gpus)
     learner, optimizer = build(c, horizon, images.classes)
@@ -177,7 +184,7 @@ def _memory(settings: Config, f: Footprint, images: Data, window: int) -> Iterat
     rows = {
         "weights": f.weights,
         "gradients": f.gradients,
-        "optimiser": f.optimizer,
+        "optimizer": f.optimizer,
         "buffers": f.buffers,
         "activations, an estimate": f.activations,
         "data set": images.resident,

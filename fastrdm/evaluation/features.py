@@ -16,7 +16,7 @@ class FeatureSet(NamedTuple):
     features: Tensor  # (N, D) float32
     labels: Tensor  # (N,) int64, -1 where unknown
 
-    def labelled(self) -> "FeatureSet":
+    def labeled(self) -> "FeatureSet":
         """The rows whose label is known."""
         known = self.labels >= 0
         return FeatureSet(self.features[known], self.labels[known])

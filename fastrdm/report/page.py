@@ -92,12 +92,12 @@ def _section(title: str, found: Sequence[str]) -> str:
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """What the files say of a run, in plain words."""
+    """Verdict on a run in plain words, from its files."""
     if not run.metrics:
-        return "no figures yet"
+        return "no metrics yet"
     own = [a for a in alarms if a.run is run]
     rang = [
-        f"{words(kind)} at epoch "
+        f"{alarm_name(kind)} at epoch "
         + ", ".join(f"{a.first['epoch']:g}{f' ({a.tap})' if a.tap else ''}" for a in own if a.first["alarm"] == kind)
         for kind in dict.fromkeys(a.first["alarm"] for a in own)
     ]
@@ -108,8 +108,8 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
     return f"{told}; {end}" if end else told
 
 
-def words(kind: str) -> str:
-    """An alarm's name as it is said."""
+def alarm_name(kind: str) -> str:
+    """Name of an alarm as it is written in prose."""
     return kind.replace("_", " ")
 
 
@@ -160,7 +160,7 @@ def _overview(all_runs: Runs) -> str:
 
 
 def _measured(all_runs: Runs) -> list[str]:
-    """What the analysis measured last, a line a run; nothing where there were none."""
+    """Section with the newest analysis of each run, one row a run; empty if no run was analyzed."""
     found = [[escape(cell) for cell in row] for row in rows(all_runs)]
     head = HEAD.split(",")
     return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []
@@ -177,7 +177,7 @@ def _alarms(all_runs: Runs) -> str:
         value, threshold = (_figure(number(line.get(key)), ".4g") for key in ("value", "threshold"))
         told = [
             a.run.name,
-            words(line["alarm"]),
+            alarm_name(line["alarm"]),
             a.tap or "-",
             f"{line['epoch']:g}",
             line.get("step", "-"),
@@ -192,7 +192,7 @@ def _alarms(all_runs: Runs) -> str:
 
 
 def _configuration(runs: Sequence[Run]) -> str:
-    """In which settings each run differs from the first."""
+    """List of the settings in which each run differs from the first."""
     first, *rest = runs
     if not rest:
         return f"<p>One run, nothing to compare: see {escape(first.name)}/config.yaml.</p>"

@@ -22,7 +22,7 @@ class Alarm(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """What is compared."""
+    """The runs of a report and their alarms."""
 
     runs: list[Run]
     alarms: list[Alarm]
@@ -32,11 +32,11 @@ class Runs(NamedTuple):
         return [(run, *color_of(i)) for i, run in enumerate(self.runs)]
 
     def epochs(self) -> Axis:
-        """One axis for all."""
+        """Axis over the epochs of all runs."""
         return Axis("epoch", limits=(0.0, *(line["epoch"] for run in self.runs for line in run.metrics[-1:])))
 
     def marks(self) -> list[Mark]:
-        """Where alarms rang."""
+        """Marks of all alarms for a chart over epochs."""
         return [
             Mark(a.first["epoch"], str(a.number), a.color, f"{a.run.name}: {a.first['alarm']}") for a in self.alarms
         ]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastrdm.errors import RunError
 from fastrdm.files import flush
 from fastrdm.schema import STRICT, Duration
 
@@ -25,28 +26,33 @@ WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """When to save and what to keep."""
+    """How often checkpoints are written, and which of them are kept."""
 
-    every: Duration = "1ep"  # between two checkpoints
-    keep: int = Field(default=2, ge=1)  # the newest so many
-    best: bool = True  # and the one with the best k-NN accuracy
+    every: Duration = "1ep"
+    """Time between two checkpoints. `0st` saves at the end of the run, and when it is asked to stop."""
+
+    keep: int = Field(default=2, ge=1)
+    """Number of newest checkpoints that are kept."""
+
+    best: bool = True
+    """Keep the checkpoint with the best k-NN accuracy as well."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """A checkpoint that cannot be used or written; the message is its path and the reason."""
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds."""
+    """Content of one checkpoint folder."""
 
     path: Path
     weights: dict[str, Tensor]  # the model's state dict, standard keys
-    state: dict[str, Any]  # optimiser, scaler, random states, loader position, ...
+    state: dict[str, Any]  # optimizer, scaler, random states, loader position, ...
     meta: dict[str, Any]  # step, configuration, versions
 
 
 def folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lives."""
+    """Folder of the checkpoint of `step`."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 

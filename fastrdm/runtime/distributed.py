@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Processes(NamedTuple):
-    """This process among all of the run."""
+    """Rank, number of processes and device of this process."""
 
     rank: int
     world: int
@@ -63,7 +63,7 @@ def _number(variable: str, default: int) -> int:
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -132,10 +132,10 @@ def agree(*values: object) -> None:
 
 
 class StopSignal:
-    """Whether any process was asked to stop, agreed on by all at the same step without making the device wait.
+    """A request to stop, on which all processes agree at the same step without making the device wait.
 
     Each step starts a small reduction among the hosts and reads the one of the step before, so that a request is
-    honoured within two steps.
+    honored within two steps.
     """
 
     def __init__(self) -> None:

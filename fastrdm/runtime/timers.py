@@ -1,19 +1,21 @@
-"""What the loop measures of itself: losses without making the host wait, and time without what is not training."""
+"""Timers of the training loop: losses without making the host wait, and time without what is not training."""
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fastrdm.errors import RunError
 from fastrdm.kernels.collectives import process_count
 from fastrdm.loaders.spec import Batch
 from fastrdm.runtime import distributed
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss was no finite number; the message gives the range of steps."""
 
 
@@ -139,15 +141,14 @@ class TrainingClock:
         self.start, self.steps = now, 0
         return lap
 
-    def paused(self) -> "TrainingClock":
-        """A context whose time is not counted."""
-        return self
-
-    def __enter__(self) -> None:
-        self.began = self._now()
-
-    def __exit__(self, *_: object) -> None:
-        self.start += self._now() - self.began
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside this context out of the training time."""
+        began = self._now()
+        try:
+            yield
+        finally:
+            self.start += self._now() - began
 
     def _now(self) -> float:
         """The host's clock when the device has done what it was given."""

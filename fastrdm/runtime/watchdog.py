@@ -1,4 +1,4 @@
-"""Who holds up a run of several processes: ranks that hang, ranks that are slow, devices that differ."""
+"""Watchdog of a run on several processes: ranks that hang, ranks that are slow, devices that differ."""
 
 import json
 import os
@@ -26,7 +26,7 @@ LATE, SLOW = 0.1, 1.5  # share of a step that data may come later, and time of t
 
 
 class Position(NamedTuple):
-    """Where a process is."""
+    """Last known position of a process."""
 
     beats: int  # signs of life so far
     step: int
@@ -121,7 +121,7 @@ def _calls(frame: FrameType | None) -> Iterator[tuple[str, int, str]]:
 
 
 def hang(positions: Sequence[Position], timeout: float) -> list[str]:
-    """What is told of a hang: the ranks that others wait for, and where each of them is."""
+    """Message about a hang: the ranks that others wait for, and the position of each."""
     working = [rank for rank, p in enumerate(positions) if not p.waits]
     first = f"fastrdm: no process has moved for {timeout:g} s"
     if not working:

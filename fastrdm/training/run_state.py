@@ -157,7 +157,7 @@ def _set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the run runs on."""
+    """Versions of Python and torch, device name and core count; stored in a checkpoint's metadata."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

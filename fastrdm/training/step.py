@@ -1,4 +1,4 @@
-"""One optimiser step: what depends on its number written to the device, then forward, backward, optimiser, EMA."""
+"""One optimizer step: what depends on its number written to the device, then forward, backward, optimizer, EMA."""
 
 from contextlib import nullcontext
 

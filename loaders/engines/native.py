@@ -77,8 +77,8 @@ class NativeLoader(EpochLoader):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
-        """What training waits for, in a line, where that has changed since this was last called."""
-        return self.watch.words()
+        """Message on what training waits for, if that has changed since the last call, else None."""
+        return self.watch.describe()
 
     def close(self) -> None:
         """End the threads, after the images they are at."""

@@ -94,5 +94,8 @@ class Ring:
         self.largest = max(self.largest, slot.used)
 
     def fits(self, batches: int, limit: int) -> bool:
-        """Whether so many batches stay below `limit` bytes; unknown, so False, before the first."""
+        """True if so many batches stay below `limit` bytes.
+
+        False before the first batch, whose size is not known yet.
+        """
         return 0 < self.largest * batches <= limit

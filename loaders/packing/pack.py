@@ -21,7 +21,7 @@ from fastrdm.loaders.sources.decode import CorruptImage
 from fastrdm.loaders.sources.folder import FolderSource, is_image
 from fastrdm.loaders.sources.packed import verify
 
-SHOWN = 100  # repaired or refused files printed; meta.json has all
+MAX_LISTED = 100  # repaired or refused files printed; meta.json has all
 PARTS = "train", "val", "test"
 
 
@@ -142,7 +142,7 @@ def _pack(source: Path, out: Path, options: argparse.Namespace) -> None:
 
 
 def list_images(source: Path, labels: str) -> Listing:
-    """The images of a folder: labelled by their class folders, by a CSV file, or not at all."""
+    """The images of a folder: labeled by their class folders, by a CSV file, or not at all."""
     if labels == "folders":
         found = FolderSource(source)
         names = [found.classes[label] for label in found.labels]
@@ -238,13 +238,13 @@ class Progress:
 
 
 def report(out: Path, meta: dict[str, Any]) -> list[str]:
-    """What was made, and every file that is not in it as it was."""
+    """Summary for the terminal: size of the pack, then the first repaired and the first refused files."""
     size = sum(told["bytes"] for told in meta["files"].values())
     lines = [f"{out}: {meta['count']:,} images of {len(meta['classes']):,} classes, {size / 1e9:,.2f} GB"]
     for kind in ("repaired", "refused"):
         listed = meta[kind]
-        lines += [f"{kind}: {file}: {what}" for file, what in listed[:SHOWN]]
-        if len(listed) > SHOWN:
-            lines.append(f"{kind}: {len(listed) - SHOWN:,} more, all of them in {out / 'meta.json'}")
+        lines += [f"{kind}: {file}: {what}" for file, what in listed[:MAX_LISTED]]
+        if len(listed) > MAX_LISTED:
+            lines.append(f"{kind}: {len(listed) - MAX_LISTED:,} more, all of them in {out / 'meta.json'}")
     reasons = Counter(what for _, what in meta["repaired"])
     return lines + [f"repaired in all: {count:,} x {what}" for what, count in reasons.most_common()]

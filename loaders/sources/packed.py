@@ -128,7 +128,7 @@ class PackedSource(Source):
         return not self.raw
 
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
-        """The same in memory that `place` gives; the seconds that it takes are added to `spent`."""
+        """Read the image into the memory that `allocate` gives, and add the seconds that this takes to `spent`."""
         if not self.raw:
             return super().read_into(index, allocate, spent)
         began = time.perf_counter()

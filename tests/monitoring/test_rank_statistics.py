@@ -138,9 +138,9 @@ def test_lidar_counts_directions_that_tell_images_apart() -> None:
 
 
 def test_a_shown_spectrum_is_shares_of_the_whole() -> None:
-    line = rank_statistics.shown(eigen(moments(rows_with([3.0, 2.0, 1.0]))))
+    line = rank_statistics.spectrum_points(eigen(moments(rows_with([3.0, 2.0, 1.0]))))
     assert line["ranks"] == [1, 2, 3]
     assert line["eigenvalues"] == pytest.approx([0.5, 1 / 3, 1 / 6])
-    wide = rank_statistics.shown(eigen(moments(draw(400, 300))))
+    wide = rank_statistics.spectrum_points(eigen(moments(draw(400, 300))))
     assert len(wide["ranks"]) <= 128 and wide["ranks"][0] == 1 and wide["ranks"][-1] == 300
     assert sum(wide["eigenvalues"]) < 1

@@ -224,7 +224,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/training/step.py": [
         (
-            "target moved before the optimiser's step",
+            "target moved before the optimizer's step",
             "self.scaler.step(self.optimizer)",
             "self.method.after_step(), self.scaler.step(self.optimizer)",
             f"{STEP}the_target_follows_what_the_step_made",
