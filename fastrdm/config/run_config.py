@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -16,6 +18,8 @@ from pydantic.dataclasses import dataclass
 from fastrdm.analysis.spectral_analysis import AnalysisConfig
 from fastrdm.config import help
 from fastrdm.config import tree as trees
+from fastrdm.config.layers import Layer, last_to_set
+from fastrdm.config.source_defaults import assume
 from fastrdm.config.tree import Tree
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.loaders.spec import LoaderConfig
@@ -33,6 +37,8 @@ from fastrdm.schema import STRICT, Duration, require, steps_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK_START = RECIPES / "quickstart.yaml"
+PATHS = ("run", "train.init", "loader.root", "loader.classes", "evaluate.root")
+"""Keys of paths, in which `~` and `$VARIABLE` are replaced."""
 
 
 Switch = Literal["auto", True, False]
@@ -120,26 +126,135 @@ class Config:
 _ADAPTER = TypeAdapter(Config)
 
 
-def load(arguments: Sequence[str], over: Tree | None = None) -> Config:
-    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start without FILE.
+class Loaded(NamedTuple):
+    """A configuration, and where its values come from."""
+
+    config: Config
+    layers: list[Layer]
+
+    assumed: list[str]
+    """Lines on what nobody set, for the start of a run; none for a file that sets it all."""
+
+
+def load(arguments: Sequence[str], over: Tree | None = None, published: bool = False) -> Config:
+    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start where there is neither.
 
     ValueError names what is refused.
     """
-    files = [a for a in arguments if "=" not in a]
-    if len(files) > 1:
-        raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
-    layers = trees.read_files(_find(files[0]) if files else QUICK_START)
-    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a), over or {})
+    return compose(arguments, over, published).config
+
+
+def compose(arguments: Sequence[str], over: Tree | None = None, published: bool = False) -> Loaded:
+    """As `load`, with the layers: preset, what suits the data set, files, command line, the nested dict.
+
+    `published` adds what the files say of the published run's speed, its precision above all.
+    """
+    names = [a for a in arguments if "=" not in a]
+    if len(names) > 1:
+        raise ValueError(f"one configuration file at most, got {', '.join(names)}; settings are written a.b=c")
+    name = names[0] if names else None if arguments or over else QUICK_START.name
+    files = trees.read_files(_find(name)) if name else []
+    layers = [Layer(_name_of(file.path), file.tree, chosen=not _is_shipped(file.path)) for file in files]
+    if published:
+        layers += [Layer(f"{_name_of(file.path)}, published", file.published) for file in files]
+    layers += [Layer("command line", trees.setting(a), chosen=True) for a in arguments if "=" in a]
+    layers += [Layer("keyword argument", over, chosen=True)] if over else []
+    preset = _preset([layer.tree for layer in layers])
+    if files:
+        _check_recipe(files[-1], preset)
+    source, encoder = (_value(layers, *key) for key in (("loader", "source"), ("encoder", "name")))
+    suits = assume(str(source or LoaderConfig.source), preset, str(encoder or EncoderConfig.name))
+    layers = [Layer(f"preset {preset}", PRESETS[preset]), Layer("suits the data", suits.tree), *layers]
+    config = _resolve(preset, [layer.tree for layer in layers[1:]])
+    return Loaded(config, layers, _assumed(layers, config, suits.told))
+
+
+def _value(layers: Sequence[Layer], section: str, key: str) -> object:
+    """The last value of section.key in the layers, None where it is in none or is not written as a mapping."""
+    found = [layer.tree[section] for layer in layers if isinstance(layer.tree.get(section), dict)]
+    return next((tree[key] for tree in reversed(found) if key in tree), None)
+
+
+def _assumed(layers: Sequence[Layer], config: Config, told: str) -> list[str]:
+    """What a user should know of the values that nobody set."""
+    open_keys = ("preset", "encoder.name", "train.length", "loader.batch_size")
+    values = {key: value for key, value in flat(to_dict(config)) if key in open_keys}
+    chosen = [layer.origin for layer in layers if layer.chosen or layer.origin.endswith(".yaml")]
+    free = [key for key in open_keys if (layer := last_to_set(layers, key)) is None or layer.origin not in chosen]
+    lines = [f"assumed, as nobody set it: {', '.join(f'{key}={values[key]}' for key in free)}"] if free else []
+    sized = last_to_set(layers, "loader.views.0.size")
+    if sized is not None and sized.origin == "suits the data":
+        lines.append(f"assumed, as {told}")
+    return lines
+
+
+def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested data under its key; an empty list or mapping counts as a value."""
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else [])
+    if not items:
+        yield path, tree
+    for key, value in items:
+        yield from flat(value, f"{path}.{key}" if path else str(key))
+
+
+def _name_of(file: Path) -> str:
+    return str(file.relative_to(RECIPES)) if _is_shipped(file) else str(file)
+
+
+def _is_shipped(file: Path) -> bool:
+    return file.resolve().is_relative_to(RECIPES.resolve())
+
+
+def _check_recipe(file: trees.Source, preset: str) -> None:
+    """Refuse a method that the file is not made for, and name the one that is."""
+    if file.presets and not any(fnmatchcase(preset, pattern) for pattern in file.presets):
+        beside = (recipe for recipe in sorted(file.path.parent.glob("*.yaml")) if recipe != file.path)
+        fitting = [other for other in beside if _made_for(other, preset)]
+        instead = f"{_name_of(fitting[0])} is" if fitting else "preset= without a file takes the method's own values"
+        made = f"one that {_name_of(file.path)} is made for ({', '.join(file.presets)})"
+        raise ValueError(f"preset must be {made}, got {preset!r}: {instead}")
+
+
+def _made_for(file: Path, preset: str) -> bool:
+    return any(fnmatchcase(preset, pattern) for pattern in trees.read_files(file)[-1].presets)
+
+
+def _expanded(tree: Tree) -> Tree:
+    """The tree with `~` and `$VARIABLE` in its paths replaced; ValueError names what cannot be."""
+    for key in PATHS:
+        *sections, name = key.split(".")
+        place: Any = tree
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(text := place.get(name), str):
+            place[name] = path = os.path.expanduser(os.path.expandvars(text))
+            missing = re.search(r"\$\{?\w+\}?", path) or re.match("~[^/]*", path)
+            if missing:
+                what = "which is no variable of the environment" if "$" in missing[0] else "which is nobody's home"
+                raise ValueError(f"{key} must be a path, got {text!r} with {missing[0]}, {what}")
+    return tree
 
 
 def resolve(*layers: Tree) -> Config:
-    """The Config of nested dicts, each laid over the one before it, all of them over their preset."""
+    """The Config of nested dicts, each laid over the one before it, all of them over their preset.
+
+    Nothing is assumed from the data set: a stored configuration comes out as it was.
+    """
+    return _resolve(_preset(layers), layers)
+
+
+def _preset(layers: Sequence[Tree]) -> str:
     preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), Config.preset)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset must be a method's name, got {preset!r}: {_nearest(str(preset), PRESETS)}")
+    return preset
+
+
+def _resolve(preset: str, layers: Sequence[Tree]) -> Config:
     tree = to_dict(_validate({"preset": preset, **PRESETS[preset]}))
     for layer in layers:
         tree = trees.merge(tree, layer)
+    tree = _expanded(tree)
     config = _validate(tree)
     _check_values(tree, dataclasses.asdict(config))
     return config
@@ -241,6 +356,26 @@ def to_dict(config: Config) -> Tree:
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
+
+
+def annotated(loaded: Loaded) -> str:
+    """The resolved configuration as YAML, one value a line, each with the place that it comes from as a comment."""
+    return "\n".join(_annotated(to_dict(loaded.config), loaded.layers, "", 0)) + "\n"
+
+
+def _annotated(tree: Any, layers: Sequence[Layer], path: str, depth: int) -> Iterator[str]:
+    nested = isinstance(tree, dict) or any(isinstance(item, dict) for item in tree)
+    assert nested
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        inner = f"{path}.{key}" if path else str(key)
+        start = f"{'  ' * depth}{key}:" if isinstance(tree, dict) else f"{'  ' * depth}-"
+        if value and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))):
+            yield start
+            yield from _annotated(value, layers, inner, depth + 1)
+        else:
+            layer = last_to_set(layers, inner)
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).partition("\n")[0]
+            yield f"{f'{start} {text}':50}  # {layer.origin if layer else 'default'}"
 
 
 # Settings that change neither the weights nor the order and the views of the images. They are not part of a run's name,
