@@ -305,6 +305,8 @@ def _nearest_key(path: list[str], key: str) -> str:
     near = difflib.get_close_matches(path[-1], beside, n=1)
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
+    if (known := MEANT.get(path[-1].replace("_", "-"), "-")) and known[0] != "-":
+        return f"did you mean {known}?"
     elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
     return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
 
@@ -429,10 +431,104 @@ def _without_free(tree: Tree, path: str = "") -> Tree:
     return {key: value for key, value in {**kept, **sections}.items() if value != {}}
 
 
-def describe() -> Iterator[str]:
-    """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
-    yield from map(help.show, help.walk(Config))
-    yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
-    for kind in help.options(TransformConfig):
-        settings = [s for s in help.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
-        yield from map(help.show, settings) if settings else [f"  {kind.name}"]
+def json_schema() -> Tree:
+    """The JSON schema of a configuration file: every setting, and the keys that are about the file itself."""
+    schema: Tree = _ADAPTER.json_schema()
+    text = {"type": "string"}
+    schema["properties"] |= {
+        "base": {**text, "description": "File that this one builds on, relative to it."},
+        "presets": {"type": "array", "items": text, "description": "Methods that the file is made for, as patterns."},
+        "published": {"type": "object", "description": "Settings that `--published` adds."},
+    }
+    schema["properties"]["preset"]["enum"] = list(PRESETS)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fastrdm", **_with_items(schema)}
+
+
+def _with_items(schema: Any) -> Any:
+    """The schema in which a list may also be written as a mapping of numbers, or `*`, to changes of its items."""
+    if isinstance(schema, list):
+        return [_with_items(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _with_items(value) for key, value in schema.items()}
+    if inner.get("type") == "array" and "$ref" in str(inner.get("items")):
+        kept = {key: inner.pop(key) for key in ("title", "description", "default") if key in inner}
+        return {**kept, "anyOf": [inner, {"type": "object"}]}
+    return inner
+
+
+def sections() -> dict[str, str]:
+    """The sections of the configuration, and the sentence that says what each is about."""
+    found = {field.name: help.options(field.type) for field in dataclasses.fields(Config)}
+    return {name: (inner[0].__doc__ or "").partition("\n")[0] for name, inner in found.items() if inner}
+
+
+def describe(section: str = "") -> Iterator[str]:
+    """The settings whose keys begin with `section`, each with default, choices and description; all for "".
+
+    ValueError names what there is when there are none.
+    """
+    part = [s for s in help.walk(Config) if not section or f"{s.key}.".startswith(f"{section}.")]
+    yield from map(help.show, part)
+    transforms = {kind.name: kind for kind in help.options(TransformConfig) if section in ("", "method", kind.name)}
+    if not part and not transforms:
+        names = ["preset", "run", *sections(), *TRANSFORMS]
+        raise ValueError(f"--help takes a section, a key or a transform, got {section!r}: {_nearest(section, names)}")
+    if transforms:
+        yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
+    for name, kind in transforms.items():
+        settings = [s for s in help.walk(kind, f"{name}.") if not s.key.endswith(".name")]
+        yield from map(help.show, settings) if settings else [f"  {name}"]
+
+
+MEANT = {
+    "epochs": "train.length=100ep",
+    "steps": "train.length=5000st",
+    "max-epochs": "train.length=100ep",
+    "lr": "optim.lr=0.1",
+    "learning-rate": "optim.lr=0.1",
+    "weight-decay": "optim.weight_decay=1e-4",
+    "optimizer": "optim.name=sgd",
+    "batch-size": "loader.batch_size=256",
+    "workers": "loader.workers=8",
+    "num-workers": "loader.workers=8",
+    "data": "loader.root=FOLDER",
+    "data-dir": "loader.root=FOLDER",
+    "dataset": "loader.source=folder",
+    "model": "encoder.name=resnet18",
+    "arch": "encoder.name=resnet18",
+    "backbone": "encoder.name=resnet18",
+    "method": "preset=simsiam",
+    "out": "run=FOLDER",
+    "output": "run=FOLDER",
+    "output-dir": "run=FOLDER",
+    "save-dir": "run=FOLDER",
+    "name": "run=FOLDER",
+    "seed": "train.seed=0",
+    "device": "train.device=cpu",
+    "precision": "train.precision=bf16",
+    "amp": "train.precision=bf16",
+    "fp16": "train.precision=fp16",
+    "bf16": "train.precision=bf16",
+    "image-size": "loader.views.*.size=224",
+    "img-size": "loader.views.*.size=224",
+    "pretrained": "train.init=FILE",
+    "init": "train.init=RUN",
+    "wandb": "log.wandb=PROJECT",
+    "gpus": "--processes N",
+    "nproc-per-node": "--processes N",
+    "nnodes": "--nodes N",
+    "resume": "run=FOLDER; the same command goes on",
+    "help-all": "--help all",
+}
+"""Options of other trainers, and the setting that is meant."""
+
+
+def meant(option: str) -> str:
+    """What to write in place of an option that there is none of, "" where nothing is known."""
+    name = option.lstrip("-").partition("=")[0].replace("_", "-")
+    if name in MEANT:
+        return MEANT[name]
+    near = difflib.get_close_matches(name, MEANT, n=1, cutoff=0.8)
+    keys = [s.key for s in help.walk(Config) if s.key.split(".")[-1].replace("_", "-") == name]
+    return " or ".join(f"{key}=..." for key in keys) or (MEANT[near[0]] if near else "")

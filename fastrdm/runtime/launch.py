@@ -19,9 +19,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from fastrdm.runtime.parent import LAUNCHER
+from fastrdm.runtime.parent import LAUNCHER, OUTCOMES
 
-OUTCOMES = "FASTRDM_OUTCOMES"  # environment variable: folder in which a worker notes how it ended
 WORKER = Path(__file__).parents[1] / "train.py"  # a file and not `-m`, which would look into the working folder first
 INTERVAL = 0.2  # seconds between two looks at the workers
 
@@ -48,17 +47,6 @@ class Outcome(NamedTuple):
 
     status: int
     told: str  # the line that it would have printed, "" for none
-
-
-def note_outcome(status: int, told: str = "") -> bool:
-    """Leave the end of this worker for its launcher; False where no launcher waits for it, and it tells by itself."""
-    folder = os.environ.get(OUTCOMES)
-    if folder is None:
-        return False
-    with contextlib.suppress(OSError):
-        Path(folder, os.environ.get("RANK", "0")).write_text(json.dumps([status, told]))
-        return True
-    return False
 
 
 def launch(arguments: Sequence[str], how: Launch, stopped: int, signals: Collection[signal.Signals]) -> int:

@@ -1,4 +1,4 @@
-"""What ties a worker to the process that started it: it must not live on alone. No torch: it is the first import."""
+"""What ties a worker to its launcher: how it tells its end, and that it does not live on alone. No torch."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ import threading
 import time
 
 LAUNCHER = "FASTRDM_LAUNCHER"  # environment variable: process id of the launcher that started this worker
+OUTCOMES = "FASTRDM_OUTCOMES"  # environment variable: folder in which a worker notes how it ended
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 GRACE = 120.0  # seconds in which a worker whose launcher died may finish its step and save
 
