@@ -22,6 +22,7 @@ from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.renamed import RENAMED
 
 SMALL = [
+    "quickstart.yaml",
     "encoder.width=4",
     "loader.batch_size=16",
     "evaluate.every=0st",

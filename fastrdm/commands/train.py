@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
         print(help_text(options.help))
         return 0
     if unknown := [word for word in words if word.startswith("-")]:
-        raise ValueError("\n".join(_unknown(option) for option in unknown))
+        raise ValueError("; ".join(_unknown(option) for option in unknown))
     loaded = run_config.compose(words, published=options.published)
     if options.print_config:
         print(run_config.annotated(loaded), end="")

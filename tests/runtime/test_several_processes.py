@@ -132,7 +132,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(
 ) -> None:
     start = Processes(0, 3, watchdog.torch.device("cpu"))
     monkeypatch.setattr("fastrdm.trainer.distributed.start", lambda *_: start)
-    code = cli.train(["loader.batch_size=16", f"run={tmp_path / 'run'}"])
+    code = cli.train(["quickstart.yaml", "loader.batch_size=16", f"run={tmp_path / 'run'}"])
     assert code == cli.EXIT_REFUSED
     assert "loader.batch_size must be a multiple of 3 processes" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -143,10 +143,10 @@ def test_a_torch_without_the_devices_backend_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.distributed.is_backend_available", lambda name: False)
-    assert cli.train(["train.device=cpu", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert cli.train(["quickstart.yaml", "train.device=cpu", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
     assert "2 processes on cpu need torch built with gloo, which this one lacks" in capfd.readouterr().err
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert cli.train(["train.device=cuda", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert cli.train(["quickstart.yaml", "train.device=cuda", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
     assert "train.device must be 'cpu' or 'auto' here, got 'cuda'" in capfd.readouterr().err
 
 

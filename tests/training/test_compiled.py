@@ -22,6 +22,7 @@ from fastrdm.training.learner import build_method
 
 STEPS, SETTLED = 20, 3  # steps of a run; from the third step of a phase on nothing may be compiled
 SMALL = [
+    "quickstart.yaml",
     *("encoder.name=resnet_small", "encoder.width=8", "method.projector.hidden=32", "method.projector.out=16"),
     *("loader.subset=160", "loader.batch_size=16", "loader.views.*.size=8", "optim.warmup=4st", "optim.warmup_lr=0.0"),
     *("train.length=2ep", "evaluate.baselines=false", "log.every=100"),
