@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fastrdm import __version__
 from fastrdm.errors import RunError
 from fastrdm.renamed import RENAMED
-from fastrdm.runtime.parent import OUTCOMES
+from fastrdm.worker import OUTCOMES
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_ALARM = 1, 2, 3  # 3: an alarm stopped the run, monitor.alarms.action
 EXIT_STOPPED = 75  # asked to stop, saved; the same command continues

@@ -305,10 +305,11 @@ def _nearest_key(path: list[str], key: str) -> str:
     near = difflib.get_close_matches(path[-1], beside, n=1)
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
-    if (known := MEANT.get(path[-1].replace("_", "-"), "-")) and known[0] != "-":
-        return f"did you mean {known}?"
     elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
-    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+    if elsewhere:
+        return f"did you mean {' or '.join(map(repr, elsewhere))}?"
+    known = MEANT.get(path[-1].replace("_", "-"), "-")
+    return f"known: {', '.join(beside)}" if known.startswith("-") else f"did you mean {known}?"
 
 
 def _with_new_name(line: str) -> str:

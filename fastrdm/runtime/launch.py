@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from fastrdm.runtime.parent import LAUNCHER, OUTCOMES
+from fastrdm.worker import LAUNCHER, OUTCOMES
 
 WORKER = Path(__file__).parents[1] / "train.py"  # a file and not `-m`, which would look into the working folder first
 INTERVAL = 0.2  # seconds between two looks at the workers
@@ -61,13 +61,15 @@ def launch(arguments: Sequence[str], how: Launch, stopped: int, signals: Collect
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a restart must not meet the store of the dead
     os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // how.processes, 1)))
     with tempfile.TemporaryDirectory(prefix="fastrdm-launch-") as folder, handled(signals, stopped) as handler:
-        os.environ |= {OUTCOMES: folder, LAUNCHER: str(os.getpid())}
         agent = _Agent(_specification(arguments, how), Path(folder), handler)
         try:
+            os.environ |= {OUTCOMES: folder, LAUNCHER: str(os.getpid())}  # for the workers
             agent.run()
         except RendezvousError as error:
             return _tell([Outcome(1, f"fastrdm: the nodes did not meet at {how.endpoint}: {error}")])
         finally:
+            for name in (OUTCOMES, LAUNCHER):
+                del os.environ[name]
             agent.get_worker_group().spec.rdzv_handler.shutdown()
         return _tell(agent.ended())
 

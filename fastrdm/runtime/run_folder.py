@@ -38,14 +38,16 @@ class RunFolder:
     def check(self) -> None:
         """Raise ValueError, without writing anything, when no run can live here."""
         try:
-            if self.path.exists() and not self.path.is_dir():
-                raise ValueError(f"run must be a folder, got {self.path}, which is a file")
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self.path.lstat()  # a name that is too long, a folder that may not be looked into
             self._check_content()
-            place = next(place for place in (self.path, *self.path.absolute().parents) if place.is_dir())
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise ValueError(f"run must be a folder that can be written, got {self.path}: {place} cannot")
         except OSError as error:
             raise self._unusable(error) from None
+        place = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
+        if not place.is_dir():
+            raise ValueError(f"run must be a folder, got {self.path}: {place} is a file")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"run must be a folder that can be written, got {self.path}: {place} cannot")
 
     @contextlib.contextmanager
     def held(self, say: Callable[[str], None]) -> Iterator[None]:

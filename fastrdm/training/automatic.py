@@ -31,11 +31,12 @@ def choose(
     if train.compile == "auto":
         compiled, why = _compile(processes.device)
         train = replace(train, compile=compiled)
-        told.append(f"{'compiled' if compiled else 'not compiled'} ({why})")
+        told.append(f"compiled ({why})" if compiled else f"eager ({why})")
     if train.capture == "auto":
         captured, why = _capture(settings, processes)
         train = replace(train, capture=captured)
-        told.append(f"{'captured' if captured else 'not captured'} ({why})")
+        if processes.device.type == "cuda":
+            told.append(f"{'captured' if captured else 'not captured'} ({why})")
     if loader.engine == "auto" and source is not None:
         engine = stored_loader.get("engine", "auto")
         engine = engine_of(loader, source) if engine == "auto" else engine
@@ -44,7 +45,7 @@ def choose(
     if loader.workers == "auto":
         loader = replace(loader, workers=loader.threads)
         told.append(f"{loader.workers} loading thread{'s' if loader.workers != 1 else ''}")
-    line = [f"chosen automatically: {', '.join(told)}"] if told else []
+    line = [f"chosen automatically: {', '.join(dict.fromkeys(told))}"] if told else []
     return replace(settings, train=train, loader=loader), line
 
 
@@ -52,7 +53,7 @@ def _precision(device: torch.device, stored: Any) -> tuple[Any, str]:
     if stored in ("fp32", "bf16", "fp16", "fp64"):
         return stored, "as this run began"
     if device.type != "cuda":
-        return "fp32", "16-bit arithmetic was slower in every measurement on a CPU"
+        return "fp32", "on a CPU"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "native on this GPU"
     return "fp16", "this GPU has no bf16"
@@ -60,7 +61,7 @@ def _precision(device: torch.device, stored: Any) -> tuple[Any, str]:
 
 def _compile(device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
-        return False, "compiling takes longer than it saves in a short run on a CPU"
+        return False, "on a CPU compiling costs more than short runs win"
     if importlib.util.find_spec("triton") is None:
         return False, "Triton is not installed"
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):

@@ -22,6 +22,9 @@ SMALL = [
     "method.projector.hidden=16",
     "method.projector.out=16",
     "loader.batch_size=16",
+    "train.precision=fp32",
+    "train.compile=false",
+    "train.capture=false",
 ]
 HEAD = (16 * 16 + 2 * 16) + (16 * 16 + 2 * 16) + 16 * 16 + (16 * 4 + 2 * 4) + (4 * 16 + 16)  # projector, predictor
 

@@ -10,6 +10,7 @@ import yaml
 from fastrdm import cli
 from fastrdm.config import run_config
 from fastrdm.config.run_config import RECIPES
+from fastrdm.config.source_defaults import assume
 from fastrdm.methods.predictor import PredictorConfig
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import FilterConfig
@@ -78,7 +79,7 @@ REFUSED = {
     "method.online.x.hidden=4": "method.online has 1 items, numbered from 0 or * for each, got item 'x'",
     "quickstrt.yaml": "no configuration file 'quickstrt.yaml', did you mean 'quickstart.yaml'?; settings are written",
     "optim.lr": "no configuration file 'optim.lr', known: ",
-    "--seed=3": "unknown option --seed=3: write train.seed=...",
+    "--seed=3": "unknown option --seed=3: write train.seed=0",
     # impossible pairs, and kinds that do not meet
     "train.accumulate=3": "train.accumulate must divide loader.batch_size=256, got 3",
     "method.target=[filter]": "method.target.0.power must be a number for kind=power, got None",
@@ -148,10 +149,11 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert (other.method, other.optim.lr) == (run_config.resolve({"preset": "simsiam"}).method, 0.2)
 
 
-def test_an_empty_file_is_the_default_preset(tmp_path: Path) -> None:
+def test_an_empty_file_is_the_default_preset_on_digits(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("# nothing\n")
-    assert run_config.load([str(tmp_path / "own.yaml")]) == run_config.resolve({})
-    assert run_config.resolve({}).preset == "simsiam"
+    found = run_config.load([str(tmp_path / "own.yaml")])
+    assert found == run_config.resolve(assume("digits", "simsiam", "resnet18").tree)
+    assert (found.preset, found.encoder.name, found.method) == ("simsiam", "resnet18", run_config.resolve({}).method)
 
 
 def test_own_file_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
