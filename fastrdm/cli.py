@@ -31,7 +31,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("commands.train", "Train an encoder; without arguments, a first run of under a minute on digits."),
+    "train": Command(
+        "commands.train", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
+    ),
     "eval": Command("commands.evaluate", "Measure a trained encoder by k-NN, a linear probe or fine-tuning."),
     "analyze": Command("commands.analyze", "Measure spectra, rank difference and spectral filter of finished runs."),
     "report": Command("report.page", "Write an HTML page about one run or several."),
@@ -133,3 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 def entry() -> None:
     """Entry point of the `fastrdm` console script and of `python -m fastrdm`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

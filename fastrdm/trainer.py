@@ -250,7 +250,10 @@ class Trainer:
         return StepProfiler(first, last, self.step, self.state.folder, self.log.say)
 
     def report(self, output: Output, clock: TrainingClock) -> None:
-        """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
+        """Log a line of metrics.
+
+        With evaluation and saving, this is the only place of the loop where the host waits for the device.
+        """
         steps, seconds, waited = clock.lap()
         metrics = {"loss": self.losses.mean(), **self.monitor.batch(output)}
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
@@ -300,13 +303,13 @@ class Trainer:
         )
 
     def measure_baselines(self) -> None:
-        """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
+        """Measure k-NN of raw pixels and of the untrained encoder, which training has to beat."""
         self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
         self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
         self.log.write(0, 0.0, self.metrics)
 
     def evaluate(self) -> None:
-        """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
+        """Measure k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
         self.losses.check()
         if not self.labeled:
             return
@@ -320,7 +323,7 @@ class Trainer:
         self.log.write(self.step, self.epoch, metrics)
 
     def observe(self) -> None:
-        """The theory's metrics of the method as it is; nothing of the run is touched."""
+        """Analyze the method as it is. The run is not changed."""
         self.losses.check()
         seen = self.analysis.measure(self.step, lambda: self.watch.heartbeat(self.step))
         self.metrics |= seen.metrics
@@ -329,7 +332,7 @@ class Trainer:
         self.log.say(seen.summary)
 
     def save(self, must: bool) -> None:
-        """Checkpoint; a full disk costs this one only, unless it is the run's last."""
+        """Write a checkpoint. A full disk costs this checkpoint only, unless `must`, for the run's last one."""
         self.losses.check()
         try:
             self.state.save(self.step, self.metrics)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
+from fastrdm.kernels.augment.layout import OPERATIONS
 from fastrdm.schema import STRICT, Pair, Triple, require
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class ViewSpec:
         require(grows, "progressive", wanted, self.progressive)
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "0 < low <= high <= 1", self.scale)
         require(0 < self.ratio[0] <= self.ratio[1], "ratio", "0 < low <= high", self.ratio)
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+        for name in ("flip", *OPERATIONS):
             require(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
@@ -125,6 +126,11 @@ class ViewSpec:
         require(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "0 < low <= high", self.blur_sigma)
         require(0 <= self.solarize_threshold <= 256, "solarize_threshold", "in [0, 256]", self.solarize_threshold)
         require(min(self.std) > 0, "std", "above 0", self.std)
+
+    def plain(self) -> "ViewSpec":
+        """The view with every operation off, so that crop and flip alone are random."""
+        off: dict[str, Any] = dict.fromkeys(OPERATIONS, 0.0)
+        return replace(self, **off)
 
     def at(self, epoch: int) -> "ViewSpec":
         """The view as it is drawn in `epoch`: `size` is the one that `progressive` gives."""

@@ -26,8 +26,7 @@ class SupervisedConfig(LoaderConfig):
 
 def crop_and_flip(view: ViewSpec, scale: Pair, flip: float) -> ViewSpec:
     """`view` with nothing random but a resized crop of `scale` of the area and a flip of that probability."""
-    plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
-    return replace(view, scale=scale, ratio=(3 / 4, 4 / 3), flip=flip, **plain)  # type: ignore[arg-type]
+    return replace(view.plain(), scale=scale, ratio=(3 / 4, 4 / 3), flip=flip)
 
 
 def supervised_loader(

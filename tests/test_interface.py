@@ -66,7 +66,7 @@ def test_what_needs_no_torch_answers_at_once(arguments: list[str], start: str) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(start)
-    seconds, packages = min((spent(code) for _ in range(2)), key=lambda found: found[0])
+    seconds, packages = min((spent(code) for _ in range(3)), key=lambda found: found[0])
     assert "torch" not in packages
     assert seconds < 0.5
 

@@ -42,7 +42,7 @@ LAYERS = [
     ["kernels.spectral"],
     ["kernels.linalg"],
     ["kernels.batchnorm", "kernels.cuda_graph", "kernels.ema", "kernels.optimizers"],
-    ["kernels.collectives"],
+    ["kernels.collectives", "kernels.triton_support"],
 ]
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "fastrdm"} | sys.stdlib_module_names
 FILES = {

@@ -32,7 +32,7 @@ def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         finish = {"plane_ptr": "*fp16", "part_ptr": "*fp32", "drawn_ptr": "*fp32", "out_ptr": f"*{kind}"}
         finish |= {"size": "i32", "tiles_across": "i32"} | dict.fromkeys(numbers, "fp32")
         for reach in (0, 11):
-            flags = {"PARTS": 64, "GREYSCALE": True, "REACH": reach, "SOLARIZED": True, **TILE}
+            flags = {"PARTS": 64, "GRAY": True, "REACH": reach, "SOLARIZED": True, **TILE}
             out.append((f"finish {kind}{' blur' * (reach > 0)}", augment_triton._finish_kernel, finish, flags))
     return out
 

@@ -32,7 +32,7 @@ def products() -> Iterator[Case]:
     types |= dict.fromkeys(("alpha", "beta", "gamma", "scale"), "fp32")
     for symmetric_, size in ((True, 512), (True, 2048), (False, 512), (False, 2048)):
         tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024))
-        how = {"UNITS": False, "SYMMETRIC": symmetric_, "ADD": symmetric_, "SPLIT": True, "EVEN": True}
+        how = {"UNITS": False, "SYMMETRIC": symmetric_, "ADD": symmetric_, "KEEP_PARTS": True, "ALIGNED": True}
         how |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth, "a_column": 1}
         across, down = ("b_row", "b_column") if symmetric_ else ("b_column", "b_row")
         constants, options = how | {across: 1}, {"num_warps": tile.warps, "num_stages": tile.stages}

@@ -1,4 +1,4 @@
-"""Products of the spectral ladder by their tiles, on CUDA; CSV to stdout. halves.tile_of takes the fastest.
+"""Products of the spectral solver by their tiles, on CUDA; CSV to stdout. fp16x3_triton.tile_of takes the fastest.
 
     python -m benchmarks.kernels.products > benchmarks/results/products_h200.csv
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.kernels.spectral import environment
 from benchmarks.kernels.spectral_bars import device_times, graphed
 from fastrdm.kernels.linalg import fp16x3_triton
-from fastrdm.kernels.linalg.fp16x3_triton import Tile
+from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton, SplitMatrix, Tile
 
 SIZES = [(128, 2), (256, 2), (512, 2), (2048, 1)]  # n, views
 SQUARES = [(32, 32, 64, 2, 4), (32, 32, 128, 4, 3), (64, 64, 32, 4, 5), (64, 64, 64, 4, 3), (64, 64, 64, 4, 4)]
@@ -31,32 +31,32 @@ KERNELS = {"axpby": SQUARES, "square": SQUARES, "product": OBLONG}
 CHAIN = 10
 
 
-def chain(kernel: str, square: Tensor, x: Tensor) -> tuple[Tensor, None]:
+def chain(kernel: str, square: SplitMatrix, x: SplitMatrix) -> tuple[Tensor, None]:
     """CHAIN products, one after the other."""
-    y = square if kernel == "axpby" else x
+    precision, y = Fp16x3Triton(), square if kernel == "axpby" else x
     for _ in range(CHAIN):
         if kernel == "axpby":
-            y = fp16x3_triton.axpby_triton(square, y, square, 0.5, 0.5, 0.1)
+            y = precision.axpby(square, y, alpha=0.5, beta=0.5, add=square, gamma=0.1)
         elif kernel == "product":
-            y = fp16x3_triton.product_triton(square, y, True)
+            y = precision.bounded_product(square, y)
         else:
-            y = fp16x3_triton.square_triton(x)
-    return y, None
+            y = precision.square(x)
+    return y.dense, None
 
 
 def rows() -> Iterator[str]:
     generator = torch.Generator("cuda").manual_seed(0)
     for n, views in SIZES:
         g = torch.randn(views, n, n, device="cuda", generator=generator)
-        square = (g + g.mT) / n
-        x = torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator) / 64
+        square = SplitMatrix((g + g.mT) / n)
+        x = SplitMatrix(torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator) / 64)
         for kernel, tiles in KERNELS.items():
             for tile in tiles:
                 with patch.object(fp16x3_triton, "tile_of", lambda *shape, tile=tile: Tile(*tile)):
                     replay, _ = graphed(lambda: chain(kernel, square, x))  # noqa: B023 (called at once)
                 ms = statistics.median(device_times(replay, 10)) / CHAIN
                 cut = "x".join(map(str, tile))
-                yield f"{kernel},{n},{views},{cut},{1e3 * ms:.2f},{environment(square.device)},{triton.__version__}"
+                yield f"{kernel},{n},{views},{cut},{1e3 * ms:.2f},{environment(g.device)},{triton.__version__}"
 
 
 def main() -> None:

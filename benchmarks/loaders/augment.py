@@ -28,8 +28,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from benchmarks.kernels.spectral import clock, environment
 from benchmarks.loaders.pillow_view import pillow_view
-from fastrdm.kernels.augment.layout import ragged
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.kernels.augment.ragged import ragged
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.sources.decode import decode
 from fastrdm.loaders.spec import ViewSpec

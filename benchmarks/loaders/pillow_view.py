@@ -6,7 +6,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from fastrdm.loaders.augment.parameters import Column
+from fastrdm.kernels.augment.layout import Column
 from fastrdm.loaders.spec import ViewSpec
 
 

@@ -18,7 +18,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from benchmarks.loaders.augment import BARS, TASKS, torchvision_view
 from benchmarks.loaders.contestants import Batches, Contestant, Epoch, Setup, in_threads, paths_of, tensor
 from benchmarks.loaders.pillow_view import pillow_view
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.sources.open import open_source

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fastrdm.report.svg.axes import Axis, Scale
-from fastrdm.report.svg.line_chart import GRAYSCALE, GRID, PALETTE, text
+from fastrdm.report.svg.line_chart import GRAY, GRID, PALETTE, text
 
 LEFT, RIGHT, WIDTH = 190, 60, 640
 TOP, ROW, FOOT = 44, 22, 48
@@ -26,7 +26,7 @@ LEAVE_OUT = ("synthetic",)  # it makes nothing: its rate would squeeze all other
 def color(name: str) -> str:
     """Engines of fastrdm, other pipelines, floors."""
     if name.startswith("floor"):
-        return GRAYSCALE
+        return GRAY
     return PALETTE[0] if name.startswith(OURS) and "own" not in name else PALETTE[1]
 
 
@@ -36,7 +36,7 @@ def panel(rows: list[dict[str, str]], title: str, top: float) -> list[str]:
     values = [float(row[key]) for row in rows for key in KEYS]
     across = Scale(Axis(f"times the rate of {rows[0]['plain']}", limits=(0.0,)), values, LEFT, WIDTH - RIGHT)
     bottom = top + TOP + ROW * len(rows)
-    out = [text(8, top + 18, title), text(WIDTH - 6, top + 36, "images/s", "end", GRAYSCALE)]
+    out = [text(8, top + 18, title), text(WIDTH - 6, top + 36, "images/s", "end", GRAY)]
     for value in across.ticks:
         x = across(value)
         out.append(f'<path d="M{x:.1f} {top + TOP - 6}V{bottom}" stroke="{GRID}"/>')

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from fastrdm.config.run_config import load
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.spec import ViewSpec
 

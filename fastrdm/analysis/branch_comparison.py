@@ -26,7 +26,7 @@ NORMAL = 1.96  # of the normal distribution, two-sided 95 %
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % bootstrap interval over images; a biased figure may lie outside its interval."""
+    """A metric and its 95 % bootstrap interval over images. A biased metric may lie outside its interval."""
 
     value: float
     low: float

@@ -73,7 +73,10 @@ class Measured(NamedTuple):
 
 @contextmanager
 def untouched(method: DualBranch) -> Iterator[None]:
-    """Training mode inside; afterwards every buffer, mode and random state is as it was before."""
+    """Context in which `method` is in training mode.
+
+    Afterwards every buffer, mode and random state is as it was before.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     modes = [(module, module.training) for module in method.modules()]
     devices = sorted({b.device.index or 0 for b, _ in buffers if b.is_cuda})
@@ -148,7 +151,7 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
 
 
 def verdict(filtered: Interval, null: Interval) -> int:
-    """1 low-pass, -1 high-pass; 0 where the interval holds 0 or the null's reaches as far."""
+    """Verdict on a filter: 1 low-pass, -1 high-pass, 0 where its interval holds 0 or the null's reaches as far."""
     return filtered.sign if abs(filtered.value) > max(map(abs, null)) else 0
 
 

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that is told, as plain data."""
+    """All findings as plain data."""
     packages = installed()
     torch = next((p for p in packages if p.name == "torch"), None)
     usable = torch is not None and not torch.problem
@@ -189,7 +189,7 @@ def _output(*command: str) -> str:
 
 
 def devices_of(torch: Any) -> dict[str, Any]:
-    """Processor and GPUs as torch sees them; a driver that fails is told."""
+    """Processor and GPUs as torch sees them; a driver that fails is reported."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{platform.machine()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     out: dict[str, Any] = {"cpu": cpu, "cuda": [], "torch_cuda": torch.version.cuda}
@@ -233,7 +233,7 @@ def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bo
         "JPEG decoder": "simplejpeg (libjpeg-turbo), Pillow for what it refuses and for other formats",
         "engine": "resident for sets held in memory, native for files",
         "SyncBN": "fastrdm's own, over " + ("nccl" if cuda else "gloo"),
-        "spectral solver": "ladder, eigh where it falls short" if cuda else "eigh, even for even powers",
+        "spectral solver": "newton_schulz, eigh where it falls short" if cuda else "eigh, gram_power for even powers",
         "Triton kernels": "available" if works["triton"] else "off: no CUDA device" if not cuda else "off: no Triton",
         "torch.compile": f"through {compiler}" if works["compile"] else "not possible: no compiler",
         "16-bit training": ("bf16" if works["bf16"] else "fp16") if cuda else "slow on a CPU",
@@ -256,7 +256,7 @@ def missing(packages: Sequence[Package], works: dict[str, bool]) -> list[Missing
     }
     if works["cuda"] and not works["triton"]:
         advice["triton"] = ("torch.compile and the Triton kernels need it", "pip install triton")
-    return gone + [Missing(name, *told) for name, told in advice.items() if not works[name]]
+    return gone + [Missing(name, *reason) for name, reason in advice.items() if not works[name]]
 
 
 def apex(find: Callable[[str], Any] = find_spec) -> str:

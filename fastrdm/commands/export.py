@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(pretrained: Pretrained, file: Path) -> None:
-    """The encoder's weights under their public keys, under a temporary name first."""
+    """Write the encoder's weights under their public keys. The file appears when it is complete."""
     weights = {key: x.contiguous() for key, x in pretrained.encoder.backbone.state_dict().items()}
     partial = file.with_name(f".partial-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write(pretrained: Pretrained, file: Path) -> None:
 
 
 def checked(pretrained: Pretrained, layout: str, file: Path) -> str:
-    """Load the file in the other library and compare outputs; what was compared, or why nothing was.
+    """Load the file in the other library and compare outputs; returns what was compared, or why nothing was.
 
     ValueError if they differ, and then the file is removed.
     """

@@ -45,7 +45,7 @@ class Data(NamedTuple):
 
 
 class Throughput(NamedTuple):
-    """Images a second of all processes together, and where the figure comes from."""
+    """Images per second of all processes together, and where that number comes from."""
 
     rate: float
     origin: str
@@ -124,8 +124,8 @@ def table_row(settings: Config, table: str) -> Throughput:
     require(Path(table).is_file(), "--table", "a file", table)
     with open(table, newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row.get(key) == str(v) for key, v in wanted.items())]
-    told = ", ".join(f"{key} {value}" for key, value in wanted.items())
-    require(bool(rows), "--table", f"a table of benchmarks/training/step.py with {told}", table)
+    description = ", ".join(f"{key} {value}" for key, value in wanted.items())
+    require(bool(rows), "--table", f"a table of benchmarks/training/step.py with {description}", table)
     row = rows[-1]
     origin = f"a step on {row['device']}, {row['clock']} clock, one process, loading not counted"
     return Throughput(float(row["images_per_second"]), origin)
@@ -223,5 +223,5 @@ def _time(seen: int, speed: Throughput | None) -> str:
     if speed is None:
         return "time: no measurement for this: give --from RUN, --table CSV or --images-per-second X"
     hours = seen / speed.rate / 3600
-    told = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    return f"time: {told} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"
+    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    return f"time: {duration} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"

@@ -101,10 +101,10 @@ def _exported(file: Path, branch: Branch) -> LoadedEncoder:
         raise ValueError(f"{file} does not say which encoder it holds: write it by `fastrdm export`")
     if metadata["branch"] != branch:
         raise ValueError(f"{file} holds the {metadata['branch']} branch, not the {branch} one")
-    told = json.loads(metadata[DESCRIPTION])
-    encoder = build_encoder(TypeAdapter(EncoderConfig).validate_python(told["encoder"]))
+    stored = json.loads(metadata[DESCRIPTION])
+    encoder = build_encoder(TypeAdapter(EncoderConfig).validate_python(stored["encoder"]))
     encoder.backbone.load_state_dict(load_file(file))
-    return LoadedEncoder(encoder.eval(), TypeAdapter(Preprocess).validate_python(told["preprocess"]))
+    return LoadedEncoder(encoder.eval(), TypeAdapter(Preprocess).validate_python(stored["preprocess"]))
 
 
 def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:

@@ -78,7 +78,7 @@ class Evaluator:
         self.tops = (1, 5) if len(train.classes) > 5 else (1,)
 
     def knn(self, config: KnnConfig) -> dict[str, Any]:
-        """Accuracy of a vote among the nearest training images."""
+        """k-NN accuracy: a weighted vote among the nearest training images."""
         bank, query = self.features
         hits, of = knn_hits(bank, query, config.k, config.temperature, self.tops)
         return self._accuracy(hits, of)
@@ -166,5 +166,5 @@ def _labeled(source: Source, split: str) -> Source:
 
 
 def sized(view: ViewSpec, size: int | None) -> ViewSpec:
-    """`view` of `size` pixels, or as it is."""
+    """Return `view` at `size` pixels; unchanged if `size` is None."""
     return view if size is None else replace(view, size=size)

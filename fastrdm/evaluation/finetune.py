@@ -43,7 +43,7 @@ class FinetuneConfig(FitConfig):
 def finetune(
     config: FinetuneConfig, encoder: Encoder, classes: int, loader: Loader, batch_size: int, tell: Callable[[str], None]
 ) -> nn.Sequential:
-    """A copy of `encoder` with a classifier behind it, trained on `loader`, in evaluation mode.
+    """Train a copy of `encoder` with a classifier behind it on `loader`, and return it in evaluation mode.
 
     ValueError if the loss is no finite number at the end of an epoch.
     """
@@ -81,7 +81,7 @@ def finetune(
 def classified(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], tops: Sequence[int]
 ) -> tuple[list[int], int]:
-    """Right answers for each of `tops`, and of how many labeled images, of (images, index, label) batches."""
+    """Count right answers for each of `tops`, and labeled images, over (images, index, label) batches."""
     right, of = [0] * len(tops), 0
     for images, _, labels in batches:
         known = labels >= 0

@@ -57,7 +57,7 @@ def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[floa
 
 
 def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
-    """(len(tops),) int64: rows of scores (N, C) whose label (N,) is among the t highest, for each t of `tops`.
+    """Number of rows (len(tops),) int64 of scores (N, C) whose label (N,) is among the t highest, for each t of `tops`.
 
     Of equal scores the lower class comes first; a label that has no column, or no finite score, is no hit.
     """
@@ -80,7 +80,7 @@ def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature
 def knn_hits(
     bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float, tops: Sequence[int] = (1,)
 ) -> tuple[list[int], int]:
-    """Queries whose class a weighted vote of the k nearest bank rows by cosine puts among the t first, and of how many.
+    """Queries whose class is among the t first of a weighted k-NN vote, for each t of `tops`, and all queries, counted.
 
     Wu et al. 2018; a class without a vote is never right. Each process answers its share of the queries; rows without
     label take no part. k=None: 200, and 20 for a bank below 10,000 rows.

@@ -65,7 +65,7 @@ class FitConfig:
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "0 < low <= high <= 1", self.scale)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The rate at `step` over the peak rate."""
+        """Learning rate at `step` as a share of the peak rate."""
         if self.by_epoch:
             step -= step % steps_per_epoch
         total = self.epochs * steps_per_epoch
@@ -121,13 +121,16 @@ class ProbeSweep:
         self.optimizer = build_optimizer(groups, config.optim(), weight.device)
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B, S, C) of features (B, D): one matrix product for all."""
+        """Logits (B, S, C) of features (B, D), by one matrix product for all classifiers."""
         flat = features.to(self.weight.dtype) @ self.weight.flatten(0, 1).T
         return flat.view(len(features), *self.bias.shape) + self.bias
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor, seen: Tensor, factor: float) -> None:
-        """One step on (B, D), (B,) at `factor` times the rates; classifier s learns from the rows with seen (B, S)."""
+        """One step on features (B, D) and labels (B,) at `factor` times the rates.
+
+        Classifier s learns from rows with seen (B, S).
+        """
         features = features.to(self.weight.dtype)
         error = self.logits(features).softmax(2)  # the gradient of cross-entropy: probabilities minus the one-hot label
         error[torch.arange(len(labels), device=labels.device), :, labels] -= 1

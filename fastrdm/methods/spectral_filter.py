@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_rank
+from fastrdm.kernels.spectral.filter_factors import KINDS
 from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
 from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.runtime.distributed import gather_rows
@@ -19,7 +20,7 @@ class FilterConfig:
 
     name: Literal["filter"] = "filter"
 
-    kind: Literal["power", "log", "log1p", "log1p_sq"] = "power"
+    kind: str = "power"
     """The function f of the singular values s: power is s^power, log is ln s, log1p is ln(1 + s), log1p_sq is ln(1 +
     s^2).
     """
@@ -50,6 +51,7 @@ class FilterConfig:
     """
 
     def __post_init__(self) -> None:
+        require(self.kind in KINDS, "filter.kind", f"one of {', '.join(KINDS)}", self.kind)
         given = "a number for kind=power" if self.kind == "power" else f"left out for kind={self.kind}"
         require((self.power is not None) == (self.kind == "power"), "filter.power", given, self.power)
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)

@@ -16,7 +16,7 @@ Action = Literal["warn", "stop", "checkpoint_and_stop"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AlarmsConfig:
-    """When to speak up and what to do then. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
+    """Conditions of the alarms, and what they do. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
 
     Both are judged at the target (its scores where there are prototypes), before the projector's last BatchNorm and
     at the encoder's features; an alarm of a tap is raised once, and again after its condition has ended.
@@ -100,7 +100,7 @@ class Finding(NamedTuple):
 
 
 class Alarms:
-    """Findings that last become alarms; the metrics of one log step after the other go in, on every process."""
+    """Turns findings that last into alarms. Call `update` with the metrics of each log step, on every process."""
 
     def __init__(self, config: AlarmsConfig, losses: LossRange, horizon: Horizon) -> None:
         self.config, self.losses, self.horizon = config, losses, horizon
@@ -109,7 +109,7 @@ class Alarms:
         self.peaks: dict[str, float] = {}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """The alarms that this step raises; metrics that are missing raise none."""
+        """Alarms that the metrics of this step raise. Missing metrics raise none."""
         found = {f"{f.alarm}/{f.tap}": f for f in self._findings(step, metrics)}
         self.since = {key: self.since.get(key, step) for key in found}
         self.raised = [key for key in self.raised if key in found]

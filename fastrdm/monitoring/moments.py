@@ -16,7 +16,7 @@ class Moments(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """(D,) over all groups."""
+        """Mean row (D,) over all groups."""
         return self.first.sum(0) / self.rows.sum().item()
 
     def matrix(self, center: bool = False) -> Tensor:
@@ -54,7 +54,7 @@ def pooled(a: Moments, b: Moments) -> Moments:
     return Moments(*(x + y for x, y in zip(a, b, strict=True)))
 
 
-def of_views(half_sum: Moments, half_difference: Moments) -> Moments:
+def join_views(half_sum: Moments, half_difference: Moments) -> Moments:
     """Moments of paired rows a and b, from the moments of (a + b) / 2 and (a - b) / 2."""
     return Moments(2 * half_sum.rows, 2 * half_sum.first, 2 * (half_sum.second + half_difference.second))
 

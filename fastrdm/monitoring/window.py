@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrdm.kernels.linalg.effective_rank import statistics
 from fastrdm.kernels.linalg.gram import gram
 from fastrdm.monitoring import rank_statistics
-from fastrdm.monitoring.moments import Moments, add, of_views, pooled, unit_rows, zeros
+from fastrdm.monitoring.moments import Moments, add, join_views, pooled, unit_rows, zeros
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION, Eigen
 
 
@@ -133,7 +133,7 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
     if "target/view1" in moments:
         moments["target/unit"] = pooled(moments["target/view1"], moments["target/view2"])
     if "features/sum" in moments:
-        moments["features/raw"] = of_views(moments["features/sum"], moments["features/difference"])
+        moments["features/raw"] = join_views(moments["features/sum"], moments["features/difference"])
 
     @cache
     def spectrum(name: str, center: bool) -> Eigen:

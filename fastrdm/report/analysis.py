@@ -44,7 +44,7 @@ def analysis_figures(all_runs: Runs) -> list[tuple[str, list[str]]]:
 
 
 def rows(all_runs: Runs) -> list[list[str]]:
-    """A line a run under HEAD: the newest measurement in numbers."""
+    """One table row for each run, under HEAD: the newest analysis in numbers."""
     return [[run.name, *_told(run.analysis[-1])] for run in all_runs.runs if run.analysis]
 
 

@@ -113,8 +113,8 @@ def _rate(all_runs: Runs) -> str:
 def _speed(all_runs: Runs) -> str:
     caption = "All processes together, evaluation and saving not counted."
     starts = {run.name: run.last("seconds_to_first_step") for run in all_runs.runs}
-    told = [f"{seconds:.1f} s ({name})" for name, seconds in starts.items() if math.isfinite(seconds)]
-    caption += f" From the start to the first step: {', '.join(told)}." if told else ""
+    times = [f"{seconds:.1f} s ({name})" for name, seconds in starts.items() if math.isfinite(seconds)]
+    caption += f" From the start to the first step: {', '.join(times)}." if times else ""
     return _plot(all_runs, "Throughput", "images_per_second", Axis("images/s", limits=(0.0,)), caption)
 
 
@@ -124,12 +124,12 @@ def _wait(all_runs: Runs) -> str:
 
 
 def _use(all_runs: Runs) -> list[str]:
-    found = ((key, *told) for key, told in USE.items() if curves(all_runs, key))
+    found = ((key, *drawn) for key, drawn in USE.items() if curves(all_runs, key))
     return [_plot(all_runs, title, key, axis, caption) for key, title, axis, caption in found]
 
 
 def _others(all_runs: Runs) -> list[str]:
-    """A chart of every figure that has none yet; of a single run, those of all taps together."""
+    """Charts of every metric that has none yet; of a single run, the metrics of all taps together."""
     keys = dict.fromkeys(key for run in all_runs.runs for key in run.names())
     rest = [
         k for k in keys if k not in DRAWN and not k.endswith(("/low", "/high")) and not k.startswith(ANALYSIS_PREFIX)

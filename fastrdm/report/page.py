@@ -63,7 +63,7 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page as HTML; it loads nothing."""
+    """The whole page as HTML. It loads nothing from elsewhere."""
     all_runs = with_alarms(runs)
     names = ", ".join(run.name for run in runs)
     parts = [
@@ -104,8 +104,8 @@ def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
     end = "" if run.summary else f"unfinished, {progress(run)} epochs"
     if rang:
         return "; ".join([*rang, *([end] if end else [])])
-    told = "healthy: no alarm" if "monitor" in run.config else "not watched for alarms"
-    return f"{told}; {end}" if end else told
+    state = "healthy: no alarm" if "monitor" in run.config else "not watched for alarms"
+    return f"{state}; {end}" if end else state
 
 
 def alarm_name(kind: str) -> str:
@@ -114,7 +114,7 @@ def alarm_name(kind: str) -> str:
 
 
 def progress(run: Run) -> str:
-    """Epochs done and asked for."""
+    """Epochs done, and the run's length where it is given in epochs."""
     done = max((number(line["epoch"]) for line in run.metrics), default=0.0)
     length = str(run.setting("train.length") or "")
     return f"{done:g} of {length.removesuffix('ep')}" if length.endswith("ep") else f"{done:g}"
@@ -175,7 +175,7 @@ def _alarms(all_runs: Runs) -> str:
     for a in all_runs.alarms:
         line = a.first
         value, threshold = (_figure(number(line.get(key)), ".4g") for key in ("value", "threshold"))
-        told = [
+        cells = [
             a.run.name,
             alarm_name(line["alarm"]),
             a.tap or "-",
@@ -185,9 +185,9 @@ def _alarms(all_runs: Runs) -> str:
             value,
             threshold,
         ]
-        told += [line.get("action") or "-", line.get("text") or "-"]
+        cells += [line.get("action") or "-", line.get("text") or "-"]
         number_cell = f'<b style="color:{a.color}">{a.number}</b>'
-        rows.append([number_cell, *(escape(str(cell)) for cell in told)])
+        rows.append([number_cell, *(escape(str(cell)) for cell in cells)])
     return _table(head, rows)
 
 

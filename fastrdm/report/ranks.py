@@ -35,7 +35,7 @@ RANK_KEYS = {  # what has its place in these figures
 
 
 def rank_key(run: Run, tap: str) -> str:
-    """The best figure of rank that was logged of a tap, else the name of the windowed one."""
+    """Key of the best rank that was logged of a tap, else of the windowed one."""
     keys = [f"{tap}/{HEADLINE_CONVENTION}/{kind}" for kind in KINDS]
     return next((key for key in keys if run.series(key)[0]), keys[0])
 
@@ -76,8 +76,8 @@ def _origin(kinds: Sequence[tuple[str, str]]) -> str:
     names = {kind: list(dict.fromkeys(name for k, name in kinds if k == kind)) for kind, _ in kinds}
     if len(names) == 1:
         return f"{HEADLINE_CONVENTION}, {kinds[0][0]}."
-    told = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
-    return f"{HEADLINE_CONVENTION}, {'; '.join(told)}."
+    parts = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
+    return f"{HEADLINE_CONVENTION}, {'; '.join(parts)}."
 
 
 def _difference(run: Run, convention: str) -> tuple[list[Line], str]:

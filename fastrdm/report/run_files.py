@@ -43,7 +43,7 @@ class Run(NamedTuple):
     problems: list[str]  # what is missing or could not be read
 
     def series(self, key: str) -> Series:
-        """Epochs and values of one figure; a value that is no number is a gap."""
+        """Epochs and values of one metric. A value that is no number is a gap."""
         found = [line for line in self.metrics if key in line]
         return [line["epoch"] for line in found], [number(line[key]) for line in found]
 
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 def number(value: object) -> float:
-    """The value as a float; NaN for what is none."""
+    """The value as a float; NaN if it is no number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 

@@ -69,7 +69,7 @@ def stop() -> None:
 
 
 def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
-    """The tensors of all processes, of one shape, joined along `dim` in rank order; without gradient."""
+    """Join the tensors of all processes, which have one shape, along `dim` in rank order; without gradient."""
     return torch.cat(gather_over_processes(x.detach()).unbind(), dim)
 
 

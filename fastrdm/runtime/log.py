@@ -172,7 +172,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines so far: a kill can leave half of one at the end."""
+    """Whole lines of a file. A kill can leave half of one at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]

@@ -45,7 +45,7 @@ class StepProfiler:
         self._open(done + 1)
 
     def step(self, step: int) -> None:
-        """Step number `step` has been given to the device."""
+        """Call when step number `step` has been given to the device."""
         self.done = step
         if self._profile is None:
             return
@@ -60,7 +60,7 @@ class StepProfiler:
             self._open(step + 1)
 
     def close(self) -> None:
-        """The run ends; what is recorded of steps is written."""
+        """Call at the end of the run. Steps recorded so far are written."""
         if self._profile is not None:
             self._close()
             self.last = self.done

@@ -20,7 +20,7 @@ class NonFiniteLoss(RunError):
 
 
 class LossTracker:
-    """Sum of losses since the last look, and the first step whose loss was not finite; on the device."""
+    """Sums losses since the last look and finds the first step whose loss was not finite, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -64,7 +64,7 @@ class LossTracker:
 
 
 class Stopwatch:
-    """Seconds inside its context: of the device's queue on CUDA, between two events, else of the host.
+    """Measures the time inside its context: of the device's queue on CUDA, between two events, else of the host.
 
     Events are read at a lap: entering and leaving never wait. Each entry is a range of that name in a profiler's trace.
     """
@@ -125,7 +125,7 @@ class TrainingClock:
         self.start, self.steps = time.perf_counter(), 0
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, the time until each is there counted as waiting."""
+        """Iterate over `batches`, and count the time until each is there as waiting."""
         iterator = iter(batches)
         while True:
             with self.data:
@@ -151,7 +151,7 @@ class TrainingClock:
             self.start += self._now() - began
 
     def _now(self) -> float:
-        """The host's clock when the device has done what it was given."""
+        """The host's clock, after the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()

@@ -69,7 +69,7 @@ def build_learner(method: DualBranch, settings: Config, classes: int) -> Learner
 
 
 def wrap_ddp(learner: Learner, world: int, static_graph: bool) -> nn.Module:
-    """The learner, its gradients averaged over `world` processes; `static_graph`: each backward pass uses it all."""
+    """The learner, with gradients averaged over `world` processes; `static_graph`: every backward pass uses it all."""
     if world == 1:
         return learner
     buffers: dict[str, Any] = {BUFFERS: False}
@@ -77,7 +77,7 @@ def wrap_ddp(learner: Learner, world: int, static_graph: bool) -> nn.Module:
 
 
 def microbatches(views: Sequence[Tensor], labels: Tensor, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """(views, labels) of `parts` equal parts of a batch."""
+    """Split views and labels into `parts` equal parts of a batch."""
     chunks = zip(*(view.chunk(parts) for view in views), strict=True)
     return zip(chunks, labels.chunk(parts), strict=True)
 

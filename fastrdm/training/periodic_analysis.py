@@ -65,7 +65,7 @@ class PeriodicAnalysis:
         return self.every > 0 and (step % self.every == 0 or step == self.total)
 
     def measure(self, step: int, beat: Callable[[], object]) -> Observation:
-        """The method as it is after `step` steps; `beat` is called now and then."""
+        """Analyze the method as it is after `step` steps. `beat` is called now and then."""
         began = time.perf_counter()
         last = max(step - 1, 0)
         self.method.set_step(last)
@@ -128,7 +128,7 @@ def analyze_method(
 
 
 def loss_dimension(settings: Config) -> int:
-    """Dimensions of what enters the loss."""
+    """Number of dimensions of what enters the loss."""
     counts = [t.count for t in settings.method.online if isinstance(t, PrototypesConfig)]
     return counts[0] if counts else settings.method.projector.out
 

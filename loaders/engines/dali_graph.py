@@ -9,12 +9,12 @@ from typing import Any
 
 from nvidia.dali import fn, math, pipeline_def, types
 
-from fastrdm.loaders.augment.parameters import Column
-from fastrdm.loaders.augment.reference import BRIGHTNESS, CONTRAST, HUE
+from fastrdm.kernels.augment.layout import Adjustment, Column
 from fastrdm.loaders.spec import ViewSpec
 
 LUMA = 0.2989, 0.587, 0.114  # ITU-R 601-2
 LEVELS = 255
+BRIGHTNESS, CONTRAST, HUE = int(Adjustment.BRIGHTNESS), int(Adjustment.CONTRAST), int(Adjustment.HUE)
 Node = Any  # nvidia.dali.data_node.DataNode
 
 

@@ -42,7 +42,7 @@ class WholeImage(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no ty
 
 
 class Given(TraversalOrder):  # type: ignore[misc]
-    """The order that it is told."""
+    """A traversal order that is given from outside."""
 
     order: NDArray[np.int64]
 

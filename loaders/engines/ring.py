@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrdm.kernels.augment.layout import Ragged
+from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.sources.decode import Pixels
 
 ALIGN = 64  # bytes, of a cache line: two threads never write to the same one

@@ -234,4 +234,4 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         offline.main(["--help"])
     shown = capsys.readouterr().out
     assert "linear.epochs = 100" in shown
-    assert "images a step; a smaller set makes one batch" in shown, "comments of inherited fields are found"
+    assert "A set with fewer images makes one batch." in shown, "descriptions of inherited fields are found"

@@ -89,7 +89,7 @@ def thin(y: Sequence[float], most: int = POINTS) -> list[int]:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places moved as little as needed to lie `gap` apart in [low, high], in the same order; closer if too many."""
+    """Move places as little as needed to lie `gap` apart in [low, high], in the same order; closer if too many."""
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
     order = sorted(range(len(places)), key=places.__getitem__)
     moved = [min(max(places[i], low), high) for i in order]

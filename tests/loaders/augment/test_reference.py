@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastrdm.kernels.augment.layout import COLUMNS, Column
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import COLUMNS, Column, sample_parameters
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
 
 tv = pytest.importorskip("torchvision.transforms.v2.functional")
