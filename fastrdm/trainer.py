@@ -30,7 +30,7 @@ from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.log import RunLog
 from fastrdm.runtime.profiler import StepProfiler
 from fastrdm.runtime.run_folder import RunFolder
-from fastrdm.runtime.timers import LossTracker, NonFiniteLoss, TrainingClock
+from fastrdm.runtime.timers import LossTracker, NonFiniteLoss, TrainingClock, duration
 from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
@@ -296,9 +296,11 @@ class Trainer:
         f, epochs = self.metrics, self.horizon.total / self.horizon.steps_per_epoch
         online, target = (f[f"{branch}/{HEADLINE_CONVENTION}/batch"] for branch in ("online", "target"))
         knn = f"{100 * f['knn']:.1f} %" if "knn" in f else "-"
+        images = (self.horizon.total - self.step) * self.settings.loader.batch_size
+        left = f"  {duration(images / f['images_per_second'])} left" if images else ""
         return (
-            f"epoch {self.epoch:.1f}/{epochs:g}  {f['images_per_second']:,.0f} images/s  "
-            f"data wait {100 * f['data_wait']:.0f} %  loss {f['loss']:.4f}  "
+            f"epoch {self.epoch:.1f}/{epochs:g}{left}  {f['images_per_second']:,.0f} images/s  "
+            f"data wait {100 * f['data_wait']:.0f} %  lr {f['learning_rate']:.2g}  loss {f['loss']:.4f}  "
             f"rank online {online:.1f} target {target:.1f}  k-NN {knn}"
         )
 

@@ -55,7 +55,7 @@ def saved_steps(tmp_path: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("step-")) for p in checkpoint.existing(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:

@@ -345,8 +345,14 @@ def _explain(error: Any) -> str:
             return f"{key}.{field} {rest}" if key else reason
         return reason if "." in first or not key else f"{key}: {reason}"
     if error["type"] in _EXPECTED:
-        return f"{key} must be {_EXPECTED[error['type']]}, got {error['input']!r}"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        return f"{key} must be {_EXPECTED[error['type']]}, got {_short(error['input'])}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(error['input'])}"
+
+
+def _short(value: object) -> str:
+    """The value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def to_dict(config: Config) -> Tree:
