@@ -4,6 +4,7 @@ import difflib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ def _tell(status: int, told: str) -> None:
     folder = os.environ.get(OUTCOMES)
     if folder is not None:
         Path(folder, os.environ.get("RANK", "0")).write_text(json.dumps([status, told]), encoding="utf-8")
-    elif told and (status != EXIT_REFUSED or os.environ.get("RANK", "0") in ("", "0")):
+    elif told and (status != EXIT_REFUSED or not re.fullmatch("0*[1-9][0-9]*", os.environ.get("RANK", "0"))):
         print(told, file=sys.stderr)
 
 

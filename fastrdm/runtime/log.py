@@ -59,6 +59,7 @@ class RunLog:
         self.main, self.run = main, run
         self._sinks: list[Any] = []
         self._waiting: dict[str, str] = {}  # by the name of its file, what could not be written yet
+        self._told = False  # that a line could not be written
         self._shown = -QUIET
         if not main:
             return
@@ -85,7 +86,9 @@ class RunLog:
         """Append a line to NAME.jsonl, one of FILES."""
         if self.main:
             line = json.dumps({"step": step, "epoch": round(epoch, 4), **record})
-            if failed := self._write(f"{name}.jsonl", f"{line}\n"):
+            failed = self._write(f"{name}.jsonl", f"{line}\n")
+            if failed and not self._told:
+                self._told = True
                 self.say(f"training goes on, but {self.run / name}.jsonl could not be written: {failed.strerror}")
 
     def say(self, text: str) -> None:
