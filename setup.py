@@ -41,6 +41,7 @@ REPOSITORY = repository[1] if repository else ""
 VISION = ["torchvision>=0.26"]
 TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
 TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
+PLOTS = ["matplotlib>=3.8"]
 
 setup(
     name="fastrdm",
@@ -90,12 +91,14 @@ setup(
         "pydantic>=2.7",
         "safetensors>=0.4.3",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "simplejpeg>=1.7",
         "pillow>=10",
     ],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
+        "bench": [*VISION, *PLOTS, "kornia>=0.8"],
+        "dev": [*TEST, *PLOTS, "ruff", "mypy", "types-PyYAML"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
@@ -22,7 +23,7 @@ BODY_ENERGY, CURVE_ENERGY = 0.99, 0.9999
 SOLVED_TOGETHER = 2**24  # numbers in the moments of replicates that are solved together
 RATIO_DECIMALS = 6  # decimals of ln ratio beyond which two directions count as passed alike
 PUBLISHED_DIRECTIONS = 512  # leading eigenvectors in the published alignment, or all where there are fewer
-NORMAL = 1.96  # of the normal distribution, two-sided 95 %
+NORMAL = float(ndtri(0.975))  # of the normal distribution, two-sided 95 %
 
 
 class Interval(NamedTuple):

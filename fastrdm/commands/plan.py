@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, metavar="N", help="images of the set, where it is not here")
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
-    parser.add_argument("--table", metavar="CSV", help="of benchmarks/training/step.py, with this step on this device")
+    parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
     options = parser.parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
@@ -111,7 +111,7 @@ def horizon_of(settings: Config, images: int, gpus: int) -> Horizon:
 
 
 def table_row(settings: Config, table: str) -> Throughput:
-    """The row of a table of benchmarks/training/step.py that has the step of this configuration; ValueError without."""
+    """The row of a table of benchmarks.training.step that has the step of this configuration; ValueError without."""
     c, encoder = settings, settings.encoder
     wanted: dict[str, object] = {"contestant": "step", "preset": c.preset, "encoder": encoder.name}
     if encoder.name in RESNETS:
@@ -125,7 +125,7 @@ def table_row(settings: Config, table: str) -> Throughput:
     with open(table, newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row.get(key) == str(v) for key, v in wanted.items())]
     description = ", ".join(f"{key} {value}" for key, value in wanted.items())
-    require(bool(rows), "--table", f"a table of benchmarks/training/step.py with {description}", table)
+    require(bool(rows), "--table", f"a table of benchmarks.training.step with {description}", table)
     row = rows[-1]
     origin = f"a step on {row['device']}, {row['clock']} clock, one process, loading not counted"
     return Throughput(float(row["images_per_second"]), origin)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from scipy.special import ndtri
 from torch import Tensor
 
 from fastrdm.evaluation.features import FeatureSet
@@ -49,7 +49,7 @@ def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[floa
     """Wilson's score interval (1927) of the share right / of; (0, 1) for of=0."""
     if not of:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = float(ndtri((1 + confidence) / 2))
     share, spread = right / of, z * z / of
     half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of))
     low, high = ((share + spread / 2 + side * half) / (1 + spread) for side in (-1, 1))

@@ -103,9 +103,12 @@ def test_what_both_populations_share_does_not_widen_the_interval() -> None:
     assert near[2] - near[1] < 0.1 * (other[2] - other[1])
 
 
-def test_students_t_is_as_tabulated() -> None:
-    for degrees, quantile in ((3, 3.182), (7, 2.365), (15, 2.131), (31, 2.040)):
-        assert rank_statistics.student_t(degrees) == pytest.approx(quantile, rel=0.01)
+def test_the_half_width_is_students_t_times_the_standard_error() -> None:
+    for groups, quantile in ((2, 12.7062), (4, 3.1824), (8, 2.3646), (32, 2.0395)):  # published tables, 97.5 %
+        effects = torch.arange(groups, dtype=torch.float64)
+        shares = torch.full((groups,), 1 / groups, dtype=torch.float64)
+        half = quantile * effects.std().item() / groups**0.5
+        assert rank_statistics.half_width(effects, shares) == pytest.approx(half, rel=1e-4)
 
 
 def test_the_filters_negative_directions_are_counted() -> None:

@@ -20,6 +20,8 @@ from fastrdm.schema import Horizon
 from fastrdm.trainer import Trainer
 from fastrdm.training.learner import build_method
 
+pytestmark = pytest.mark.traced
+
 STEPS, SETTLED = 20, 3  # steps of a run; from the third step of a phase on nothing may be compiled
 SMALL = [
     "quickstart.yaml",

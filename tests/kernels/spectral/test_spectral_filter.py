@@ -190,7 +190,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"kind": "power", "power": math.nan}, "power must be a finite number"),
     ({"kind": "power", "power": -math.inf}, "power must be a finite number"),
     ({"kind": "log", "power": 1.0}, "power belongs to kind='power' alone"),
-    ({"kind": "sqrt"}, "kind must be one of power, log, log1p, log1p_sq, got 'sqrt'"),
+    ({"kind": "sqrt"}, r"kind must be one of power, log, .*, got 'sqrt'"),
     ({"kind": "log", "side": "both"}, "side must be one of"),
     ({"kind": "log", "scale": "unit"}, "scale must be one of"),
     ({"kind": "log", "solver": "svd"}, "solver must be one of"),
