@@ -98,6 +98,7 @@ class Trainer:
         """Settle what is left at `auto`; a run that goes on keeps what its checkpoint says."""
         distributed.agree(self.data)
         stored = distributed.on_main(lambda: checkpoint.newest_settings(folder))
+        self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
         self.notes += told
         self.dtype = DTYPES[self.settings.train.precision]
@@ -151,12 +152,7 @@ class Trainer:
             for _ in range(2):
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
-        self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
-        for line in introduction:
-            self.log.note(line)
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
-        for line in (*said, *notes, *mixed_devices(self.processes)):
-            self.log.say(line)
+        self._open_log(introduction, said)
         self.trace = self.step_trace()
         if self.step == 0:
             self._begin()
@@ -179,6 +175,17 @@ class Trainer:
         self.watch.close()
         distributed.agree(self.step)  # nobody leaves while the main process saves: torchrun ends the rest when one does
         return self.step == total
+
+    def _open_log(self, introduction: Sequence[str], said: Sequence[str]) -> None:
+        c = self.settings
+        self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
+        for line in introduction:
+            self.log.note(line)
+        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
+        for line in (*said, *notes, *mixed_devices(self.processes)):
+            self.log.say(line)
+        if self._may_run_eagerly:
+            self.stepper.instead = self.log.say
 
     def _begin(self) -> None:
         """What a run does before its first step."""
