@@ -19,6 +19,7 @@ from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
+from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
@@ -91,7 +92,8 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labeled = min(self.source.labels.max(), self.test.labels.max()) >= 0
+        self.unmeasured = no_accuracy(self.source, self.test)
+        self.labeled = self.unmeasured is None
         self.data = fingerprint(self.source)
 
     def _choose(self, folder: Path) -> None:
@@ -181,7 +183,9 @@ class Trainer:
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
         for line in introduction:
             self.log.note(line)
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
+        notes = [*self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()]
+        if self.unmeasured:
+            notes.insert(0, f"note: k-NN and probe are not measured: {self.unmeasured}")
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         if self._may_run_eagerly:

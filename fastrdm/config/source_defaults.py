@@ -43,13 +43,12 @@ def assume(source: str, preset: str, encoder: str) -> Assumption:
         if source != "digits":
             mean, std = STATISTICS[source]
             views["*"] |= {"mean": list(mean), "std": list(std)}
-        network["stem"] = "cifar"
-        told = f"{source} has small images: views of {size} px, encoder.stem=cifar"
+        told = f"{source} has small images: views of {size} px"
+        if encoder.startswith("resnet"):
+            network["stem"] = "cifar"
+            told += ", encoder.stem=cifar"
     else:
-        family = next(name for name in _PUBLISHED if name in preset)  # symsimsiam and rdm_byol_log1p are of one too
+        family = next((name for name in _PUBLISHED if name in preset), "simsiam")  # rdm_byol_log1p is of byol
         views = {**_PUBLISHED[family], "*": {"size": size, **_PUBLISHED[family].get("*", {})}}
         told = f"{source} holds photographs: views of {size} px as {family} draws them of ImageNet"
-    if encoder.startswith("timm/"):
-        network = {"stem": "imagenet", "zero_init_residual": False}  # what only the ResNets here have
-        told = told.replace(", encoder.stem=cifar", "")
     return Assumption({"loader": {"views": views}, **({"encoder": network} if network else {})}, told)

@@ -93,6 +93,7 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not of format {FORMAT}")
     if meta.pop("sha256", None) != _digest(meta):
         raise CheckpointError(f"{path} is damaged: {META} is not what was written")
+    _check_meta(path, meta)
     for name, expected in meta["files"].items():
         file = path / name
         if not file.exists():
@@ -101,9 +102,33 @@ def read(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     try:
         weights, state = load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a state made by hand can make torch's reader raise anything
+        raise CheckpointError(f"{path} cannot be loaded: {reason(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} cannot be loaded: {STATE} holds a {type(state).__name__}, not a dict")
     return Checkpoint(path, weights, state, meta)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what went wrong, with its kind where that is no sentence."""
+    first = next(iter(str(error).splitlines()), "")
+    told = isinstance(error, OSError | RuntimeError | ValueError | pickle.UnpicklingError) and first
+    return first if told else f"{type(error).__name__} {first}"
+
+
+def _check_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Refuse a meta.json whose fields are not what `save` writes, whatever checksum it carries."""
+    kinds = {"step": int, "files": dict, "metrics": dict, "config": dict, "versions": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(meta.get(key, kind()), kind)]
+    files = meta.get("files", {})
+    if not wrong and set(files) != {WEIGHTS, STATE}:
+        wrong = ["files"]
+    if not wrong and not all(isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in files.values()):
+        wrong = ["files"]
+    if not wrong and not 0 <= meta.get("step", -1) < 1 << 53:
+        wrong = ["step"]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {META}: {wrong[0]} is {str(meta.get(wrong[0]))[:80]}")
 
 
 def existing(run: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastrdm.config.run_config import Config
 from fastrdm.loaders.spec import Loader
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.checkpoint import Checkpoint, CheckpointError
+from fastrdm.runtime.checkpoint import STATE, Checkpoint, CheckpointError, reason
 from fastrdm.runtime.distributed import Processes
 from fastrdm.runtime.run_folder import RunFolder
 from fastrdm.runtime.timers import LossTracker
@@ -105,16 +106,31 @@ class RunState:
     def _restore(self, found: Checkpoint) -> None:
         self._check_same(found)
         checkpoint.load_weights(self.learner, found)
-        state = found.state
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.loader.load_state_dict(state["loader"])
-        self.losses.load_state_dict(state["losses"])
-        self.monitor.load_state_dict(state["monitor"])
-        self.best = state["best"]
         self.origin = found.meta.get("init")
-        if self.processes.rank < len(state["random"]):
-            _set_random_state(state["random"][self.processes.rank])
+        parts: dict[str, Callable[[Any], object]] = {
+            "optimizer": self.optimizer.load_state_dict,
+            "scaler": self.scaler.load_state_dict,
+            "losses": self.losses.load_state_dict,
+            "monitor": self.monitor.load_state_dict,
+            "best": self._restore_best,
+            "random": self._restore_random,
+        }
+        for name, restore in parts.items():
+            try:
+                restore(found.state[name])
+            except Exception as error:  # each part raises what it likes for a state that it did not write
+                raise CheckpointError(f"{found.path} cannot be used: {STATE}: {name}: {reason(error)}") from error
+        try:
+            self.loader.load_state_dict(found.state["loader"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{found.path} cannot be used: {STATE}: loader: {reason(error)}") from error
+
+    def _restore_best(self, best: dict[str, Any]) -> None:
+        self.best = {"knn": float(best["knn"]), "step": None if best["step"] is None else int(best["step"])}
+
+    def _restore_random(self, states: list[dict[str, torch.Tensor]]) -> None:
+        if self.processes.rank < len(states):
+            _set_random_state(states[self.processes.rank])
 
     def _check_same(self, found: Checkpoint) -> None:
         """ValueError, naming what differs, unless the checkpoint is of this run: same settings, same images."""

@@ -66,6 +66,49 @@ def test_a_hang_of_all_is_told_as_such() -> None:
     assert "no rank is behind the others" in first and len(rest) == 2
 
 
+HANGS = {
+    "rank 0 sleeps": "not arrived: rank 0; the others wait",
+    "rank 0 is stopped": "not arrived: rank 0, whose process does not answer",
+    "rank 2 is stopped": "not arrived: rank 2; the others wait",
+    "rank 1 sleeps, garbage": "not arrived: rank 1; the others wait",
+}
+
+
+@pytest.mark.parametrize("case", HANGS)
+def test_whichever_rank_hangs_is_named_within_twice_the_timeout(case: str) -> None:
+    command = [sys.executable, str(PROGRAMS / "hangs.py"), case]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"fastrdm: no process has moved for 3 s: {HANGS[case]}" in done.stderr, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["seconds"] < 6
+    assert result["address"][0] == "127.0.0.1", "one node needs the loopback address only"
+    assert 1 in result["codes"]
+
+
+WRONG = [b"", b"\xff", b"{", b"3", b"[]", b"[1, 2, true, 3, 4]", b'[1, -2, true, "x", 4]', b'[1e400, 2, true, "x", 4]']
+WRONG += [b'{"beats": 1}', b"[" * 100_000, b'["1", 2, true, "x", 4]', b'[1, 2, true, "x", 4, 5]']
+
+
+@pytest.mark.parametrize("message", WRONG, ids=lambda message: repr(message[:20]))
+def test_a_message_that_is_no_position_counts_for_nothing(message: bytes) -> None:
+    assert watchdog.read_position(message) is None
+
+
+def test_a_position_survives_the_way() -> None:
+    told = Position(9, 4, True, "a" * 999, 3)
+    assert watchdog.read_position(json.dumps(told).encode()) == told._replace(place="a" * 200)
+
+
+def test_only_the_lowest_rank_that_still_answers_judges() -> None:
+    judges = [watchdog.Judge(rank, 3, timeout=10) for rank in range(3)]
+    for now in range(12):
+        moving = [Position(5, 1, True, "a", 0), *(Position(5, 1, True, "b", now) for _ in range(2))]
+        assert [judge.update(moving, float(now)) != [] for judge in judges] == [False, now > 10, False]
+    first, second = judges[1].update(moving, 12.0)
+    assert "not arrived: rank 0; the others wait" in first and second.endswith("a, and its process does not answer")
+    assert watchdog.Judge(0, 3, 10).update([None] * 3, 0.0) == []
+
+
 def test_the_stack_tells_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     entered, leave = threading.Event(), threading.Event()
 

@@ -38,7 +38,7 @@ SHOWN = ("swav", "rdm_byol_log1p")  # always tested, in fp32; all of them with -
 @pytest.fixture(autouse=True)
 def _one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that compiles quickly."""
-    monkeypatch.setitem(encoders.RESNETS, "resnet_small", encoders._Shape((1,), False, 8))
+    monkeypatch.setitem(encoders.ENCODERS, "resnet_small", encoders._resnet((1,), False, 8))
 
 
 class Run(NamedTuple):
