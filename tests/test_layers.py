@@ -35,7 +35,7 @@ LAYERS = [
     ["loaders.sources"],
     ["loaders.spec"],
     ["cli"],
-    ["files"],
+    ["files", "parts"],
     ["schema"],
     ["errors", "renamed"],
     ["kernels.augment"],

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.methods.center_sharpen import CenterSharpen
-from fastrdm.models.encoders import RESNETS
+from fastrdm.models.encoders import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
 from fastrdm.report.run_files import read_runs
@@ -55,11 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
     parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
+    add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
-    settings = run_config.load(options.config)
+    settings = run_config.load(options.config, trust=options.trust)
     speed = throughput(settings, options.images_per_second, options.run, options.table)
     print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
     return 0
@@ -101,8 +103,9 @@ def table_row(settings: Config, table: str) -> Throughput:
     """The row of a table of benchmarks.training.step that has the step of this configuration; ValueError without."""
     c, encoder = settings, settings.encoder
     wanted: dict[str, object] = {"contestant": "step", "preset": c.preset, "encoder": encoder.name}
-    if encoder.name in RESNETS:
-        wanted |= {"width": encoder.width or RESNETS[encoder.name].width, "stem": encoder.stem}
+    network = find_encoder(encoder.name)
+    wanted |= {"width": encoder.width or network.width} if "width" in network.takes else {}
+    wanted |= {"stem": encoder.stem} if "stem" in network.takes else {}
     wanted |= {"size": c.loader.views[0].size, "views": len(c.loader.views), "batch": c.loader.batch_size}
     made = {"compile": c.train.compile, "capture": c.train.capture}
     wanted |= {"precision": c.train.precision, **{how: "yes" if chosen else "no" for how, chosen in made.items()}}

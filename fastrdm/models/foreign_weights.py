@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastrdm.models.encoders import RESNETS, Encoder, EncoderConfig, build_encoder
+from fastrdm.models.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder, find_encoder
 
 Branch = Literal["online", "target"]
 Weights = Mapping[str, Tensor]
@@ -139,7 +139,7 @@ def _advice(tree: Mapping[str, Any], own: Weights, encoder: Encoder) -> str:
     for layout, branch, found in _readings(tree):
         if not _mismatch(own, found, _heads(encoder, layout)):
             return f". It fits with --layout {layout} --branch {branch}"
-    for config in _resnets():
+    for config in _own_networks():
         with torch.device("meta"):
             other = build_encoder(config)
         for layout, branch, found in _readings(tree):
@@ -158,10 +158,12 @@ def _readings(tree: Mapping[str, Any]) -> Iterator[tuple[str, Branch, dict[str, 
                 continue
 
 
-def _resnets() -> Iterator[EncoderConfig]:
-    for name in RESNETS:
+def _own_networks() -> Iterator[EncoderConfig]:
+    for name, row in ENCODERS.items():
         plain = EncoderConfig(name=name)
-        yield from (plain, replace(plain, stem="cifar"))
+        yield plain
+        if "stem" in row.takes:
+            yield replace(plain, stem="cifar")
 
 
 def _first(keys: Mapping[str, Any]) -> str:
@@ -171,17 +173,17 @@ def _first(keys: Mapping[str, Any]) -> str:
 
 def check_export(config: EncoderConfig, layout: str) -> None:
     """ValueError if `layout` has no network for this encoder; its weights are then `encoder.backbone.state_dict()`."""
-    if layout == "safetensors" or (layout == "timm" and config.name.startswith("timm/")):
+    row = find_encoder(config.name)
+    if layout == "safetensors":
         return
     instead = "--layout safetensors holds it under the encoder's own keys"
-    if config.name.startswith("timm/"):
-        raise ValueError(f"--layout {layout} cannot hold {config.name}: --layout timm does")
-    if config.name == "resnet_small":
-        raise ValueError(f"--layout {layout} cannot hold resnet_small, which only fastrdm has: {instead}")
+    if layout not in row.exports:
+        fitting = f"--layout {row.exports[0]} does" if row.exports else instead
+        raise ValueError(f"--layout {layout} cannot hold {config.name}: {fitting}")
     if config.stem != "imagenet":
         raise ValueError(
             f"--layout {layout} cannot hold encoder.stem={config.stem}: its {config.name} begins with a 7x7 "
             f"convolution of stride 2 and max pooling, this one with a 3x3 convolution of stride 1; {instead}"
         )
-    if config.width not in (None, RESNETS[config.name].width):
-        raise ValueError(f"--layout {layout} cannot hold encoder.width={config.width}, only 64: {instead}")
+    if config.width not in (None, row.width):
+        raise ValueError(f"--layout {layout} cannot hold encoder.width={config.width}, only {row.width}: {instead}")

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastrdm.kernels.collectives import (
+    differentiable_gather,
+    differentiable_sum,
     gather_over_processes,
     process_count,
     reduce_over_processes,
@@ -69,6 +71,20 @@ def sum_over_processes(x: Tensor) -> Tensor:
 def max_over_processes(x: Tensor) -> Tensor:
     """Maximum of x over all processes, without gradient."""
     return reduce_over_processes(x.detach(), "max")
+
+
+def gather_rows_with_gradient(x: Tensor, dim: int = 0) -> Tensor:
+    """The tensors of all processes, of one shape, joined along `dim` in rank order.
+
+    For losses that compare rows of several processes. The gradient of x is that of the sum of all processes' losses;
+    with DistributedDataParallel's mean over processes, a loss of all rows has the gradient that it has on one process.
+    """
+    return torch.cat(differentiable_gather(x).unbind(), dim)
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """Sum of x over all processes, with gradient as in `gather_rows_with_gradient`: for means and covariances."""
+    return differentiable_sum(x)
 
 
 def gather_objects(value: object) -> list[object]:

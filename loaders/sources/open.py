@@ -1,13 +1,13 @@
 """The table of sources, and how a source is opened by its name."""
 
 import difflib
-import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from fastrdm import parts
 from fastrdm.loaders.sources.archives import CIFAR, FASHION_ROOT, Arrays, Split, read_cifar, read_fashion_mnist
 from fastrdm.loaders.sources.beton import BETON, BetonSource
 from fastrdm.loaders.sources.checks import check_labels, check_pixels
@@ -22,7 +22,7 @@ DIGITS_TRAIN = 1437  # of 1,797 images, in scikit-learn's order
 
 def open_source(config: LoaderConfig, split: Split) -> Source:
     """The images of `split`; `config.subset` shortens the training split. Raises ValueError naming what is amiss."""
-    if ":" in config.source:
+    if parts.is_own(config.source):
         source = _open_class(config, split)
     elif config.source in SOURCES:
         source = SOURCES[config.source](config, split)
@@ -113,14 +113,12 @@ def _part(root: Path, split: Split) -> Path:
 
 
 def _open_class(config: LoaderConfig, split: Split) -> Source:
-    """An instance of pkg.mod:Class, made with (root, split), that has all a Source has."""
-    module, _, name = config.source.partition(":")
-    try:
-        source = getattr(importlib.import_module(module), name)(config.root, split)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"loader.source {config.source!r} cannot be opened: {error}") from error
+    """What pkg.mod:Class gives for (root, split), once it is known to be a Source and to have all that one has."""
+    expected = "a subclass of fastrdm.Source, or a function annotated as returning one"
+    make = parts.load(config.source, "loader.source", lambda found: parts.makes(found, Source), expected)
+    source = make(config.root, split)
     if not isinstance(source, Source):
-        raise ValueError(f"loader.source {config.source!r} must be a subclass of fastrdm.Source (docs/extending.md)")
+        raise ValueError(f"loader.source {config.source!r} must give a fastrdm.Source (docs/extending.md)")
     missing = [attribute for attribute in ("name", "classes", "labels") if not hasattr(source, attribute)]
     if type(source).read is Source.read and not source.encoded:
         missing.append("fetch or read")

@@ -11,9 +11,10 @@ from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.evaluator import EvalConfig
-from fastrdm.methods.dual_branch import TransformConfig
+from fastrdm.methods.alignment import CrossEntropyConfig
+from fastrdm.methods.dual_branch import TRANSFORMS, transform_settings
 
-CONSTANTS = {  # tables and two-word names, such as RESNETS and HEADLINE_CONVENTION
+CONSTANTS = {  # tables and two-word names, such as ENCODERS and HEADLINE_CONVENTION
     name
     for key, module in sys.modules.items()
     if key.startswith("fastrdm.")
@@ -24,11 +25,13 @@ CONSTANTS = {  # tables and two-word names, such as RESNETS and HEADLINE_CONVENT
 
 def settings() -> list[help.Setting]:
     """All settings of `train`, of its transforms and of `eval`."""
+    parts = {**{name: transform_settings(name) for name in TRANSFORMS}, "cross_entropy": CrossEntropyConfig}
+    common = ("name", "directions")  # of every part of its sort
     transforms = [
         setting
-        for transform in help.options(TransformConfig)
-        for setting in help.walk(transform, f"{transform.name}.")
-        if setting.key != f"{transform.name}.name"
+        for name, kind in parts.items()
+        for setting in help.walk(kind, f"{name}.")
+        if setting.key.split(".")[-1] not in common
     ]
     return [*help.walk(Config), *transforms, *help.walk(EvalConfig)]
 
@@ -39,7 +42,7 @@ def test_a_description_is_a_sentence(setting: help.Setting) -> None:
     assert len(text.split()) >= 3, f"{setting.key} has no docstring below it"
     assert text[0].isupper()
     assert text.endswith(".")
-    assert "RESNETS" in CONSTANTS
+    assert "ENCODERS" in CONSTANTS
     assert not CONSTANTS & set(re.findall(r"\w+", text))
     assert len(text) < 300
 

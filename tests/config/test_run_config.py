@@ -58,7 +58,9 @@ REFUSED = {
     "evaluate.k=0": "evaluate.k: input should be greater than or equal to 1, got 0",
     "loader.views.0.flip=2": "loader.views.0.flip must be a probability in [0, 1], got 2.0",
     "loader.views=[]": "loader.views must be at least two views, got 0",
-    "method.alignment.name=cosine": "method.alignment.name: input should be 'negative_cosine', 'byol' or",
+    "method.alignment.name=cosine": "method.alignment must be a loss, got 'cosine': known: negative_cosine, byol, ",
+    "method.alignment=3": "method.alignment must be a loss, got 3",
+    "method.alignment.temperature=1": "unknown configuration key 'method.alignment.temperature': ",
     "method.target=[{name: filter, power: fast}]": "method.target.0.power: input should be a valid number",
     # durations
     "train.length=50": "train.length: a duration is written '50ep' (epochs), '2000st' (steps) or '5%' (of the",

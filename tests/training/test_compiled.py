@@ -20,6 +20,8 @@ from fastrdm.schema import Horizon
 from fastrdm.trainer import Trainer
 from fastrdm.training.learner import build_method
 
+pytestmark = pytest.mark.traced
+
 STEPS, SETTLED = 20, 3  # steps of a run; from the third step of a phase on nothing may be compiled
 SMALL = [
     *("encoder.name=resnet_small", "encoder.width=8", "method.projector.hidden=32", "method.projector.out=16"),
@@ -34,7 +36,7 @@ SHOWN = ("swav", "rdm_byol_log1p")  # always tested, in fp32; all of them with -
 @pytest.fixture(autouse=True)
 def _one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that compiles quickly."""
-    monkeypatch.setitem(encoders.RESNETS, "resnet_small", encoders._Shape((1,), False, 8))
+    monkeypatch.setitem(encoders.ENCODERS, "resnet_small", encoders._resnet((1,), False, 8))
 
 
 class Run(NamedTuple):
