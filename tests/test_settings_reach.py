@@ -12,15 +12,15 @@ from torch import nn
 from fastrdm.config import run_config
 from fastrdm.evaluation import evaluator, finetune
 from fastrdm.evaluation.evaluator import Evaluator, KnnConfig
+from fastrdm.kernels.augment.layout import COLUMNS, Column
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.kernels.linalg.effective_rank import statistics
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import Column
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.loaders.supervised import crop_and_flip
 from fastrdm.methods import spectral_filter as filters
-from fastrdm.methods.alignment import AlignmentConfig, align
+from fastrdm.methods.alignment import CrossEntropyConfig, align
 from fastrdm.methods.dual_branch import DualBranch, MethodConfig
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
@@ -48,7 +48,7 @@ def context(side: Any = "online") -> TransformContext:
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
 def test_alignment_temperature(temperature: float) -> None:
     online, target = rand(2, 8, 5), torch.softmax(rand(2, 8, 5, seed=1), -1)
-    config = AlignmentConfig(name="cross_entropy", temperature=temperature)
+    config = CrossEntropyConfig(temperature=temperature)
     logs = torch.log_softmax(online / temperature, -1)
     expected = -((target[1] * logs[0]).sum(-1).mean() + (target[0] * logs[1]).sum(-1).mean()) / 2
     torch.testing.assert_close(align(online, target, config), expected)
@@ -85,7 +85,7 @@ def test_rows_of_a_spectral_filter_are_those_of_its_process(rank: int, monkeypat
 @pytest.mark.parametrize("sync", [True, False])
 def test_sync_bn_of_projector_and_predictor(sync: bool) -> None:
     config = MethodConfig(online=({"name": "predictor"},))  # type: ignore[arg-type]
-    encoder = build_encoder(EncoderConfig(name="resnet_small", width=4), sync_bn=sync)
+    encoder = build_encoder(EncoderConfig(name="resnet_small", width=4, sync_bn=sync))
     method = DualBranch(config, encoder, HORIZON, batch_size=8, sync_bn=sync)
     parts = {"projector": method.online.projector, "predictor": method.online_transforms, "encoder": encoder}
     for name, part in parts.items():
@@ -120,7 +120,7 @@ def test_solarize_threshold_of_the_reference(threshold: int) -> None:
         size=8, jitter=0, grayscale=0, solarize=1, solarize_threshold=threshold, mean=(0,) * 3, std=(1,) * 3
     )
     levels = torch.arange(64, dtype=torch.float32).view(1, 1, 8, 8).expand(1, 3, 8, 8) * 4 / 255
-    parameters = torch.zeros(1, len(Column))
+    parameters = torch.zeros(1, COLUMNS)
     parameters[:, Column.SOLARIZE] = 1
     made = reference.color(levels.clone(), parameters, spec, torch.float32) * 255
     expected = torch.where(levels * 255 >= threshold, 255 - levels * 255, levels * 255)

@@ -125,11 +125,15 @@ def filter_newton_schulz(
 def _with_dominant(factors: Factors, top: Dominant, weight: Tensor) -> Factors:
     """W with the dominant direction in it, of factors of the matrix without it."""
     basis, core, gain = factors
+    work, left = core.dtype, top.left
+    # What rounding left in basis and core along the direction gives way to its own vector and weight.
     if basis.shape[1]:
-        basis = torch.baddbmm(basis.double(), top.left, top.right.mT).to(basis.dtype)
-    # What stands in the core for a direction that the matrix does not have gives way to the direction's weight.
-    instead = weight / gain - top.left.mT @ (core.double() @ top.left)
-    return Factors(basis, torch.baddbmm(core.double(), instead * top.left, top.left.mT).to(core.dtype), gain)
+        there = basis.double().mT @ left
+        basis = torch.baddbmm(basis.double(), left, (top.right - there).mT * (top.size > 0)).to(work)
+    there = core.double() @ left
+    half = (weight / gain + left.mT @ there) * left / 2 - there
+    core = torch.baddbmm(core.double(), torch.cat((left, half), -1), torch.cat((half, left), -1).mT).to(work)
+    return Factors(basis, core, gain)
 
 
 def filter_gram_power(
