@@ -20,7 +20,7 @@ from fastrdm.loaders.augment import reference
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.loaders.supervised import crop_and_flip
 from fastrdm.methods import spectral_filter as filters
-from fastrdm.methods.alignment import CrossEntropyConfig, align
+from fastrdm.methods.alignment import CrossEntropyConfig, align, cross_entropy
 from fastrdm.methods.dual_branch import DualBranch, MethodConfig
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
@@ -51,7 +51,7 @@ def test_alignment_temperature(temperature: float) -> None:
     config = CrossEntropyConfig(temperature=temperature)
     logs = torch.log_softmax(online / temperature, -1)
     expected = -((target[1] * logs[0]).sum(-1).mean() + (target[0] * logs[1]).sum(-1).mean()) / 2
-    torch.testing.assert_close(align(online, target, config), expected)
+    torch.testing.assert_close(align(online, target, cross_entropy, config), expected)
 
 
 @pytest.mark.parametrize(("epsilon", "iterations"), [(0.05, 3), (0.2, 3), (0.05, 7)])
