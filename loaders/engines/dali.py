@@ -52,7 +52,7 @@ class DaliLoader(EpochLoader):
         super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
         self.source, self.views, self.device, self.dtype = source, config.views, process.device, process.dtype
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
-        self.workers, self.prefetch = config.workers, config.prefetch
+        self.workers, self.prefetch = config.threads, config.prefetch
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.fetch = source.fetch if source.encoded else None
         self.pool = start_threads(1, "fastrdm-loader")

@@ -278,7 +278,13 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
+    short = [
+        "quickstart.yaml",
+        "train.length=2st",
+        "encoder.width=4",
+        "loader.batch_size=16",
+        "evaluate.baselines=false",
+    ]
     assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
