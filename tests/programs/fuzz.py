@@ -14,15 +14,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import atheris
-
 FOLDER = Path(tempfile.mkdtemp())
 REFUSED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)  # as plain_pickle says
 
 
 def instrumented(name: str) -> Any:
-    """A module of fastrdm, its branches told to libFuzzer; what it imports is left as it is."""
-    return MODULES[name]
+    """A module of fastrdm; while fuzzing its branches are told to libFuzzer, those of what it imports are not."""
+    return import_module(f"fastrdm.{name}")
 
 
 def image(data: bytes) -> None:
@@ -101,12 +99,14 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[str, ...]]] = {  # and t
     "labels": (labels, ("loaders.packing.pack",)),
     "pack": (pack, ("loaders.sources.pack_fields", "loaders.sources.packed")),
 }
-MODULES: dict[str, Any] = {}
 
 
 if __name__ == "__main__":
+    import atheris
+
     target, names = TARGETS[sys.argv.pop(1)]
     with atheris.instrument_imports(include=[f"fastrdm.{name}" for name in names]):
-        MODULES |= {name: import_module(f"fastrdm.{name}") for name in names}
+        for name in names:
+            instrumented(name)
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
