@@ -120,8 +120,7 @@ def introduction(trainer: Trainer) -> list[str]:
         *trainer.monitor.introduction(),
         trainer.utilization.introduction(),
     ]
-    if note := getattr(trainer.source, "note", None):
-        lines.append(f"note: {note}")
+    lines += [f"note: {note}" for note in trainer.notes]
     if c.train.accumulate > 1:
         lines.append(
             f"note: train.accumulate={c.train.accumulate} saves memory, but BatchNorm, spectral filters, Sinkhorn and "

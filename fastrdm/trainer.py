@@ -13,11 +13,11 @@ from fastrdm.config.run_config import Config
 from fastrdm.efficiency.utilization import UtilizationMeter
 from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
 from fastrdm.evaluation.knn import knn_accuracy
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
-from fastrdm.loaders.sources.open import balanced, open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import Output
@@ -64,9 +64,8 @@ class Trainer:
     def _build_data(self) -> None:
         c, train, p = self.settings.loader, self.settings.train, self.processes
         self.dtype = DTYPES[train.precision]
-        self.source, self.test = open_source(c, "train"), open_source(c, "test")
-        bank = self.settings.evaluate.bank
-        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbours in
+        self.sets = open_sets(c, self.settings.evaluate)
+        self.source, self.bank, self.test, self.notes = self.sets
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,
@@ -74,7 +73,7 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labelled = min(self.source.labels.max(), self.test.labels.max()) >= 0
+        self.labelled = self.sets.judged
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -90,7 +89,7 @@ class Trainer:
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        learner = build_learner(self.method, c, len(self.source.classes) if self.labelled else 0)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.sets.probed else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile:
             # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own

@@ -73,6 +73,12 @@ class LoaderConfig:
 
     source: str = "digits"  # digits, fashion_mnist, cifar10, cifar100, folder, packed, or pkg.mod:Class
     root: str | None = None  # folder of the data set; digits needs none
+    labels: str = "auto"
+    """Where labels come from. `auto`: from the folders of images where there are two or more, from what stands beside
+    an image in other sources. `folders` and `none` say so; else a file: CSV with the columns file and label, Kaggle's
+    LOC_val_solution.csv, or a devkit's ground truth. WebDataset takes the suffix of a member too, such as `cls`.
+    """
+
     download: bool = False  # CIFAR archives may be fetched when they are not in root
     classes: str | None = None  # keep these classes only: a file with one a line, or a shipped list (imagenet100)
     subset: int | None = None  # train on so many images, the same number of each class

@@ -158,7 +158,7 @@ def copies(setup: Setup, private: bool) -> Epoch:
     """Each square once in random order to a batch, from the mapped shards or from memory of our own."""
     raw = PackedSource(setup.packs / "raw")
     mapped = [np.load(path, mmap_mode="r") for path in raw.paths]
-    rows = [(raw.shard[k], (raw.offset[k] - mapped[raw.shard[k]].offset) // raw.bytes[k]) for k in range(len(raw))]
+    rows = [(raw.shards[k], (raw.offset[k] - mapped[raw.shards[k]].offset) // raw.length[k]) for k in range(len(raw))]
     shards = [np.asarray(shard) for shard in mapped]
     order, batch = np.random.default_rng(0).permutation(len(raw)), np.zeros((len(raw), 256, 256, 3), np.uint8)
     memory = np.concatenate(shards) if private else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastrdm.config import run_config
+from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import Branch, load_foreign
@@ -22,6 +23,7 @@ class Pretrained(NamedTuple):
     loader: LoaderConfig | None  # the run's own data; none for a file of another project
     folder: Path  # where results go
     origin: dict[str, Any]  # path, step, SHA-256 of the weights, branch, layout: for the record
+    evaluate: EvaluateConfig = EvaluateConfig()  # what the run itself is judged on
 
 
 def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
@@ -49,7 +51,8 @@ def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrain
         "encoder": settings.encoder.name,
         "versions": found.meta["versions"],
     }
-    return Pretrained(model.eval(), settings.encoder, settings.loader.views[0], settings.loader, path, origin)
+    data, judged = settings.loader, settings.evaluate
+    return Pretrained(model.eval(), settings.encoder, data.views[0], data, path, origin, judged)
 
 
 def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -> Pretrained:

@@ -63,6 +63,8 @@ class Evaluator:
         tell: Callable[[str], None],
     ) -> None:
         """ValueError if no image has a label or the splits have other classes."""
+        if not len(test):
+            raise ValueError(f"{train.name} has no images to test on: set some aside with --holdout 0.2")
         if train.classes != test.classes:
             raise ValueError(
                 f"the splits of {train.name} must have the same classes, got {len(train.classes)} and "

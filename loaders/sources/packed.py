@@ -7,9 +7,7 @@ shards/NNNNN.npy  mode raw: (n, size, size, 3) uint8;   shards/NNNNN.bin  mode j
 
 import hashlib
 import json
-import os
 import time
-import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,11 @@ from numpy.typing import NDArray
 
 from fastrdm.files import sha256
 from fastrdm.loaders.sources.decode import Allocate, CorruptImage, Pixels
-from fastrdm.loaders.sources.source import ReadTime, Source
+from fastrdm.loaders.sources.ranges import RangeSource, keep_open
+from fastrdm.loaders.sources.source import ReadTime
 
 FORMAT = 1
+META = "meta.json"
 INDEX = np.dtype(
     [
         ("shard", "<u4"),
@@ -44,7 +44,7 @@ def seal(meta: dict[str, Any]) -> str:
 
 def read_meta(root: Path) -> dict[str, Any]:
     """meta.json, checked, every file that it lists present and as long as it says; ValueError names what is amiss."""
-    path = root / "meta.json"
+    path = root / META
     try:
         meta: dict[str, Any] = json.loads(path.read_bytes())
         sound = meta["seal"] == seal(meta)
@@ -75,6 +75,12 @@ def read_index(root: Path, meta: dict[str, Any]) -> NDArray[np.void]:
     return index
 
 
+def verify_all(root: Path) -> dict[Path, int]:
+    """Bytes read of each packed folder that `root` is, or holds as train, val and test; ValueError as for verify."""
+    parts = [part for part in sorted(root.glob("*")) if (part / META).is_file()]
+    return {part: verify(part) for part in ([root] if (root / META).is_file() or not parts else parts)}
+
+
 def verify(root: Path) -> int:
     """Read every byte of a packed folder and compare it with its sha256; bytes read. ValueError names damaged files."""
     meta = read_meta(root)
@@ -84,7 +90,7 @@ def verify(root: Path) -> int:
     return sum(told["bytes"] for told in meta["files"].values())
 
 
-class PackedSource(Source):
+class PackedSource(RangeSource):
     """Images of a packed folder; each one's checksum is compared when a process reads it for the first time.
 
     Raw shards are mapped into memory, which copies faster than reading. Encoded images are read: a failing disk then
@@ -93,15 +99,13 @@ class PackedSource(Source):
 
     name = "packed"
 
-    shards: NDArray[np.int64]
-
     def __init__(self, root: Path) -> None:
-        self.root, self.meta = root, read_meta(root)
+        self.root, self.meta = root, self._read_meta(root)
         index = read_index(root, self.meta)
         self.classes: list[str] = self.meta["classes"]
         self.labels = index["label"].astype(np.int64)
         self.shards = index["shard"].astype(np.int64)
-        self.offset, self.bytes, self.crc32, self.height, self.width = (
+        self.offset, self.length, self.crc32, self.height, self.width = (
             np.ascontiguousarray(index[name]) for name in ("offset", "bytes", "crc32", "height", "width")
         )
         self.raw = self.meta["mode"] == "raw"
@@ -112,23 +116,22 @@ class PackedSource(Source):
                 "published accuracies were not made this way"
             )
         self.stored_bytes = sum(told["bytes"] for told in self.meta["files"].values())
-        self.paths = sorted(root / name for name in self.meta["files"] if name.startswith("shards/"))
+        self.paths = sorted(str(root / name) for name in self.meta["files"] if name.startswith("shards/"))
         self._checked = np.zeros(len(index), bool)
-        self._files: list[int] = []
-        weakref.finalize(self, _close, self._files)
-        try:
-            self._files += [os.open(path, os.O_RDONLY) for path in self.paths]
-        except OSError as error:
-            raise ValueError(f"{root}: cannot open its {len(self.paths)} shards at once: {error.strerror}") from None
-        # as plain arrays: slicing a numpy.memmap costs microseconds
-        self._maps = [np.asarray(np.memmap(path, np.uint8, "r")) for path in self.paths] if self.raw else []
+        self._opening()
+
+    def _read_meta(self, root: Path) -> dict[str, Any]:
+        return read_meta(root)
+
+    def _opening(self) -> None:
+        super()._opening()
+        self._map = keep_open(_mapped)
 
     @property
     def encoded(self) -> bool:
         return not self.raw
 
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
-        """The same in memory that `place` gives; the seconds that it takes are added to `spent`."""
         if not self.raw:
             return super().read_into(index, allocate, spent)
         began = time.perf_counter()
@@ -138,40 +141,29 @@ class PackedSource(Source):
         return pixels
 
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
-        """Images of mode raw into `out` (n, side, side, 3); raises CorruptImage."""
         for index, pixels in zip(indices.tolist(), out.reshape(len(out), -1), strict=True):
             self._copy(index, pixels)
 
-    def read_ahead(self, shards: set[int]) -> None:
-        """Ask the system to read these shards from one end to the other, in the background."""
-        if hasattr(os, "posix_fadvise"):
-            for shard in shards:
-                os.posix_fadvise(self._files[shard], 0, 0, os.POSIX_FADV_WILLNEED)
-
     def _copy(self, index: int, out: NDArray[np.uint8]) -> None:
         start = self.offset.item(index)
-        out[:] = self._maps[self.shards.item(index)][start : start + out.size]
+        out[:] = self._map(self.path(self.shards.item(index)))[start : start + out.size]
         self._check(index, out)
 
     def fetch(self, index: int) -> tuple[bytes, str]:
-        """The encoded image of a pack in mode jpeg, and what to call it; raises CorruptImage."""
-        try:
-            data = os.pread(self._files[self.shards[index]], self.bytes.item(index), self.offset.item(index))
-        except OSError as error:
-            raise CorruptImage(f"{self._called(index)}: {error.strerror}") from error
+        data, name = super().fetch(index)
         self._check(index, data)
-        return data, self._called(index)
+        return data, name
 
     def _check(self, index: int, data: Any) -> None:
         if not self._checked[index]:
             if zlib.crc32(data) != self.crc32[index]:
-                raise CorruptImage(f"{self._called(index)}: not the bytes that were packed")
+                raise CorruptImage(f"{self.called(index)}: not the bytes that were packed")
             self._checked[index] = True
 
-    def _called(self, index: int) -> str:
-        return f"{self.paths[self.shards[index]]}, image {index}"
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_map"}
 
 
-def _close(files: list[int]) -> None:
-    for file in files:
-        os.close(file)
+def _mapped(path: str) -> NDArray[np.uint8]:
+    """A file's bytes as a plain array: slicing a numpy.memmap costs microseconds."""
+    return np.asarray(np.memmap(path, np.uint8, "r"))
