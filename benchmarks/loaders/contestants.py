@@ -75,8 +75,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def paths_of(folder: Path) -> list[Path]:
     """The files in the order of FolderSource."""
-    files = FolderSource(folder)
-    return [folder / files.classes[label] / name for label, name in zip(files.labels, files.files, strict=True)]
+    return [folder / name for name in FolderSource(folder).files]
 
 
 def tensor(data: bytes) -> Tensor:

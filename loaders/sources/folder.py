@@ -47,6 +47,8 @@ class FolderSource(Source):
         if beside or not groups:
             raise ValueError(_refusal(root, bool(groups), passed))
         loose = groups.pop("", [])
+        if labels == "folders" or (labels == "auto" and not loose):
+            _refuse_empty(root, set(groups))
         named = sorted({group[:-1] for group in groups} | set(classes_elsewhere))
         if labels == "auto":
             labels = "folders" if len(named) > 1 and not loose else "none"
@@ -151,6 +153,16 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
+
+
+def _refuse_empty(root: Path, groups: set[str]) -> None:
+    """A class folder with nothing in it, as a broken download or unpacking leaves it."""
+    for name in subfolders(root):
+        if f"{name}/" not in groups and not os.listdir(root / name):
+            raise ValueError(
+                f"class folder {root / name} holds no image ({', '.join(sorted(EXTENSIONS))}): remove it, or give "
+                "loader.labels=none if folders are no classes"
+            )
 
 
 def _refusal(root: Path, some: bool, passed: PassedOver) -> str:

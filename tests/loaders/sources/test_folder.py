@@ -78,14 +78,15 @@ def test_all_that_pillow_reads_well_is_taken_and_the_rest_is_counted(tmp_path: P
     taken += ["3.avif"] if ".avif" in listing.EXTENSIONS else []
     put(tmp_path, *(f"a/{name}" for name in (*taken, "6", "1.xmp", ".hidden.jpg", "._1.jpg")), "b/1.jpg")
     put(tmp_path, "@eaDir/1.jpg/THUMB.jpg", ".thumbs/1.jpg", "__MACOSX/a/1.jpg")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "about.txt").write_text("no image")
     source = FolderSource(tmp_path)
     assert source.classes == ["a", "b"]
     assert sorted(source.files) == sorted([*(f"a/{name}" for name in taken), "b/1.jpg"])
     note = str(source.note)
-    assert "2 files of other kinds (" in note and "a/6" in note and "a/1.xmp" in note
+    assert "3 files of other kinds (" in note
     assert "2 hidden files (a/" in note and "1 hidden folders (.thumbs)" in note
-    assert "2 system folders (" in note and "@eaDir" in note and "1 folders without an image (empty)" in note
+    assert "2 system folders (" in note and "@eaDir" in note and "1 folders without an image (notes)" in note
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

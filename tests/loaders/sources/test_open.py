@@ -92,6 +92,14 @@ def test_folder_without_splits_is_for_training(tmp_path: Path) -> None:
         opened("folder", root=str(tmp_path))
 
 
+def test_empty_class_folder_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    (tmp_path / "dogs").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*dogs holds no image \(.*\.bmp, \.gif, .*labels=none if"):
+        opened("folder", root=str(tmp_path))
+    assert len(opened("folder", root=str(tmp_path), labels="none")) == 1
+
+
 @pytest.mark.parametrize("source", ["folder", "cifar10"])
 def test_missing_root(source: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"loader\.root must be the folder of {source}, got '.*nowhere', which is no"):
