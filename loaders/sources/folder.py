@@ -38,44 +38,42 @@ class FolderSource(Source):
     name = "folder"
 
     def __init__(self, root: Path, labels: str = "auto", classes_elsewhere: Collection[str] = ()) -> None:
-        self.root = root
-        passed = PassedOver()
-        groups: dict[str, list[str]] = {}
-        for file in find_images(root, passed):
-            groups.setdefault(file[: file.find("/") + 1], []).append(file)
-        beside = [name for name in passed.examples.get("archives", []) if "/" not in name]
-        if beside or not groups:
-            raise ValueError(_refusal(root, bool(groups), passed))
-        loose = groups.pop("", [])
-        if labels == "folders" or (labels == "auto" and not loose):
-            _refuse_empty(root, set(groups))
-        named = sorted({group[:-1] for group in groups} | set(classes_elsewhere))
-        if labels == "auto":
-            labels = "folders" if len(named) > 1 and not loose else "none"
-        notes = []
-        if labels == "folders":
-            if not groups:
-                raise ValueError(f"loader.root must hold one folder of images a class, got none in {root}")
-            for file in loose:
-                passed.add("images outside the class folders", file)
-            for name in set(subfolders(root)) - set(named):
-                passed.add("folders without an image", name)
-            if missing := [name for name in named if f"{name}/" not in groups]:
-                notes.append(f"{len(missing)} of {len(named)} classes have no image in {root}, such as {missing[0]}")
-            found = [sorted(groups.get(f"{name}/", [])) for name in named]
-            self.classes, self.files = named, list(chain.from_iterable(found))
-            self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        self.root, self._folder = root, f"{root}{os.sep}"
+        passed, notes = PassedOver(), list[str]()
+        groups = _grouped(root, passed)
+        loose = groups.get("", [])
+        named = sorted({group[:-1] for group in groups if group} | set(classes_elsewhere))
+        if labels == "auto" and not loose:
+            _refuse_empty(root, groups)
+        if labels == "folders" or (labels == "auto" and len(named) > 1 and not loose):
+            self._label_by_folder(named, groups, passed, notes)
         else:
-            self.files = sorted(chain(loose, *groups.values()))
+            self.files = sorted(chain(*groups.values()))
             self.classes, self.labels = [], np.full(len(self.files), -1)
-            if labels == "none":
+            if labels in ("auto", "none"):
                 notes.append(f"the images of {root} are used without labels")
             else:
-                self._label(Path(labels), notes)
+                self._label_by_file(Path(labels), notes)
         self.note = "; ".join(filter(None, (*notes, str(passed)))) or None
-        self._folder = f"{root}{os.sep}"
 
-    def _label(self, path: Path, notes: list[str]) -> None:
+    def _label_by_folder(
+        self, named: list[str], groups: dict[str, list[str]], passed: PassedOver, notes: list[str]
+    ) -> None:
+        if not named:
+            raise ValueError(f"loader.root must hold one folder of images a class, got none in {self.root}")
+        _refuse_empty(self.root, groups)
+        for file in groups.get("", []):
+            passed.add("images outside the class folders", file)
+        for name in set(subfolders(self.root)) - set(named):
+            passed.add("folders without an image", name)
+        if missing := [name for name in named if f"{name}/" not in groups]:
+            some = f"{len(missing)} of {len(named)} classes"
+            notes.append(f"{some} have no image in {self.root}, such as {missing[0]}")
+        found = [sorted(groups.get(f"{name}/", [])) for name in named]
+        self.classes, self.files = named, list(chain.from_iterable(found))
+        self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+
+    def _label_by_file(self, path: Path, notes: list[str]) -> None:
         self.labels, self.classes, unmatched = read_labels(path, self.files)
         known = int((self.labels >= 0).sum())
         if not known:
@@ -155,7 +153,21 @@ def _size(path: str) -> int:
         return 0
 
 
-def _refuse_empty(root: Path, groups: set[str]) -> None:
+def _grouped(root: Path, passed: PassedOver) -> dict[str, list[str]]:
+    """Every image below `root` by the first folder of its path, which ends in a slash and is '' for root's own."""
+    groups: dict[str, list[str]] = {}
+    for file in find_images(root, passed):
+        groups.setdefault(file[: file.find("/") + 1], []).append(file)
+    archives = [name for name in passed.examples.get("archives", []) if "/" not in name]
+    if archives or not groups:
+        found = "archives beside images" if groups else "none"
+        sources = "imagenet for its own archives, webdataset for .tar, parquet for .parquet"
+        hint = f"; {passed}: give loader.source={sources}, or move them away" if "archives" in passed.counts else ""
+        raise ValueError(f"loader.root must hold images ({', '.join(sorted(EXTENSIONS))}), got {found} in {root}{hint}")
+    return groups
+
+
+def _refuse_empty(root: Path, groups: Collection[str]) -> None:
     """A class folder with nothing in it, as a broken download or unpacking leaves it."""
     for name in subfolders(root):
         if f"{name}/" not in groups and not os.listdir(root / name):
@@ -163,12 +175,3 @@ def _refuse_empty(root: Path, groups: set[str]) -> None:
                 f"class folder {root / name} holds no image ({', '.join(sorted(EXTENSIONS))}): remove it, or give "
                 "loader.labels=none if folders are no classes"
             )
-
-
-def _refusal(root: Path, some: bool, passed: PassedOver) -> str:
-    """Why a folder without images, or with archives beside them, is no source."""
-    found = "archives beside images" if some else "none"
-    suffixes = ", ".join(sorted(EXTENSIONS))
-    sources = "imagenet for its own archives, webdataset for .tar, parquet for .parquet"
-    hint = f"; {passed}: give loader.source={sources}, or move them away" if "archives" in passed.counts else ""
-    return f"loader.root must hold images ({suffixes}), got {found} in {root}{hint}"
