@@ -79,6 +79,14 @@ class LoaderConfig:
     LOC_val_solution.csv, or a devkit's ground truth. WebDataset takes the suffix of a member too, such as `cls`.
     """
 
+    cache: str | None = None
+    """Folder for indexes of tar files and for shards of remote packs. null keeps an index beside its file where that
+    can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
+    """
+
+    cache_gb: float = 100.0
+    """Gigabytes (10^9 bytes) that the shards of a remote pack may take in the cache of one machine."""
+
     download: bool = False  # CIFAR archives may be fetched when they are not in root
     classes: str | None = None  # keep these classes only: a file with one a line, or a shipped list (imagenet100)
     subset: int | None = None  # train on so many images, the same number of each class
@@ -104,6 +112,7 @@ class LoaderConfig:
         require(self.workers >= 1, "workers", "at least 1 thread", self.workers)
         require(self.prefetch >= 1, "prefetch", "at least 1 batch", self.prefetch)
         require(self.prefetch_mb >= 1, "prefetch_mb", "at least 1 MiB", self.prefetch_mb)
+        require(self.cache_gb > 0, "cache_gb", "above 0", self.cache_gb)
         require(self.window >= 1, "window", "at least 1 shard", self.window)
         require(0 <= self.max_corrupt <= 1, "max_corrupt", "a share in [0, 1]", self.max_corrupt)
         require(self.subset is None or self.subset > 0, "subset", "above 0 images", self.subset)

@@ -11,8 +11,11 @@ from fastrdm.loaders.sources.archives import CIFAR, FASHION_ROOT, Arrays, Split,
 from fastrdm.loaders.sources.beton import BETON, BetonSource
 from fastrdm.loaders.sources.class_list import check_classes, read_class_list
 from fastrdm.loaders.sources.folder import FolderSource, class_folders, split_folders
+from fastrdm.loaders.sources.imagenet import open_imagenet
 from fastrdm.loaders.sources.packed import META, PackedSource
+from fastrdm.loaders.sources.parquet import open_parquet
 from fastrdm.loaders.sources.source import ArraySource, NoImages, Source, Subset
+from fastrdm.loaders.sources.webdataset import open_webdataset
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.schema import require
 
@@ -161,4 +164,7 @@ SOURCES: dict[str, Callable[[LoaderConfig, Split], Source]] = {
     **dict.fromkeys(CIFAR, _open_cifar),
     "folder": _open_folder,
     "packed": _open_packed,
+    "imagenet": open_imagenet,
+    "webdataset": open_webdataset,
+    "parquet": open_parquet,
 }

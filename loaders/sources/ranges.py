@@ -47,11 +47,11 @@ class RangeSource(Source):
     shards: NDArray[np.int64]
     """(N,) int64, number of the file that each image lies in."""
 
-    offset: NDArray[np.uint64]
-    """(N,) of each image's first byte in its file."""
+    offset: NDArray[Any]
+    """(N,) integers, place of each image's first byte in its file."""
 
-    length: NDArray[np.uint32]
-    """(N,) length of each image."""
+    length: NDArray[Any]
+    """(N,) integers, length in bytes of each image."""
 
     def _opening(self) -> None:
         """Get ready to read: once all fields are set, and after unpickling."""
