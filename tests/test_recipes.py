@@ -287,14 +287,14 @@ def two_steps(arguments: list[str], root: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open, "read_cifar", tiny_cifar)
+    monkeypatch.setattr("fastrdm.loaders.sources.open.read_cifar", tiny_cifar)
     two_steps(["cifar10/resnet18.yaml", f"preset={preset}"], tmp_path)
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "cifar10/resnet18.yaml"])
+@pytest.mark.parametrize("recipe", [name for name in NAMES if name != "cifar10/resnet18.yaml"])
 def test_every_recipe_trains(recipe: str, imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "vit" in recipe:
         pytest.importorskip("timm")
-    monkeypatch.setattr(open, "read_cifar", tiny_cifar)
+    monkeypatch.setattr("fastrdm.loaders.sources.open.read_cifar", tiny_cifar)
     classes = [] if recipe.startswith("imagenet100/") or "cifar" in recipe else ["loader.classes=imagenet100"]
     two_steps([recipe, *classes], imagenet)

@@ -23,12 +23,12 @@ HEAD = "run,epoch,images,online,target,target - online,null,filter,directions,Sp
 HEAD += ",crossed,ceiling"
 
 
-def instruments(all_runs: Runs) -> list[tuple[str, list[str]]]:
+def analysis_figures(all_runs: Runs) -> list[tuple[str, list[str]]]:
     """Titles and the figures below them; none where no run was measured."""
-    if not any(run.theory for run in all_runs.runs):
+    if not any(run.analysis for run in all_runs.runs):
         return []
     ranks = [*_branches(all_runs), *_differences(all_runs), *(_last_ranks(all_runs, prefix) for prefix in SETS)]
-    lacking = [run.name for run in all_runs.runs if not run.theory]
+    lacking = [run.name for run in all_runs.runs if not run.analysis]
     if lacking:
         why = "train with analysis.every=10ep, or call fastrdm analyze RUN"
         ranks.append(figure("Further runs", "", f"Not measured: {', '.join(lacking)} ({why})."))
@@ -45,7 +45,7 @@ def instruments(all_runs: Runs) -> list[tuple[str, list[str]]]:
 
 def rows(all_runs: Runs) -> list[list[str]]:
     """A line a run under HEAD: the newest measurement in numbers."""
-    return [[run.name, *_told(run.theory[-1])] for run in all_runs.runs if run.theory]
+    return [[run.name, *_told(run.analysis[-1])] for run in all_runs.runs if run.analysis]
 
 
 def _told(m: Measurement) -> list[str]:
@@ -74,12 +74,12 @@ def _null(m: Measurement) -> float:
 
 
 def _over_time(run: Run, key: str) -> Series:
-    return [m.epoch for m in run.theory], [m.figure(key) for m in run.theory]
+    return [m.epoch for m in run.analysis], [m.figure(key) for m in run.analysis]
 
 
 def _repeated(all_runs: Runs) -> list[tuple[Run, str]]:
     """Runs that were measured more than once, with their colors."""
-    return [(run, color) for run, color, _ in all_runs.colors() if len(run.theory) > 1]
+    return [(run, color) for run, color, _ in all_runs.colors() if len(run.analysis) > 1]
 
 
 def _branches(all_runs: Runs) -> list[str]:
@@ -91,7 +91,7 @@ def _branches(all_runs: Runs) -> list[str]:
     for run, _ in _repeated(all_runs):
         lines = [Line(b, *_over_time(run, key), *color_of(i)) for i, (b, key) in enumerate(keys.items())]
         title = f"Rank of both branches throughout training, {run.name}"
-        caption = f"{HEADLINE_CONVENTION}, weights frozen, {run.theory[-1].figure('images'):,.0f} images."
+        caption = f"{HEADLINE_CONVENTION}, weights frozen, {run.analysis[-1].figure('images'):,.0f} images."
         out.append(figure(title, chart(lines, all_runs.epochs(), axis, title=title), caption))
     return out
 
@@ -101,7 +101,7 @@ def _differences(all_runs: Runs) -> list[str]:
     out, axis = [], Axis("difference of effective ranks", limits=(0.0,))
     for run, color in _repeated(all_runs):
         low, high = (_over_time(run, f"{DIFFERENCE}/{end}")[1] for end in ("low", "high"))
-        null = [_null(m) for m in run.theory]
+        null = [_null(m) for m in run.analysis]
         epochs, values = _over_time(run, DIFFERENCE)
         lines = [Line("null", epochs, null, GRAYSCALE, "5 3"), Line("difference", epochs, values, color, "", low, high)]
         title = f"Rank difference throughout training, {run.name}"
@@ -112,7 +112,7 @@ def _differences(all_runs: Runs) -> list[str]:
 
 
 def _pairs(all_runs: Runs, ring: str, disc: str) -> list[Pair]:
-    newest = [(run, color, run.theory[-1]) for run, color, _ in all_runs.colors() if run.theory]
+    newest = [(run, color, run.analysis[-1]) for run, color, _ in all_runs.colors() if run.analysis]
     return [Pair(run.name, m.figure(ring), m.figure(disc), color) for run, color, m in newest if disc in m.figures]
 
 
@@ -144,7 +144,7 @@ def _filters(all_runs: Runs, prefix: str) -> str:
     """The estimated filters at the end, all runs in one chart."""
     lines = []
     for run, color, dash in all_runs.colors():
-        x, y = _root(run.theory[-1], prefix) if run.theory else ([], [])
+        x, y = _root(run.analysis[-1], prefix) if run.analysis else ([], [])
         if x:
             lines.append(Line(run.name, x, y, color, dash))
     title = f"Spectral filter when last measured, of {SETS[prefix]}"
@@ -154,8 +154,8 @@ def _filters(all_runs: Runs, prefix: str) -> str:
 
 def _spaced(run: Run) -> list[Measurement]:
     """Some of a run's measurements, the first and the last among them."""
-    count = min(MOMENTS, len(run.theory))
-    return [run.theory[round(i * (len(run.theory) - 1) / max(count - 1, 1))] for i in range(count)]
+    count = min(MOMENTS, len(run.analysis))
+    return [run.analysis[round(i * (len(run.analysis) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _filters_over_time(all_runs: Runs, prefix: str) -> list[str]:
@@ -176,8 +176,8 @@ def _spectra(all_runs: Runs, prefix: str) -> list[str]:
     """Eigenvalues of both branches at the end, a chart a run, on equal axes."""
     out = []
     axis = Axis("share of the variance", log=True, limits=(LEAST, 1.0))
-    for run in (run for run in all_runs.runs if run.theory):
-        curves = run.theory[-1].curves
+    for run in (run for run in all_runs.runs if run.analysis):
+        curves = run.analysis[-1].curves
         names = {b: f"{prefix}spectrum/{b}" for b in ("online", "target")}
         found = {b: _above(curves[name]) for b, name in names.items() if name in curves}
         lines = [Line(branch, *series, *color_of(i)) for i, (branch, series) in enumerate(found.items())]

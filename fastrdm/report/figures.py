@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
-from fastrdm.report.analysis import instruments
+from fastrdm.report.analysis import analysis_figures
 from fastrdm.report.ranks import RANK_KEYS, TAPS, differences, ranks, spectra
 from fastrdm.report.run_set import Runs, curve, curves, figure, missing
 from fastrdm.report.svg.axes import POINTS, Axis
@@ -39,7 +39,7 @@ def sections(all_runs: Runs) -> list[tuple[str, list[str]]]:
     """Titles and the figures below them, as HTML."""
     return [
         ("Accuracy", [_accuracy(all_runs), _probe(all_runs)]),
-        *instruments(all_runs),
+        *analysis_figures(all_runs),
         ("Rank", [*ranks(all_runs), *differences(all_runs, HEADLINE_CONVENTION)]),
         ("Rank difference of centerd features", differences(all_runs, CENTERED_CONVENTION)),
         ("Spectra", spectra(all_runs)),

@@ -160,7 +160,7 @@ def _overview(all_runs: Runs) -> str:
 
 
 def _measured(all_runs: Runs) -> list[str]:
-    """What the theory's instruments said last, a line a run; nothing where there were none."""
+    """What the analysis measured last, a line a run; nothing where there were none."""
     found = [[escape(cell) for cell in row] for row in rows(all_runs)]
     head = HEAD.split(",")
     return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []

@@ -10,15 +10,15 @@ from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
-INSTRUMENTS, THEORY = "analysis.jsonl", "analysis.json"
+ANALYSIS, ANALYSIS_AT_END = "analysis.jsonl", "analysis.json"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
-FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, INSTRUMENTS, THEORY)
-OPTIONAL = (SPECTRA, ALARMS, INSTRUMENTS, THEORY)
+FILES = (METRICS, CONFIG, SUMMARY, ALARMS, SPECTRA, ANALYSIS, ANALYSIS_AT_END)
+OPTIONAL = (SPECTRA, ALARMS, ANALYSIS, ANALYSIS_AT_END)
 Series = tuple[list[float], list[float]]  # epochs and values
 
 
 class Measurement(NamedTuple):
-    """What the theory's instruments said of a run with frozen weights."""
+    """What the analysis measured of a run with frozen weights."""
 
     epoch: float
     figures: Tree
@@ -36,7 +36,7 @@ class Run(NamedTuple):
     metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
     spectra: list[Tree]
     alarms: list[Tree]
-    theory: list[Measurement]
+    analysis: list[Measurement]
     config: Tree
     summary: Tree | None  # none: the run did not finish
     versions: Tree  # of the newest checkpoint
@@ -106,7 +106,7 @@ def _read(folder: Path, name: str) -> Run:
     metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
     spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
     alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
-    theory = _theory(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
+    analysis = _analysis(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
     config = _tree(folder / CONFIG, problems) or {}
     summary = _tree(folder / SUMMARY, problems)
     metas = sorted(folder.glob("checkpoints/step-*/meta.json"))
@@ -114,14 +114,14 @@ def _read(folder: Path, name: str) -> Run:
     if not isinstance(versions, dict):
         problems.append("no checkpoint that names versions and device")
         versions = {}
-    return Run(name, folder, metrics, spectra, alarms, theory, config, summary, versions, problems)
+    return Run(name, folder, metrics, spectra, alarms, analysis, config, summary, versions, problems)
 
 
-def _theory(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
+def _analysis(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
     """Those made while the run went on; without any, the one that `fastrdm analyze` made of its end."""
-    lines = _lines(folder / INSTRUMENTS, problems, needed=("epoch", "metrics", "curves"))
-    if not lines and (folder / THEORY).is_file():
-        tree = _tree(folder / THEORY, problems) or {}
+    lines = _lines(folder / ANALYSIS, problems, needed=("epoch", "metrics", "curves"))
+    if not lines and (folder / ANALYSIS_AT_END).is_file():
+        tree = _tree(folder / ANALYSIS_AT_END, problems) or {}
         if all(_usable(tree, key) for key in ("metrics", "curves")):
             lines = [{"epoch": end, **tree}]
     return [Measurement(line["epoch"], line["metrics"], _curves(line["curves"])) for line in lines]

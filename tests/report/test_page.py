@@ -311,9 +311,9 @@ def measured(epoch: float, difference: float, few: bool = False) -> dict[str, An
     return {"step": int(epoch * 10), "epoch": epoch, "metrics": figures, "curves": curves}
 
 
-def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
+def test_the_analysis_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
     lines = jsonl(measured(0, 1.0), measured(2, 3.0, few=True))
-    told = text(html := page(read_runs([make(tmp_path / "run", instruments_jsonl=lines)])))
+    told = text(html := page(read_runs([make(tmp_path / "run", analysis_jsonl=lines)])))
     row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
     assert row in told
     titles = ["Rank of both branches throughout training, run.", "Rank difference throughout training, run."]
@@ -328,18 +328,18 @@ def test_instruments_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> Non
         assert title in told, title
     assert "the scores" not in told.split("Spectra ")[0], "SimSiam has none"
     assert html.count("fill-opacity") == 1, "the interval of the difference"
-    assert "<b>instruments/" not in html
+    assert "<b>analysis/" not in html
 
 
 def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
-    """From instruments of a run, from `fastrdm analyze`, and none."""
+    """From the analysis of a run, from `fastrdm analyze`, and none."""
     whole = measured(0, 100.0)
     whole["curves"] = {name: [v for _, v in pairs] for name, pairs in whole["curves"].items()}
     theory = json.dumps({key: whole[key] for key in ("metrics", "curves")})
     lines = jsonl(measured(0, 1.0), measured(4, 2.0))
-    runs = [make(tmp_path / "one", instruments_jsonl=lines), make(tmp_path / "two", theory_json=theory)]
+    runs = [make(tmp_path / "one", analysis_jsonl=lines), make(tmp_path / "two", analysis_json=theory)]
     one, two, three = read_runs([*runs, make(tmp_path / "three")])
-    assert two.theory[-1].epoch == 5 and two.theory[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
+    assert two.analysis[-1].epoch == 5 and two.analysis[-1].curves["filter/root"] == ([1.0, 2.0], [1.5, 0.75])
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
     assert "Not measured: three (train with analysis.every=10ep, or call fastrdm analyze RUN)." in told
@@ -347,9 +347,9 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     assert "throughout training, two" not in told
 
 
-def test_instruments_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_the_analysis_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken = jsonl({"epoch": 1, "metrics": {}}) + '{"epoch": 2, "fig'
-    told = text(page(read_runs([make(tmp_path / "run", instruments_jsonl=broken, theory_json="[1]")])))
+    told = text(page(read_runs([make(tmp_path / "run", analysis_jsonl=broken, analysis_json="[1]")])))
     assert "analysis.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
     assert "analysis.json: could not be read" in told
     assert "Theory" not in told
