@@ -52,10 +52,11 @@ class NativeLoader(EpochLoader):
 
     def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
         shards = source.shards if config.order == "windowed" else None
-        super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
+        super().__init__(
+            len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
+        )
         self.source, self.specs, self.device, self.dtype = source, config.views, process.device, process.dtype
         self.views = self.specs
-        self.asked: set[int] = set()  # shards that the system was asked to read in this epoch
         self.labels = np.asarray(source.labels, np.int64)
         self.prefetch, self.limit = config.prefetch, config.prefetch_mb * 2**20
         self.implementation = chosen(config.augment, process.device)
@@ -72,13 +73,12 @@ class NativeLoader(EpochLoader):
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come; what a thread raises is raised here."""
         self.views = tuple(spec.at(self.epoch) for spec in self.specs)
-        self.asked = set()
         for pending in self.decoded(cut=self.implementation != "triton"):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
         """What training waits for, in a line, where that has changed since this was last called."""
-        return self.watch.words()
+        return self.watch.words() or super().diagnosis()
 
     def close(self) -> None:
         """End the threads, after the images they are at."""
@@ -114,11 +114,11 @@ class NativeLoader(EpochLoader):
                 return
             ahead.append(self._start(indices, cut))
 
+    def _read_ahead_of(self, shards: set[int]) -> None:
+        self.pool.submit(self.source.read_ahead, shards)
+
     def _start(self, indices: Indices, cut: bool) -> Pending:
         size = len(indices)
-        if self.shards is not None and (new := set(self.shards[indices].tolist()) - self.asked):
-            self.asked |= new
-            self.pool.submit(self.source.read_ahead, new)
         index = torch.empty(size, dtype=torch.int64, pin_memory=self.cuda)
         chunk = CHUNK if self.side is None else SQUARES
         starts = range(0, size, chunk)

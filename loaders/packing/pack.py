@@ -1,6 +1,7 @@
 """`fastrdm pack`: a set of images into a packed folder (packed.py), by several processes, resumable after a kill."""
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -19,9 +20,12 @@ from fastrdm.loaders.packing.shard_writer import Settings
 from fastrdm.loaders.packing.worker_processes import Span, make_shards
 from fastrdm.loaders.sources.beton import check_ffcv, write_beton
 from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.index_cache import cache_folder
 from fastrdm.loaders.sources.open import open_parts
-from fastrdm.loaders.sources.packed import META, read_meta, verify_all
+from fastrdm.loaders.sources.packed import META, check_meta, read_meta, verify_all
+from fastrdm.loaders.sources.remote import verify_remote
 from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.sources.store import Store, is_remote, upload_folder
 from fastrdm.loaders.spec import LoaderConfig
 
 SHOWN = 100  # repaired or refused files printed; meta.json has all
@@ -38,12 +42,13 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError("fastrdm pack takes SRC and OUT, or one packed folder and --verify")
         _verify(options.src)
         return 0
-    source, out = options.src.resolve(), options.out.resolve()
-    if out == source or source in out.parents:
-        raise ValueError(f"OUT must not lie in SRC, where the next command would take it for images: {options.out}")
-    config = LoaderConfig(source=options.source, root=str(options.src), labels=options.labels)
+    if not is_remote(options.src) and not is_remote(options.out):
+        source, out = Path(options.src).resolve(), Path(options.out).resolve()
+        if out == source or source in out.parents:
+            raise ValueError(f"OUT must not lie in SRC, where the next command would take it for images: {options.out}")
+    config = LoaderConfig(source=options.source, root=options.src, labels=options.labels)
     # every part is listed before one is written: what is refused is refused at once
-    parts = [Part(part, options.out / name, name or source.name, options) for name, part in open_parts(config).items()]
+    parts = [Part(source, name, options) for name, source in open_parts(config).items()]
     todo = [part for part in parts if not part.is_packed()]
     for part in parts:
         if part.source.note:
@@ -51,18 +56,16 @@ def main(arguments: Sequence[str]) -> int:
         if part in todo:
             part.pack()
         else:
-            print(f"{part.out} is packed already", flush=True)
+            print(f"{part.told_out} is packed already", flush=True)
         if options.verify:
-            _verify(part.out)
+            _verify(part.told_out)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastrdm pack", description="Pack a set of images into a few large files.")
-    parser.add_argument(
-        "src", type=Path, metavar="SRC", help="the images: a folder of any shape, or what --source reads"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="packed folder to make; must not exist")
+    parser.add_argument("src", metavar="SRC", help="the images: a folder of any shape, or what --source reads")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="packed folder to make, or its URL on a store")
     parser.add_argument(
         "--mode", choices=("raw", "jpeg"), default="jpeg", help="jpeg keeps the encoded files (default)"
     )
@@ -93,19 +96,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _verify(root: Path) -> None:
-    for part, size in verify_all(root).items():
+def _verify(root: str) -> None:
+    for part, size in (verify_remote(root) if is_remote(root) else verify_all(Path(root))).items():
         print(f"{part}: {size:,} bytes are what was written")
 
 
 class Part:
     """One split of a set and the folder that it is packed into."""
 
-    def __init__(self, source: Source, out: Path, name: str, options: argparse.Namespace) -> None:
-        self.source, self.out, self.options = source, out, options
+    def __init__(self, source: Source, name: str, options: argparse.Namespace) -> None:
+        self.source, self.options = source, options
+        self.told_out = f"{options.out}/{name}".rstrip("/")
+        # what goes to a store is made here first, and written there when it is complete
+        self.url = self.told_out if is_remote(options.out) else None
+        staged = hashlib.sha256(self.told_out.encode()).hexdigest()[:16]
+        self.out = Path(self.told_out) if self.url is None else cache_folder(None) / "staged" / staged
         self.fixed = {"mode": options.mode, "size": options.size if options.mode == "raw" else None}
         self.fixed["exif"] = options.exif
-        self.told = {**self.fixed, "source": name, "classes": source.classes}
+        self.told = {**self.fixed, "source": name or Path(options.src).resolve().name, "classes": source.classes}
         sizes = source.sizes()
         self.sizes: list[int] = [ASSUMED_BYTES] * len(source) if sizes is None else sizes.tolist()
         self.shards = plan(self.sizes, options)
@@ -120,29 +128,44 @@ class Part:
 
     def is_packed(self) -> bool:
         """Whether OUT is there and is what this command makes; ValueError if it is something else."""
-        if not self.out.exists():
+        if self.url is not None:
+            there = Store(self.url, "OUT").read(META)
+            if there is None:
+                return False
+            made = check_meta(f"{self.url}/{META}", there).get("plan")
+        elif not self.out.exists():
             return False
-        mark = self.out / (BETON_PLAN if self.options.format == "beton" else META)
-        if mark.is_file():
-            made = mark.read_text() if mark.name == BETON_PLAN else read_meta(self.out).get("plan")
-            if made == digest(self.plan):
-                return True
-        raise ValueError(
-            f"OUT exists already: {self.out}, made with other files or options. To check it: fastrdm pack {self.out} "
-            "--verify"
-        )
+        elif self.options.format == "beton":
+            mark = self.out / BETON_PLAN
+            made = mark.read_text() if mark.is_file() else None
+        else:
+            made = read_meta(self.out).get("plan") if (self.out / META).is_file() else None
+        if made != digest(self.plan):
+            raise ValueError(
+                f"OUT exists already: {self.told_out}, made with other files or options. To check it: fastrdm pack "
+                f"{self.told_out} --verify"
+            )
+        return True
 
     def pack(self) -> None:
         """Make the packed folder; it appears when it is complete."""
         if self.options.format == "beton":
             self._pack_beton()
-        else:
+        elif self.url is None:
             self._pack(self.out)
+        else:
+            if not self.out.exists():
+                self._pack(self.out)
+            upload_folder(self.out, self.url, last=META)
+            shutil.rmtree(self.out)
+            print(f"{self.url}: written", flush=True)
 
     def _pack_beton(self) -> None:
         """By way of a packed folder, which is removed."""
-        if self.options.mode != "jpeg" or self.options.verify:
-            raise ValueError("--format beton takes --mode jpeg and no --verify: .beton files hold no checksums")
+        if self.options.mode != "jpeg" or self.options.verify or self.url is not None:
+            raise ValueError(
+                "--format beton takes --mode jpeg, a local OUT and no --verify: .beton files hold no checksums"
+            )
         packed, made = (self.out.with_name(f"{self.out.name}.{kind}") for kind in ("packed", "unfinished"))
         check_ffcv("--format beton")
         if not packed.exists():
@@ -155,6 +178,7 @@ class Part:
 
     def _pack(self, out: Path) -> None:
         options = self.options
+        out.parent.mkdir(parents=True, exist_ok=True)
         with Journal(out, self.plan) as journal:
             if self.source.sizes() is not None or options.mode == "raw":
                 _check_space(journal.folder, self.sizes, options)

@@ -14,7 +14,9 @@ from fastrdm.loaders.sources.folder import FolderSource, class_folders, split_fo
 from fastrdm.loaders.sources.imagenet import open_imagenet
 from fastrdm.loaders.sources.packed import META, PackedSource
 from fastrdm.loaders.sources.parquet import open_parquet
+from fastrdm.loaders.sources.remote import open_remote
 from fastrdm.loaders.sources.source import ArraySource, NoImages, Source, Subset
+from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.sources.webdataset import open_webdataset
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.schema import require
@@ -121,6 +123,8 @@ def _open_part(config: LoaderConfig, root: Path, splits: dict[str, Path]) -> Fol
 
 
 def _open_packed(config: LoaderConfig, split: Split) -> Source:
+    if is_remote(config.root):
+        return open_remote(config, split)
     root = _root(config)
     if (root / META).is_file():
         return PackedSource(root) if split == "train" else NoImages("packed")

@@ -121,11 +121,6 @@ class ParquetSource(Source):
         number, group = self.groups[self.shards.item(index)]
         return number, index - self.first.item(self.shards.item(index) - group)
 
-    def read_ahead(self, shards: set[int]) -> None:
-        """Read these row groups, in the thread of the caller."""
-        for shard in sorted(shards):
-            self._rows(shard)
-
     def _rows(self, group: int) -> Any:
         """The encoded images of a row group, read once however many threads ask for it."""
         with self._lock:

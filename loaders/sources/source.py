@@ -1,6 +1,8 @@
 """What a source of images is, images in memory, and some images of another source."""
 
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -132,6 +134,14 @@ class Source:
     def read_ahead(self, shards: set[int]) -> None:
         """A hint that these `shards` are read soon, from one end to the other."""
 
+    def planned(self, groups: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        """A hint, as long as the context lasts: shards are read in this order, those of a group mixed."""
+        return nullcontext()
+
+    def news(self) -> str | None:
+        """A line on what has happened since the last call that a user should know, None without."""
+        return None
+
 
 class ArraySource(Source):
     """Images (N, H, W, 3) uint8 in memory."""
@@ -199,3 +209,9 @@ class Subset(Source):
 
     def read_ahead(self, shards: set[int]) -> None:
         self.source.read_ahead(shards)
+
+    def planned(self, groups: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return self.source.planned(groups)
+
+    def news(self) -> str | None:
+        return self.source.news()
