@@ -13,7 +13,6 @@ a class, some thousand files, which are packed into OUT/packed; parts without th
 and named. --dry-run takes sizes that a CPU does in a minute.
 """
 
-import argparse
 import json
 import platform
 import subprocess
@@ -25,8 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+from benchmarks import common
+from benchmarks.common import ROOT, commit
+
 LIMIT = 540  # seconds of a part
 RESNET18 = ["--encoder", "resnet18", "--width", "64", "--stem", "cifar", "--size", "32", "--batch", "512"]
 RESNET50 = ["--encoder", "resnet50", "--width", "64", "--stem", "imagenet", "--size", "224"]
@@ -37,7 +37,7 @@ COMPILED = ["--precision", "bf16", "--compile", "yes"]
 FAST = [*COMPILED, "--capture", "yes"]
 METHODS = ("simsiam", "byol", "swav", "dino")
 VARIANTS = ("rdm_simsiam", "rdm_simsiam_log1p", "rdm_byol", "rdm_byol_log1p")
-TINY = ["--width", "4", "--size", "8", "--batch", "16", "--repeats", "1"]
+SMALLEST = ["--width", "4", "--size", "8", "--batch", "16", "--repeats", "1"]
 NEEDS = {"cifar": "--cifar", "imagenet": "--imagenet", "gpus": "two GPUs"}
 
 
@@ -50,15 +50,16 @@ class Part(NamedTuple):
 
 
 def bench(name: str, *arguments: str) -> list[str]:
-    return [str(HERE / f"{name}.py"), *arguments]
+    """The command of a module of this package."""
+    return ["-m", f"benchmarks.{name}", *arguments]
 
 
 def parts(cifar: str | None, imagenet: str | None, out: Path) -> Iterator[Part]:
     """The whole suite; tests and kernels first."""
     yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")])
-    yield Part("spectral", bench("bench_spectral"))
-    yield Part("spectral_bars", bench("spectral_bars"))
-    yield Part("products", bench("bench_products"))
+    yield Part("spectral", bench("kernels.spectral"))
+    yield Part("spectral_bars", bench("kernels.spectral_bars"))
+    yield Part("products", bench("kernels.products"))
     yield from step_parts()
     yield from ddp_parts()
     yield from data_parts(cifar or "", imagenet or "", out)
@@ -68,23 +69,23 @@ def step_parts() -> Iterator[Part]:
     """Steps on noise. Each compiles for itself, but torch keeps what it compiled for the parts after it."""
     sizes = {"resnet50": [*RESNET50, "--batch", "256"], "resnet18": RESNET18}
     first = ["--encoder", "resnet50", "--size", "224", "--batch", "256"]
-    yield Part("first_step", bench("bench_first_step", *first, *FAST))
+    yield Part("first_step", bench("training.first_step", *first, *FAST))
     for name, size in sizes.items():
         for preset in METHODS:
-            yield Part(f"step_{name}_{preset}", bench("bench_step", *size, *FAST, "--presets", preset))
+            yield Part(f"step_{name}_{preset}", bench("training.step", *size, *FAST, "--presets", preset))
     for preset in VARIANTS:
         named = ["--presets", preset, "--contestants", "step", "ceiling", "base"]
-        yield Part(f"step_resnet50_{preset}", bench("bench_step", *sizes["resnet50"], *FAST, *named))
-        yield Part(f"step_resnet18_{preset}", bench("bench_step", *RESNET18, *FAST, *named, "svd", "reference"))
+        yield Part(f"step_resnet50_{preset}", bench("training.step", *sizes["resnet50"], *FAST, *named))
+        yield Part(f"step_resnet18_{preset}", bench("training.step", *RESNET18, *FAST, *named, "svd", "reference"))
     eager = ["--precision", "bf16"]
     ways = {"compiled": COMPILED, "captured": [*eager, "--capture", "yes"], "eager": eager}
     ways["fp16"] = ["--precision", "fp16", "--compile", "yes"]
     for way, how in ways.items():
         for name, size in sizes.items():
-            yield Part(f"step_{name}_{way}", bench("bench_step", *size, *how, "--presets", "simsiam"))
+            yield Part(f"step_{name}_{way}", bench("training.step", *size, *how, "--presets", "simsiam"))
     for preset in ("swav", "dino"):
-        yield Part(f"step_crops_{preset}", bench("bench_step", *RESNET50, *CROPS, *FAST, "--presets", preset))
-    yield Part("step_vit_dino", bench("bench_step", *CROPS, *VIT, *FAST, "--presets", "dino"))
+        yield Part(f"step_crops_{preset}", bench("training.step", *RESNET50, *CROPS, *FAST, "--presets", preset))
+    yield Part("step_vit_dino", bench("training.step", *CROPS, *VIT, *FAST, "--presets", "dino"))
 
 
 def ddp_parts() -> Iterator[Part]:
@@ -94,58 +95,54 @@ def ddp_parts() -> Iterator[Part]:
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *rendezvous]
     named = ["--batch", str(256 * count), "--presets", "simsiam", "--contestants", "step", "ceiling"]
     for choice in ("ddp_optimizer", "no_optimization"):
-        step = bench("bench_step", *RESNET50, *COMPILED, *named, "--optimize-ddp", choice)
+        step = bench("training.step", *RESNET50, *COMPILED, *named, "--optimize-ddp", choice)
         yield Part(f"ddp_{choice}", [*launch, *step], "gpus")
 
 
 def data_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
     """Views, loading, and training with its loader."""
     images, packed = f"{cifar}/train.images.npy", out / "packed"
-    yield Part("augment", bench("bench_augment", "--imagenet", imagenet, "--cifar", images), "imagenet")
+    yield Part("augment", bench("loaders.augment", "--imagenet", imagenet, "--cifar", images), "imagenet")
     loading = ["--threads", "16", "--rounds", "3", "--minutes", "7"]
-    yield Part("load_decode", bench("bench_loader", "decode", imagenet, *loading), "imagenet")
+    yield Part("load_decode", bench("loaders.throughput", "decode", imagenet, *loading), "imagenet")
     for words in (["native", "synthetic", "floor"], ["DALI", "ffcv"], ["torchvision", "Pillow"], ["kornia"]):
         name = f"load_views_{words[0]}"
-        yield Part(name, bench("bench_loader", "views", imagenet, *loading, "--only", *words), "imagenet")
-    yield Part("load_memory", bench("bench_loader", "memory", cifar, *loading), "cifar")
+        yield Part(name, bench("loaders.throughput", "views", imagenet, *loading, "--only", *words), "imagenet")
+    yield Part("load_memory", bench("loaders.throughput", "memory", cifar, *loading), "cifar")
     for split in (s for s in ("train", "val") if not (packed / s).exists()):  # the same images: training asks for both
         pack = ["-m", "fastrdm.cli", "pack", imagenet, str(packed / split), "--mode", "jpeg"]
         yield Part(f"pack_{split}", pack, "imagenet")
     fast = ["train.precision=bf16", "train.compile=true", "train.capture=true"]
     real = ["imagenet/simsiam.yaml", "loader.source=packed", f"loader.root={packed}", "loader.engine=native"]
     real += ["loader.workers=16", "loader.batch_size=256"]
-    yield Part("end_to_end_imagenet", bench("bench_end_to_end", *real, *fast), "imagenet")
+    yield Part("end_to_end_imagenet", bench("training.end_to_end", *real, *fast), "imagenet")
     recipe = ["cifar10/resnet18.yaml", f"loader.root={cifar}", *fast]
-    yield Part("end_to_end_cifar10", bench("bench_end_to_end", *recipe, "loader.batch_size=512"), "cifar")
+    yield Part("end_to_end_cifar10", bench("training.end_to_end", *recipe, "loader.batch_size=512"), "cifar")
     short = ["train.length=5ep", "optim.warmup=1ep", f"run={out / 'run'}", "evaluate.every=0st"]
     yield Part("train_cifar10", [str(ROOT / "fastrdm" / "train.py"), *recipe, *short], "cifar")
 
 
 def dry_parts(out: Path) -> Iterator[Part]:
-    """The same kinds of parts at sizes for a CPU."""
+    """Parts of the same kinds as the whole suite, at sizes for a CPU."""
     small = ["preset=simsiam", "encoder.width=4", "loader.batch_size=16", "loader.subset=80"]
-    yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", str(ROOT / "tests" / "test_optim.py")])
+    tests = str(ROOT / "tests" / "optim" / "test_optimizers.py")
+    yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", tests])
     every = ["--contestants", "step", "ceiling", "reference", "svd", "base"]
-    yield Part("step", bench("bench_step", *TINY, *every, "--presets", "rdm_byol_log1p"))
+    yield Part("step", bench("training.step", *SMALLEST, *every, "--presets", "rdm_byol_log1p"))
     crops = ["--crops", "2", "--crop-size", "4", "--contestants", "step", "ceiling"]
-    yield Part("step_crops", bench("bench_step", *TINY, *crops, "--presets", "dino"))
-    yield Part("end_to_end", bench("bench_end_to_end", *small, "train.length=100ep", "--blocks", "1", "--steps", "1"))
-    yield Part("left_out", bench("bench_loader", "decode", ""), "imagenet")
+    yield Part("step_crops", bench("training.step", *SMALLEST, *crops, "--presets", "dino"))
+    brief = ["train.length=100ep", "--blocks", "1", "--steps", "1"]
+    yield Part("end_to_end", bench("training.end_to_end", *small, *brief))
+    yield Part("left_out", bench("loaders.throughput", "decode", ""), "imagenet")
     ends = ["train.length=2st", "optim.warmup=0st", f"run={out / 'run'}", "log.report=false"]
     yield Part("train", [str(ROOT / "fastrdm" / "train.py"), *small, *ends])
 
 
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def machine() -> dict[str, Any]:
-    """What the record was made on."""
-    cuda = torch.cuda.is_available()
+    """The machine and the versions that the record was made with."""
     return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "driver_cuda": torch.version.cuda if cuda else None,
+        "device": common.device_name(common.available_device()),
+        "driver_cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
@@ -174,7 +171,7 @@ def run_part(part: Part, out: Path, limit: float) -> dict[str, Any]:
 
 
 def ended(part: Part, out: Path) -> dict[str, Any] | None:
-    """What is known of a part."""
+    """The end of a part as an earlier call wrote it, or None."""
     path = out / f"{part.name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -196,12 +193,12 @@ def record(all_parts: Sequence[Part], left_out: dict[str, str], out: Path) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cifar")
     parser.add_argument("--imagenet")
     parser.add_argument("--only", nargs="+", help="words of parts' names")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of this call")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time that this call may take")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args(arguments)
     if not args.dry_run and not torch.cuda.is_available():

@@ -1,172 +1,104 @@
-"""The command line: `fastrdm train`, what it tells, and the way to the other commands."""
+"""The `fastrdm` command: the table of its commands, their exit statuses, and what becomes of their errors. No torch."""
 
-import signal
+import difflib
+import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
+from typing import NamedTuple
 
-from fastrdm.config import run_config
-from fastrdm.loaders.sources.decode import CorruptImage
-from fastrdm.monitoring.monitor import HEADLINE_CONVENTION
-from fastrdm.report import page
-from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.checkpoint import CheckpointError
-from fastrdm.runtime.timers import NonFiniteLoss
-from fastrdm.trainer import Trainer
+from fastrdm import __version__
+from fastrdm.errors import RunError
+from fastrdm.renamed import RENAMED
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_ALARM = 1, 2, 3  # 3: an alarm stopped the run, monitor.alarms.action
 EXIT_STOPPED = 75  # asked to stop, saved; the same command continues
 
-# name: the module below fastrdm whose `main(arguments)` gives the exit status
+
+class Command(NamedTuple):
+    """One command of the command line."""
+
+    module: str  # below fastrdm; its `main(arguments)` gives the exit status
+    sentence: str
+
+
 COMMANDS = {
-    "train": "cli",
-    "pack": "loaders.packing.pack",
-    "eval": "commands.evaluate",
-    "export": "commands.export",
-    "report": "report.page",
-    "doctor": "commands.doctor",
-    "plan": "commands.plan",
-    "theory": "commands.analyze",
+    "train": Command(
+        "commands.train", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
+    ),
+    "eval": Command("commands.evaluate", "Measure a trained encoder by k-NN, a linear probe or fine-tuning."),
+    "analyze": Command("commands.analyze", "Measure spectra, rank difference and spectral filter of finished runs."),
+    "report": Command("report.page", "Write an HTML page about one run or several."),
+    "export": Command("commands.export", "Write an encoder's weights for torchvision, timm or safetensors."),
+    "plan": Command("commands.plan", "Estimate the memory and the time of a run without training it."),
+    "pack": Command("loaders.packing.pack", "Pack a folder of images into a few large files that load quickly."),
+    "doctor": Command("commands.doctor", "Say what is installed, what will be used, and how to get what is missing."),
 }
-
-USAGE = """usage: torchrun [--nproc-per-node N] fastrdm/train.py [CONFIG.yaml] [a.b=c ...] [--print-config] [--help]
-       fastrdm train ...                  the same on one process
-
-Without CONFIG.yaml: the quick start, on scikit-learn's digits. Shipped files are found by name, as in
-`cifar10/cpu.yaml`. Durations are written 50ep (epochs), 2000st (steps) or 5% (of the run). Settings:
-"""
 
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """The exit status of a command; what a user can set right is told in a line instead of a traceback."""
+    """The exit status of a command. What a user can set right is told in one line instead of a traceback."""
     try:
         return command(arguments)
-    except (CheckpointError, CorruptImage, NonFiniteLoss) as error:
+    except RunError as error:
         print(f"fastrdm: {error}", file=sys.stderr)
         return EXIT_FAILED
     except ValueError as error:
         print(f"fastrdm: {error}", file=sys.stderr)
         return EXIT_REFUSED
-    finally:
-        distributed.stop()
+    except BrokenPipeError:
+        # Whoever reads the output has left, such as `head`. Python would try to flush it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Train as `arguments` say; the exit status."""
-    flags = {a for a in arguments if a.startswith("-")}
-    if flags & {"--help", "-h"}:
-        print(USAGE + "\n".join(run_config.describe()))
-        return 0
-    if unknown := flags - {"--print-config"}:
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}; settings are written a.b=c, see --help")
-    settings = run_config.load([a for a in arguments if a not in flags])
-    if flags:
-        print(run_config.to_yaml(settings), end="")
-        return 0
-    return _run(settings)
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run the command `name` of COMMANDS and return its exit status."""
+    return guarded(lambda words: int(import_module(f"fastrdm.{COMMANDS[name].module}").main(words)), arguments)
 
 
 def train(arguments: Sequence[str]) -> int:
-    """`fastrdm train`; the exit status."""
-    return guarded(main, arguments)
+    """Run `fastrdm train` and return its exit status."""
+    return run("train", arguments)
 
 
-def _run(settings: run_config.Config) -> int:
-    began = time.monotonic()
-    trainer = Trainer(settings)
-    if trainer.processes.main:
-        print("\n".join(introduction(trainer)), flush=True)
-    before = {n: signal.signal(n, lambda *_: trainer.stop.ask()) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        finished = trainer.train()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    status = 0 if finished else EXIT_STOPPED if trainer.halt == "warn" else EXIT_ALARM
-    if not trainer.processes.main:
-        return status
-    if status == EXIT_ALARM:
-        print(f"\nstopped by an alarm at step {trainer.step}: see {trainer.state.folder}/alarms.jsonl")
-    elif not finished:
-        print(f"\nasked to stop: saved at step {trainer.step} in {trainer.state.folder}; the same command continues")
-    else:
-        print("\n".join(summary(trainer, time.monotonic() - began)))
-    if settings.log.report and status != EXIT_STOPPED:
-        print(_write_report(trainer.state.folder))
-    sys.stdout.flush()
-    return status
+def usage() -> str:
+    """The text of `fastrdm --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.sentence}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fastrdm COMMAND [arguments]",
+            "       fastrdm COMMAND --help",
+            "       fastrdm --version",
+            "",
+            "Non-contrastive self-supervised learning, fast, with the rank of both branches in sight.",
+            "",
+            *lines,
+        ]
+    )
 
 
-def _write_report(folder: Path) -> str:
-    """Where the report is; what went wrong instead, for a finished run has not failed because of it."""
-    try:
-        return f"report: {page.write([folder])}"
-    except Exception as error:
-        return f"no report: {type(error).__name__}: {error}"
-
-
-def introduction(trainer: Trainer) -> list[str]:
-    """What is about to run, and what was chosen for it."""
-    c, total, world = trainer.settings, trainer.horizon.total, trainer.processes.world
-    parameters = sum(p.numel() for p in trainer.method.online.parameters()) / 1e6
-    engine = type(trainer.loader).__name__
-    lines = [
-        f"fastrdm: {c.preset}, {c.encoder.name} ({parameters:.2f} M parameters with its head)",
-        f"data: {trainer.source.name}, {len(trainer.source):,} images, {len(trainer.test):,} for evaluation, {engine}",
-        f"run: {total:,} steps of {c.loader.batch_size} images on {world} x {trainer.processes.device.type}, "
-        f"{c.train.precision}, {'compiled' if c.train.compile else 'eager'}; folder {trainer.state.folder}",
-        *trainer.monitor.introduction(),
-        trainer.utilization.introduction(),
-    ]
-    lines += [f"note: {note}" for note in trainer.notes]
-    if c.train.accumulate > 1:
-        lines.append(
-            f"note: train.accumulate={c.train.accumulate} saves memory, but BatchNorm, spectral filters, Sinkhorn and "
-            f"the center see {c.loader.batch_size // c.train.accumulate} images at a time, not {c.loader.batch_size}"
-        )
-    return lines
-
-
-def summary(trainer: Trainer, seconds: float) -> list[str]:
-    """What came out, where it is, what to try next."""
-    f, folder = trainer.metrics, trainer.state.folder
-    shown = {
-        "raw pixels": "knn_raw_pixels",
-        "random encoder": "knn_random_encoder",
-        "trained encoder": "knn",
-        "trained target encoder": "knn_target",
-    }
-    knn = [f"{name} {100 * f[key]:.1f} %" for name, key in shown.items() if key in f]
-    online, target = (f[f"{branch}/{HEADLINE_CONVENTION}/batch"] for branch in ("online", "target"))
-    lines = [
-        f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
-        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn) or 'not measured, there are no labels'}",
-        f"effective rank of the last batch ({HEADLINE_CONVENTION}): online {online:.1f}, target {target:.1f}, "
-        f"difference {target - online:+.1f}",
-    ]
-    if "probe" in f:
-        lines.insert(2, f"linear probe: {100 * f['probe']:.1f} %")
-    lines += trainer.utilization.summary(f)
-    unread = {name for faults in (trainer.loader.faults, *trainer.unread.values()) for name in faults.values()}
-    lines += [f"unreadable image {name}" for name in sorted(unread)]
-    last = checkpoint.existing(folder)[0]
-    return [
-        *lines,
-        f"files: {folder}: config.yaml, metrics.jsonl (all metrics), summary.json, {last.relative_to(folder)}",
-        "next: other methods with preset=byol, preset=symsimsiam (watch its rank) or preset=rdm_simsiam; real images",
-        "  with cifar10/cpu.yaml loader.root=FOLDER loader.download=true; every setting with --help",
-    ]
+def main(arguments: Sequence[str]) -> int:
+    """The exit status of `fastrdm` with these arguments."""
+    name, *rest = arguments or ["--help"]
+    if name in ("--help", "-h"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"fastrdm {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        now = f"it is called {RENAMED[name]!r} now" if name in RENAMED else near and f"did you mean {near[0]!r}?"
+        print(f"fastrdm: unknown command {name!r}: {now or 'known: ' + ', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_REFUSED
+    return run(name, rest)
 
 
 def entry() -> None:
-    """Entry of the `fastrdm` command."""
-    name, *arguments = sys.argv[1:] or ["--help"]
-    if name not in COMMANDS:
-        print(f"usage: fastrdm {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
-        sys.exit(0 if name in ("--help", "-h") else EXIT_REFUSED)
-    sys.exit(guarded(import_module(f"fastrdm.{COMMANDS[name]}").main, arguments))
+    """Entry point of the `fastrdm` console script and of `python -m fastrdm`."""
+    sys.exit(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

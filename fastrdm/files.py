@@ -8,7 +8,7 @@ PIECE = 1 << 20  # bytes hashed at a time
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(PIECE):

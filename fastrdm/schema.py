@@ -1,16 +1,15 @@
-"""What every settings class is made of: strictness, `require`, durations and the run's length they refer to."""
+"""Building blocks of every settings class: strictness, `require`, durations, and the run's length they refer to."""
 
 import re
 from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict
 
-STRICT = ConfigDict(extra="forbid")  # a misspelt key is an error, everywhere
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""A misspelled key is an error. The docstring under a field is its text in `--help`."""
 
 
 Pair = tuple[float, float]
-
-
 Triple = tuple[float, float, float]
 
 
@@ -43,7 +42,7 @@ Duration = Annotated[str, BeforeValidator(_checked)]
 
 
 def steps_of(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
-    """Optimiser steps in `duration`, rounded to the nearest; a share needs the run's `total` steps."""
+    """Optimizer steps in `duration`, rounded to the nearest; a share needs the run's `total` steps."""
     number, unit = _parsed(duration)
     if unit == "%":
         require(total is not None, "the length of the run", "in epochs or steps, such as '50ep'", duration)

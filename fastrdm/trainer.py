@@ -73,7 +73,7 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.labelled = self.sets.judged
+        self.labeled = self.sets.judged
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -110,11 +110,11 @@ class Trainer:
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
         self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.introduction()
+        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
         for line in (*said, *notes, *mixed_devices(self.processes)):
             self.log.say(line)
         self.trace = self.step_trace()
-        if self.step == 0 and c.evaluate.baselines and self.labelled:
+        if self.step == 0 and c.evaluate.baselines and self.labeled:
             self.measure_baselines()
         if self.step == 0 and self.analysis.due(0):
             self.observe()
@@ -174,7 +174,7 @@ class Trainer:
                     break
 
     def train_step(self, batch: Batch) -> Output:
-        """One optimiser step on this process's share of a batch."""
+        """One optimizer step on this process's share of a batch."""
         with record_function("training step"):
             return self.stepper(batch, self.step)
 
@@ -188,7 +188,10 @@ class Trainer:
         return StepProfiler(first, last, self.step, self.state.folder, self.log.say)
 
     def report(self, output: Output, clock: TrainingClock) -> None:
-        """Log line: the only place of the loop, with evaluation and saving, where the host waits for the device."""
+        """Log a line of metrics.
+
+        With evaluation and saving, this is the only place of the loop where the host waits for the device.
+        """
         steps, seconds, waited = clock.lap()
         metrics = {"loss": self.losses.mean(), **self.monitor.batch(output)}
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
@@ -197,18 +200,18 @@ class Trainer:
         metrics["unreadable_images"] = float(len(self.loader.faults))
         with clock.paused():
             metrics |= self.utilization.read((self.step - 1) // self.horizon.steps_per_epoch, steps, seconds)
-        for told in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
-            self.log.say(told)
+        for line in filter(None, (self.loader.diagnosis(), *self.slow.update(waited / steps, seconds / steps))):
+            self.log.say(line)
         if self.step == self.horizon.total:
             self.monitor.finish()
-        reading = self.monitor.poll()
-        metrics |= reading.metrics if reading else {}
+        window = self.monitor.poll()
+        metrics |= window.metrics if window else {}
         metrics["monitor_seconds"] = self.monitor.clock.lap()
         metrics["monitor_share"] = metrics["monitor_seconds"] / seconds
         self.metrics |= metrics
         self.log.write(self.step, self.epoch, metrics)
-        for line in reading.spectra if reading else []:
-            self.log.append("spectra", self.step, self.epoch, line)
+        for spectrum in window.spectra if window else []:
+            self.log.append("spectra", self.step, self.epoch, spectrum)
         self.log.progress(self.line())
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
@@ -237,14 +240,14 @@ class Trainer:
         )
 
     def measure_baselines(self) -> None:
-        """k-NN of raw pixels and of the untrained encoder: what training has to beat."""
+        """Measure k-NN of raw pixels and of the untrained encoder, which training has to beat."""
         self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
         self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
         self.log.write(0, 0.0, self.metrics)
 
     def evaluate(self) -> None:
-        """k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
-        if not self.labelled:
+        """Measure k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
+        if not self.labeled:
             return
         bank, query = self.feature_sets(self.method.online.encoder)
         metrics = {"knn": self.knn(bank, query)}
@@ -256,16 +259,16 @@ class Trainer:
         self.log.write(self.step, self.epoch, metrics)
 
     def observe(self) -> None:
-        """The theory's metrics of the method as it is; nothing of the run is touched."""
+        """Analyze the method as it is. The run is not changed."""
         self.losses.check()
         seen = self.analysis.measure(self.step, lambda: self.watch.heartbeat(self.step))
         self.metrics |= seen.metrics
         self.log.write(self.step, self.epoch, seen.metrics)
         self.log.append("analysis", self.step, self.epoch, seen.record)
-        self.log.say(seen.told)
+        self.log.say(seen.summary)
 
     def save(self, must: bool) -> None:
-        """Checkpoint; a full disk costs this one only, unless it is the run's last."""
+        """Write a checkpoint. A full disk costs this checkpoint only, unless `must`, for the run's last one."""
         self.losses.check()
         try:
             self.state.save(self.step, self.metrics)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastrdm.kernels.collectives import gather_over_processes, process_count, reduce_over_processes
 
 
-class _SynchronisedNorm(torch.autograd.Function):
+class _SynchronizedNorm(torch.autograd.Function):
     """Rows (G*N, C, ...) normalized per group over all processes; sums in float32, or float64 for float64 rows."""
 
     @staticmethod
@@ -28,7 +28,7 @@ class _SynchronisedNorm(torch.autograd.Function):
             y = y + _spread(bias[None], x)
         unbiased = variance * (count / (count - 1))
         ctx.mark_non_differentiable(mean, unbiased)
-        # no cast where none is needed: compiled by torch 2.11, a cast that does nothing loses the gradient
+        # No cast where none is needed: compiled by torch 2.11, a cast that does nothing loses the gradient
         return y if y.dtype == x.dtype else y.to(x.dtype), mean, unbiased
 
     @staticmethod
@@ -59,7 +59,7 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 def _spread(per_channel: Tensor, x: Tensor) -> Tensor:
     """Numbers (G, C) in the shape that broadcasts over rows x (G*N, C, ...)."""
-    # spread per row, not by a view of x: autograd refuses to change a returned view in place
+    # Spread per row, not by a view of x: autograd refuses to change a returned view in place
     rows = per_channel.repeat_interleave(len(x) // len(per_channel), 0)
     return rows.view(*rows.shape, *[1] * (x.ndim - 2))
 
@@ -75,7 +75,7 @@ def _sum_rows(rows: Tensor) -> Tensor:
 def _merged_moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (G, C), biased variance (G, C) and count (1,) over all processes, whose row counts may differ.
 
-    Centerd moments are merged, not raw squares: those cancel when the mean is large beside the deviation.
+    Centered moments are merged, not raw squares: those cancel when the mean is large beside the deviation.
     """
     variance, mean = torch.var_mean(rows, _row_dims(rows), correction=0)
     count = rows.new_full((1,), rows[0].numel() // rows.shape[2])
@@ -102,7 +102,8 @@ class ViewBatchNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine)
         self.sync = sync
         self.groups = 1
-        self.moves = True  # whether passes in training move the running statistics
+        # Whether passes in training move the running statistics.
+        self.moves = True
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sync={self.sync}"  # type: ignore[no-untyped-call]
@@ -118,7 +119,7 @@ class ViewBatchNorm(_BatchNorm):
         if self.moves:
             self.num_batches_tracked.add_(self.groups)
         if self.sync and process_count() > 1:
-            return self._synchronised(x)
+            return self._synchronized(x)
         if self.groups == 1:
             return self._local(x)
         return torch.cat([self._local(view) for view in x.chunk(self.groups)])
@@ -133,8 +134,8 @@ class ViewBatchNorm(_BatchNorm):
         assert self.momentum is not None
         return F.batch_norm(x, *self._running(), self.weight, self.bias, True, self.momentum, self.eps)
 
-    def _synchronised(self, x: Tensor) -> Tensor:
-        y, means, variances = _SynchronisedNorm.apply(x, self.weight, self.bias, self.groups, self.eps)
+    def _synchronized(self, x: Tensor) -> Tensor:
+        y, means, variances = _SynchronizedNorm.apply(x, self.weight, self.bias, self.groups, self.eps)
         assert self.momentum is not None
         running_mean, running_var = self._running()
         for mean, variance in zip(means, variances, strict=True):
@@ -161,7 +162,8 @@ def set_views(module: nn.Module, groups: int) -> None:
 
 
 class Again(AbstractContextManager[None]):
-    """Inside, passes of `module` repeat one of the time when this was made: its views, and no statistics move."""
+    """Context in which passes of `module` repeat an earlier one: with the views set when this was made, and with the
+    running statistics left alone."""
 
     def __init__(self, module: nn.Module) -> None:
         self.then = {child: child.groups for child in module.modules() if isinstance(child, ViewBatchNorm)}

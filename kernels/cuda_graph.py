@@ -27,7 +27,7 @@ class CudaRecorder:
         self.stream = torch.cuda.Stream(device)
 
     def aside(self, work: Work) -> Any:
-        """On a stream of its own: what is created on the default stream cannot be recorded."""
+        """Run `work` on the recorder's own stream: what is created on the default stream cannot be recorded."""
         here = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(here)
         with torch.cuda.stream(self.stream):
@@ -36,7 +36,7 @@ class CudaRecorder:
         return result
 
     def record(self, work: Work) -> tuple[Callable[[], None], Any]:
-        """Recording runs nothing. Loader threads may use the device meanwhile, hence thread_local."""
+        """Record `work` without running it. Loader threads may use the device meanwhile, hence thread_local."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             result = work()
@@ -44,7 +44,7 @@ class CudaRecorder:
 
 
 def recorder(device: torch.device, key: str) -> Recorder:
-    """What records on `device`; ValueError, naming the setting `key`, where nothing does."""
+    """The recorder of `device`. ValueError, naming the setting `key`, for a device that has none."""
     if device.type != "cuda":
         raise ValueError(f"{key} must be false on {device.type}, got true: CUDA graphs need a CUDA device")
     return CudaRecorder(device)
@@ -62,9 +62,10 @@ class Captured:
         self._result: Any = None
 
     def __call__(self, phase: Hashable, *inputs: Tensor) -> Any:
-        """The result for `inputs`; `phase` tells all that decides what `work` does besides the numbers in tensors."""
+        """The result for `inputs`. `phase` must change whenever `work` does other work on the same shapes."""
         key = phase, *((x.shape, x.dtype) for x in inputs)
-        if key != self._key:  # phases do not come back: the old recording's memory is freed
+        # Phases do not come back: the old recording's memory is freed.
+        if key != self._key:
             self._key, self._ahead, self._replay, self._result = key, WARM_UP, None, None
         if self._ahead:
             self._ahead -= 1

@@ -12,5 +12,6 @@ def ema_update(target: list[Tensor], online: list[Tensor], momentum: Tensor) -> 
     """
     assert momentum.ndim == 0 and len(target) == len(online) > 0
     step = torch._foreach_sub(online, target)
-    torch._foreach_mul_(step, (1 - momentum).to(target[0].dtype))  # another dtype would fall back to a loop
+    # Another dtype would fall back to a loop.
+    torch._foreach_mul_(step, (1 - momentum).to(target[0].dtype))
     torch._foreach_add_(target, step)

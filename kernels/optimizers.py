@@ -1,4 +1,4 @@
-"""Optimisers made of multi-tensor operations: rates, decays and a scaler's verdict stay on the device.
+"""Optimizers made of multi-tensor operations: rates, decays and a scaler's verdict stay on the device.
 
 A group has `lr` (a 0-d tensor), `weight_decay` (a number), and may have `decay`, a 0-d tensor that stands in for it.
 GradScaler hands `grad_scale` and `found_inf` over as tensors, and a step on infinite gradients changes nothing.
@@ -25,7 +25,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
 
 
 def zero_momentum(optimizer: Optimizer) -> None:
-    """Zeros from the start: parameters that get their first gradient late would else meet a missing buffer."""
+    """Give every parameter a momentum buffer of zeros, also one that gets its first gradient late."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -44,7 +44,7 @@ def _plus(tensors: list[Tensor], others: list[Tensor], factor: float | Tensor) -
 
 
 def _unscale(optimizer: Optimizer, grads: list[Tensor]) -> None:
-    """In place, as GradScaler.unscale_ does, unless it has been done."""
+    """Divide the gradients by the scaler's scale, in place, as GradScaler.unscale_ does, unless it has been done."""
     scale = getattr(optimizer, "grad_scale", None)
     if scale is not None:
         torch._foreach_mul_(grads, scale.double().reciprocal().float())
@@ -56,7 +56,10 @@ def _unless(skip: Tensor | None, value: float | Tensor, otherwise: float) -> flo
 
 
 def _clear(skip: Tensor | None, tensors: list[Tensor]) -> list[Tensor]:
-    """Zeros in place where `skip` is above 0: infinity times 0 would be no number. There is no foreach for it."""
+    """The tensors, set to zero in place where `skip` is above 0.
+
+    Infinity times 0 would be no number, and there is no foreach operation that selects.
+    """
     if skip is not None:
         skipped = skip > 0
         for tensor in tensors:
@@ -97,7 +100,10 @@ class Lars(Optimizer):
 
     @staticmethod
     def _adapted(params: list[Tensor], grads: list[Tensor], group: Group) -> list[Tensor]:
-        """(g + decay w) local; a zero weight or gradient is neither decayed nor adapted (paper.md 5.4)."""
+        """Gradients (g + decay w) local; those of a zero weight or gradient are neither decayed nor adapted.
+
+        As in the RDM authors' scripts (solo/utils/lars.py, lines 131 to 165); `clip` caps local / lr at 1.
+        """
         decay, weight, grad = _decay(group), norms(params), norms(grads)
         local = group["eta"] * weight / (grad + decay * weight + 1e-8)
         if group["clip"]:

@@ -1,4 +1,4 @@
-"""The table of engines."""
+"""The table of loading engines, and `build_loader`, which chooses one."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Images without chance: the center view, each sample once."""
+"""Evaluation batches: the center view of every sample once, without random augmentation."""
 
 from collections import deque
 from collections.abc import Iterator

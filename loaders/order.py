@@ -61,7 +61,7 @@ class Process(NamedTuple):
 
 
 class EpochLoader:
-    """What every engine knows of its place: `position` counts the samples of `epoch` handed out over all processes."""
+    """Position of an engine in the run: `position` counts the samples of `epoch` returned so far over all processes."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class EpochLoader:
         return self.source.news()
 
     def close(self) -> None:
-        """Nothing to free unless an engine says so."""
+        """Free what the engine holds; nothing unless an engine overrides it."""
 
     def _remaining(self) -> Iterator[Indices]:
         """This process's indices (batch_size / world,) of every global batch still to come."""

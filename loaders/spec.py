@@ -1,15 +1,18 @@
-"""The contract of every loading engine: what a view is, what a loader is told, and what it hands out."""
+"""The contract of every loading engine: settings of views and loader, and the batch that it yields."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
+from fastrdm.kernels.augment.layout import OPERATIONS
 from fastrdm.schema import STRICT, Pair, Triple, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
 
@@ -19,28 +22,81 @@ class ViewSpec:
     """The augmentation of one view; torchvision v2 (on float images) defines every operation.
 
     Order: random resized crop, color jitter (its four operations in a drawn order), grayscale, blur, solarize, flip,
-    normalize. Defaults are SimSiam's CIFAR view (paper.md 5.1).
+    normalize. Defaults are those of solo-learn's CIFAR script for SimSiam (bash_files/pretrain/cifar), and the crop's
+    `scale` that of SimSiam's ImageNet code (main_simsiam.py, lines 209 to 249).
     """
 
-    size: int = 32  # output height and width, pixels
-    progressive: tuple[tuple[int, int], ...] = ()  # (epoch, size): smaller before that epoch, as [[30, 16], [60, 24]]
-    scale: Pair = (0.2, 1.0)  # share of the image's area that is cropped
-    ratio: Pair = (3 / 4, 4 / 3)  # width over height of the crop
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # antialiased
-    flip: float = 0.5  # probability
-    jitter: float = 0.8  # probability that the four strengths below are applied
-    brightness: float = 0.4  # factor drawn from 1 - this to 1 + this, at least 0; so are the next two
-    contrast: float = 0.4  # blend with the mean gray level
-    saturation: float = 0.4  # blend with the gray image
-    hue: float = 0.1  # turns of the color circle, at most 0.5
-    grayscale: float = 0.2  # probability
-    blur: float = 0.0  # probability
-    blur_kernel: int = 23  # pixels, odd; reduced to the largest odd number that reflection padding allows
-    blur_sigma: Pair = (0.1, 2.0)  # pixels
-    solarize: float = 0.0  # probability
-    solarize_threshold: int = 128  # of 0 to 255; values at or above are inverted
-    mean: Triple = (0.485, 0.456, 0.406)  # of red, green and blue in [0, 1]: subtracted
-    std: Triple = (0.229, 0.224, 0.225)  # then divided by
+    size: int = 32
+    """Height and width of the view, in pixels."""
+
+    progressive: tuple[tuple[int, int], ...] = ()
+    """Pairs of an epoch and a size in pixels: before that epoch views have that smaller size. `[[30, 16], [60, 24]]`
+    trains at 16 px for 30 epochs, at 24 px until epoch 60, then at `size`.
+    """
+
+    scale: Pair = (0.2, 1.0)
+    """Least and largest share of the image's area that the random crop covers. SimSiam on ImageNet uses 0.2 to 1,
+    solo-learn's CIFAR scripts 0.08 to 1.
+    """
+
+    ratio: Pair = (3 / 4, 4 / 3)
+    """Least and largest width over height of the random crop, drawn on a logarithmic scale."""
+
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """How the crop is resized; both filters are antialiased."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    jitter: float = 0.8
+    """Probability that brightness, contrast, saturation and hue are changed, in a drawn order."""
+
+    brightness: float = 0.4
+    """Strength b of the brightness change: the image is multiplied by a factor drawn from 1 - b, at least 0, to 1 + b.
+    """
+
+    contrast: float = 0.4
+    """Strength c of the contrast change: the image is blended with its mean gray level, by a factor drawn from 1 - c,
+    at least 0, to 1 + c.
+    """
+
+    saturation: float = 0.4
+    """Strength s of the saturation change: the image is blended with its grayscale version, by a factor drawn from 1 -
+    s, at least 0, to 1 + s.
+    """
+
+    hue: float = 0.1
+    """Largest rotation of the hue, in turns of the color circle, at most 0.5; the rotation is drawn from both
+    directions.
+    """
+
+    grayscale: float = 0.2
+    """Probability that the view loses its color."""
+
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+
+    blur_kernel: int = 23
+    """Width of the blur's kernel in pixels, odd. Small views use the largest odd width that reflection at the border
+    allows.
+    """
+
+    blur_sigma: Pair = (0.1, 2.0)
+    """Least and largest standard deviation of the blur, in pixels; it is drawn uniformly."""
+
+    solarize: float = 0.0
+    """Probability of solarization, which inverts bright values."""
+
+    solarize_threshold: int = 128
+    """Level, on the scale 0 to 255, from which on solarization inverts a value."""
+
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Means of red, green and blue on the scale 0 to 1, which normalization subtracts. The default is ImageNet's."""
+
+    std: Triple = (0.229, 0.224, 0.225)
+    """Standard deviations of red, green and blue on the scale 0 to 1, by which normalization divides. The default is
+    ImageNet's.
+    """
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", "above 0 pixels", self.size)
@@ -50,7 +106,7 @@ class ViewSpec:
         require(grows, "progressive", wanted, self.progressive)
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "0 < low <= high <= 1", self.scale)
         require(0 < self.ratio[0] <= self.ratio[1], "ratio", "0 < low <= high", self.ratio)
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+        for name in ("flip", *OPERATIONS):
             require(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
@@ -61,6 +117,11 @@ class ViewSpec:
         require(0 <= self.solarize_threshold <= 256, "solarize_threshold", "in [0, 256]", self.solarize_threshold)
         require(min(self.std) > 0, "std", "above 0", self.std)
 
+    def plain(self) -> "ViewSpec":
+        """The view with every operation off, so that crop and flip alone are random."""
+        off: dict[str, Any] = dict.fromkeys(OPERATIONS, 0.0)
+        return replace(self, **off)
+
     def at(self, epoch: int) -> "ViewSpec":
         """The view as it is drawn in `epoch`: `size` is the one that `progressive` gives."""
         size = next((size for until, size in self.progressive if epoch < until), self.size)
@@ -69,14 +130,23 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoaderConfig:
-    """Where images come from and how they become batches of views."""
+    """The data set, and the engine that turns it into batches of views."""
 
-    source: str = "digits"  # digits, fashion_mnist, cifar10, cifar100, folder, packed, or pkg.mod:Class
-    root: str | None = None  # folder of the data set; digits needs none
+    source: str = "digits"
+    """The data set: digits, fashion_mnist, cifar10, cifar100, folder (images in a folder of any shape), packed (made by
+    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), webdataset, parquet, or your own as
+    pkg.mod:Class.
+    """
+
+    root: str | None = None
+    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. WebDataset and parquet take
+    a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
+    """
+
     labels: str = "auto"
-    """Where labels come from. `auto`: from the folders of images where there are two or more, from what stands beside
-    an image in other sources. `folders` and `none` say so; else a file: CSV with the columns file and label, Kaggle's
-    LOC_val_solution.csv, or a devkit's ground truth. WebDataset takes the suffix of a member too, such as `cls`.
+    """Where labels come from: `folders`, `none`, or a file (CSV with the columns file and label, Kaggle's solution, a
+    devkit's ground truth). `auto` takes folders where there are two or more, and what stands beside an image in other
+    sources; WebDataset takes the suffix of a member too.
     """
 
     cache: str | None = None
@@ -87,20 +157,63 @@ class LoaderConfig:
     cache_gb: float = 100.0
     """Gigabytes (10^9 bytes) that the shards of a remote pack may take in the cache of one machine."""
 
-    download: bool = False  # CIFAR archives may be fetched when they are not in root
-    classes: str | None = None  # keep these classes only: a file with one a line, or a shipped list (imagenet100)
-    subset: int | None = None  # train on so many images, the same number of each class
-    engine: Engine = "auto"  # auto: resident or native
-    batch_size: int = 256  # images a step, over all processes
-    views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())  # numbered from 0; views.*.size sets the size of all
-    max_enlarge: float = 4.0  # a view may be so many times as large as the images of a set held in memory
-    augment: Literal["auto", "reference", "cpu", "triton"] = "auto"  # auto: compiled on a CPU, triton on a GPU
-    workers: int = 2  # decoding threads of this process
-    prefetch: int = 4  # batches made ahead of the training step
-    prefetch_mb: int = 1024  # MiB of decoded images held at most, over the batches in the making; one always is
-    order: Literal["full", "windowed"] = "full"  # windowed: for packed sets larger than memory, a few shards at a time
-    window: int = 8  # shards that are mixed at a time, where order is windowed
-    max_corrupt: float = 0.001  # share of unreadable images above which the run stops
+    download: bool = False
+    """Download the CIFAR archives when they are not in `root`."""
+
+    classes: str | None = None
+    """Keep only the classes of this list: a text file with one class a line, or a shipped list such as imagenet100.
+    `null` keeps all.
+    """
+
+    subset: int | None = None
+    """Number of training images to use, the first ones of each class, as nearly the same number of each as there are.
+    `null` uses all.
+    """
+
+    engine: Engine = "auto"
+    """What decodes and augments the images. `auto` takes resident for sets that are held in memory and native for the
+    rest.
+    """
+
+    batch_size: int = 256
+    """Images of one optimizer step, over all processes. It must be a multiple of the number of processes."""
+
+    views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
+    """The augmentation of each view. The first two are the global views, further ones are local crops;
+    `loader.views.*.size=224` sets a field of all of them.
+    """
+
+    max_enlarge: float = 4.0
+    """Largest size of a view, as a multiple of the size of the images, for sets that are held in memory. Larger views
+    are refused.
+    """
+
+    augment: Literal["auto", "reference", "cpu", "triton"] = "auto"
+    """Implementation of the augmentation: reference (PyTorch), cpu (compiled C++) or triton. `auto` takes cpu on a CPU
+    and triton on a GPU.
+    """
+
+    workers: int = 2
+    """Decoding threads of each process."""
+
+    prefetch: int = 4
+    """Batches prepared ahead of the training step."""
+
+    prefetch_mb: int = 1024
+    """Most memory for decoded images of the batches in preparation, in MiB of one process. One batch is always
+    prepared.
+    """
+
+    order: Literal["full", "windowed"] = "full"
+    """Order of an epoch: full is a random permutation of all images. `windowed` mixes the images of a few random shards
+    at a time, for packed sets larger than memory.
+    """
+
+    window: int = 8
+    """Shards that are mixed at a time where `order` is windowed."""
+
+    max_corrupt: float = 0.001
+    """Share of unreadable images above which the run stops. Up to there, a readable image takes the place of each."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
@@ -120,11 +233,13 @@ class LoaderConfig:
 
 @plain_dataclass(frozen=True)
 class Batch:
-    """What a loader hands to the training step; global views first, then local crops."""
+    """One batch for the training step; global views first, then local crops."""
 
-    views: tuple[Tensor, ...]  # each (B, 3, H_v, W_v), channels-last, on the device, normalized, in the training dtype
-    index: Tensor  # (B,) int64, the sample's number in the source
-    label: Tensor  # (B,) int64, -1 where unknown
+    views: (
+        "tuple[Tensor, ...]"  # each (B, 3, H_v, W_v), channels-last, on the device, normalized, in the training dtype
+    )
+    index: "Tensor"  # (B,) int64, the sample's number in the source
+    label: "Tensor"  # (B,) int64, -1 where unknown
 
 
 class Loader(Protocol):

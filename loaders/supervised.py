@@ -1,4 +1,4 @@
-"""Augmented images with labels: one random resized crop and flip of each, and shares of a labelled set."""
+"""Augmented images with labels: one random resized crop and flip of each, and shares of a labeled set."""
 
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ class SupervisedConfig(LoaderConfig):
     """A loader of one view: the label takes the place of the second."""
 
     views: tuple[ViewSpec, ...] = (ViewSpec(),)
+    """The one view of each image."""
 
     def __post_init__(self) -> None:
         require(len(self.views) == 1, "views", "one view", len(self.views))
@@ -25,8 +26,7 @@ class SupervisedConfig(LoaderConfig):
 
 def crop_and_flip(view: ViewSpec, scale: Pair, flip: float) -> ViewSpec:
     """`view` with nothing random but a resized crop of `scale` of the area and a flip of that probability."""
-    plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
-    return replace(view, scale=scale, ratio=(3 / 4, 4 / 3), flip=flip, **plain)  # type: ignore[arg-type]
+    return replace(view.plain(), scale=scale, ratio=(3 / 4, 4 / 3), flip=flip)
 
 
 def supervised_loader(
@@ -37,7 +37,7 @@ def supervised_loader(
     return build_loader(config, source, seed=seed, device=device)
 
 
-def labelled_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+def labeled_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
     """Numbers of about `share` of the images, in their order, the same number of each class; all of them for 1.
 
     At least one image of each class, and no more than it has. The same seed gives the same images on every machine,

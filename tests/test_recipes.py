@@ -69,7 +69,7 @@ class Published:
     """A column of the paper's scripts; two numbers are those of the two views."""
 
     epochs: int
-    optimiser: str
+    optimizer: str
     lr: float
     min_lr: float
     decay: float
@@ -115,7 +115,7 @@ def found(c: Config) -> Published:
     quarter = predictor and (predictor.hidden or method.projector.out // 4)
     return Published(
         epochs=int(c.train.length.removesuffix("ep")),
-        optimiser=c.optim.name,
+        optimizer=c.optim.name,
         lr=c.optim.lr,
         min_lr=c.optim.min_lr,
         decay=c.optim.weight_decay,
@@ -154,7 +154,7 @@ def test_published_imagenet100(preset: str) -> None:
 
 
 def common(c: Config, size: int) -> None:
-    """What all columns share (paper.md 5.1, 5.4)."""
+    """Settings that all pre-training scripts of solo-learn share (bash_files/pretrain, solo/methods/base.py)."""
     o = c.optim
     assert (c.encoder.name, c.loader.batch_size, c.train.precision) == ("resnet18", 256, "fp16")
     assert (o.warmup, o.warmup_lr, o.momentum, c.evaluate.probe_lr) == ("10ep", 3e-5, 0.9, 0.1)
@@ -178,7 +178,7 @@ def common(c: Config, size: int) -> None:
 
 
 def test_published_imagenet() -> None:
-    """SimSiam and RDM-SimSiam on ImageNet-1k (paper.md 5.2)."""
+    """SimSiam and RDM-SimSiam on ImageNet-1k (the authors' imagenet/main_simsiam.py and imagenet/run.sh)."""
     for preset in ("simsiam", "rdm_simsiam_target0.3", "rdm_simsiam_power2"):
         c = run_config.load(["imagenet/simsiam.yaml", f"preset={preset}"])
         o, v = c.optim, c.loader.views[0]
@@ -258,7 +258,7 @@ def tiny_cifar(name: str, root: Path, split: str, download: bool) -> Arrays:
 
 
 def two_steps(arguments: list[str], root: Path) -> None:
-    """Two optimiser steps; not as in the recipe: images, encoder, batch, 16-bit arithmetic, 65,536 prototypes."""
+    """Two optimizer steps; not as in the recipe: images, encoder, batch, 16-bit arithmetic, 65,536 prototypes."""
     c = run_config.load(arguments)
     encoder = "timm/test_vit" if c.encoder.name.startswith("timm/") else "resnet_small"
     small = [

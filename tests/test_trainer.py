@@ -135,15 +135,15 @@ def test_a_run_can_be_longer_than_whole_epochs_and_ends_where_it_says(tmp_path: 
     assert checkpoint.existing(tmp_path / "run")[0].name == "step-00000007"
 
 
-def test_unlabelled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabeled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sets.open_whole
 
-    def unlabelled(*arguments: Any) -> Any:
+    def unlabeled(*arguments: Any) -> Any:
         source = whole(*arguments)
         source.labels = source.labels * 0 - 1
         return source
 
-    monkeypatch.setattr(sets, "open_whole", unlabelled)
+    monkeypatch.setattr(sets, "open_whole", unlabeled)
     t = make(tmp_path, "evaluate.baselines=true", "loader.subset=null")
     assert t.learner.probe is None
     assert t.train()

@@ -7,29 +7,28 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import NamedTuple
 
-from benchmarks.cifar10.rows import BRANCHES, DIFFERENCE, FIGURES, HERE, NULLS, Curves, Row, done
+from scipy.special import stdtrit
+
+from benchmarks import common
+from benchmarks.cifar10.rows import BRANCHES, DIFFERENCE, METRICS, NULLS, Curves, Row
+from benchmarks.plots import style
 from fastrdm.analysis.spectral_analysis import PASSES
 from fastrdm.methods.presets import PRESETS
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
-from fastrdm.report.svg.axes import Axis
-from fastrdm.report.svg.dumbbell_chart import Pair, dumbbells
-from fastrdm.report.svg.line_chart import Level, Line, chart, color_of
 
-QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided 95 %, by number of seeds
-LITTLE = 5.0  # points of k-NN below which a preset is named in the record
+FEW_POINTS = 5.0  # points of k-NN below which a preset is named in the record
 ALIASES = {"rdm_simsiam_target0.5": "rdm_simsiam", "rdm_byol_target0.5": "rdm_byol"}  # the same run by another name
 BASE = ["simsiam", "byol", "swav", "dino", "symsimsiam"]
 HEAD = ["preset", "seeds", "random", "trained", "spread", "trained - random, points", "probe"]
 HEAD += ["target - online rank", "null", "filter", "alarms"]
-LEAST = 1e-6  # share of the variance below which a spectrum is not drawn
-
+SMALLEST_SHARE = 1e-6  # share of the variance below which a spectrum is not drawn
 
 GALLERY = {  # figures and what they show
     "gains": "k-NN accuracy before and after training",
     "ranks": "Effective ranks of both branches",
-    "throughout": "Rank difference throughout training, published methods",
-    "throughout_rdm_simsiam": "Rank difference throughout training, RDM variants of SimSiam",
-    "throughout_rdm_byol": "Rank difference throughout training, RDM variants of BYOL",
+    "training": "Rank difference throughout training, published methods",
+    "training_rdm_simsiam": "Rank difference throughout training, RDM variants of SimSiam",
+    "training_rdm_byol": "Rank difference throughout training, RDM variants of BYOL",
     "filters": "Filters of the published methods",
     "filters_rdm_simsiam": "Filters of the RDM variants of SimSiam",
     "filters_rdm_byol": "Filters of the RDM variants of BYOL",
@@ -45,22 +44,22 @@ class Files(NamedTuple):
     curves: Path
     notes: Path  # what somebody read from the rows, taken into the record
     record: Path
-    instruments: Path
+    analysis: Path
 
     def figure(self, name: str) -> Path:
         return self.record.with_name(f"{self.record.stem}_{name}.svg")
 
 
-def files(budget: str, folder: Path = HERE) -> Files:
+def files(budget: str, folder: Path = common.FOLDER) -> Files:
     results, records = folder / "results", folder / "records"
-    measured = results / f"instruments_cifar10_{budget}"
+    measured = results / f"analysis_cifar10_{budget}"
     return Files(
         results / f"cifar10_{budget}.csv",
         measured.with_suffix(".csv"),
         measured.with_suffix(".json"),
         results / f"cifar10_{budget}_notes.md",
         records / f"cifar10_{budget}.md",
-        records / f"instruments_cifar10_{budget}.md",
+        records / f"analysis_cifar10_{budget}.md",
     )
 
 
@@ -84,9 +83,10 @@ def gains(rows: Sequence[Row]) -> list[float]:
 
 def with_interval(found: Sequence[float]) -> str:
     """Mean with Student's 95 % interval over seeds, where there are several."""
-    if len(found) not in QUANTILE:
+    if len(found) < 2:
         return f"{mean(found):+.1f}"
-    return f"{mean(found):+.1f} ± {QUANTILE[len(found)] * stdev(found) / math.sqrt(len(found)):.1f}"
+    half = stdtrit(len(found) - 1, 0.975) * stdev(found) / math.sqrt(len(found))
+    return f"{mean(found):+.1f} ± {half:.1f}"
 
 
 def range_of(measured: Sequence[Row]) -> str:
@@ -125,11 +125,11 @@ def table(rows: Sequence[Row], measured: Sequence[Row]) -> list[str]:
 
 
 def little(rows: Sequence[Row], measured: Sequence[Row]) -> list[str]:
-    """The presets that add less than LITTLE points, each with what the instruments say of it."""
+    """The presets that add less than FEW_POINTS points, each with what the analysis says of it."""
     lines = []
     for preset in present(rows):
         gain, found = mean(gains(of(rows, preset))), of(measured, preset)
-        if gain >= LITTLE:
+        if gain >= FEW_POINTS:
             continue
         told = f"- `{preset}`, {gain:+.1f}:"
         if found:
@@ -156,15 +156,15 @@ def record(found: Files, what: str, command: str) -> str:
 Made by `{command}`. k-NN accuracy (k=20, cosine, temperature 0.07)
 on the 10,000 test images; raw pixels reach {raw:.1f} %. Spread: standard deviation over seeds, points. The interval of
 trained minus random is Student's, 95 %, over seeds, each against the same encoder before training. SimSiam's presets
-start with zero-initialised residual branches, as published, which makes their random encoder a weak one: compare with
-raw pixels and with BYOL's too. Rank difference (`{HEADLINE_CONVENTION}`), null and filter are those of the instruments
+start with zero-initialized residual branches, as published, which makes their random encoder a weak one: compare with
+raw pixels and with BYOL's too. Rank difference (`{HEADLINE_CONVENTION}`), null and filter are those of the analysis
 at the end of a run, on new views with frozen weights: mean over seeds, and from the lowest limit to the highest of
-their 95 % intervals over images ([all of them]({found.instruments.name})). Alarms, with the number of seeds, are those
+their 95 % intervals over images ([all of them]({found.analysis.name})). Alarms, with the number of seeds, are those
 of the monitor's defaults; unwatched: before there was a monitor. Median {seconds:.0f} CPU seconds a run.
 """
     parts = [text, *table(rows, measured), ""]
     parts += [f"`{alias}` is `{preset}` by another name and is not run twice." for alias, preset in ALIASES.items()]
-    parts += ["", *([f"Training adds less than {LITTLE:.0f} points to:", "", *named, ""] if named else [])]
+    parts += ["", *([f"Training adds less than {FEW_POINTS:.0f} points to:", "", *named, ""] if named else [])]
     parts += [found.notes.read_text()] if found.notes.exists() else []
     parts += [f"![{title}]({found.figure(name).name})" for name, title in GALLERY.items() if name == "gains"]
     return "\n".join([*parts, "", *made(rows), ""])
@@ -178,14 +178,14 @@ def made(rows: Sequence[Row]) -> list[str]:
     return [f"{where}; commits {', '.join(sorted(commits))}." for where, commits in groups.items()]
 
 
-def instruments_table(measured: Sequence[Row]) -> list[str]:
+def analysis_table(measured: Sequence[Row]) -> list[str]:
     """A Markdown line a preset: means over seeds, the range of the seeds' intervals."""
     out = ["| preset | seeds | online | target | target - online, all intervals | null | filter | directions |"]
     out[0] += " Spearman | null | tail | tilt | alignment | chance | crossed | ceiling |"
     out.append("|" + "---|" * out[0].count(" |"))
     for preset in present(measured):
         mine = of(measured, preset)
-        m = {key: mean(values(mine, key)) for key in FIGURES}
+        m = {key: mean(values(mine, key)) for key in METRICS}
         null = max(abs(v) for key in NULLS for v in values(mine, key))
         ranks = f"{m[BRANCHES[0]]:.1f} | {m[BRANCHES[1]]:.1f} | {range_of(mine)} | {null:.2f}"
         spread = max(map(abs, values(mine, "filter/null")))
@@ -196,37 +196,42 @@ def instruments_table(measured: Sequence[Row]) -> list[str]:
     return out
 
 
-def curve_lines(curves: Curves, presets: Sequence[str], names: dict[str, str], least: float = 0.0) -> list[Line]:
-    """One line a preset and curve; `names`: the curve and its dash."""
-    shown = [preset for preset in presets if preset in curves]
-    lines = []
-    for i, preset in enumerate(shown):
-        color, own = color_of(i)
-        for j, (name, dash) in enumerate(names.items()):
-            x, y = curves[preset].get(name, ([], []))
-            kept = [(a, b) for a, b in zip(x, y, strict=True) if b >= least or name.startswith("throughout")]
-            if kept:
-                across, up = zip(*kept, strict=True)
-                lines.append(Line("" if j else preset, across, up, color, dash or own))
-    return lines
+def curves_of(
+    curves: Curves, presets: Sequence[str], names: dict[str, str], smallest: float = -math.inf
+) -> list[style.Curve]:
+    """The curves `names` of each preset. A name stands for a stroke, or for the preset's own where it is empty.
+
+    Values below `smallest` are left out.
+    """
+    drawn = []
+    for i, preset in enumerate(preset for preset in presets if preset in curves):
+        color, own = style.color_of(i)
+        for j, (name, stroke) in enumerate(names.items()):
+            points = [point for point in zip(*curves[preset].get(name, ([], [])), strict=True) if point[1] >= smallest]
+            if points:
+                x, y = zip(*points, strict=True)
+                drawn.append(style.Curve("" if j else preset, x, y, color, stroke or own))
+    return drawn
 
 
 def figures(rows: Sequence[Row], measured: Sequence[Row], curves: Curves) -> dict[str, str]:
     """Drawings by name; those of which there is nothing are left out."""
-    number, epoch = Axis("direction, largest variance first", log=True), Axis("epoch", limits=(0.0,))
-    passed = Axis("square root of online over target variance", log=True, limits=(1.0,))
-    larger = Axis("target minus online effective rank, in windows of a run", limits=(0.0,))
-    share = Axis("share of the variance: online full, target dashed", log=True, limits=(LEAST,))
-    both = {"spectrum/online": "", "spectrum/target": "4 3"}
+    direction = "direction, largest variance first"
+    passed = "square root of online\nover target variance"
+    larger = "target minus online effective rank,\nin windows of a run"
+    share = "share of the variance:\nonline solid, target dashed"
     out = {"gains": _gains(rows) if rows else "", "ranks": _ranks(measured) if measured else ""}
     for name, presets in {"": BASE, "_rdm_simsiam": _rdm("simsiam"), "_rdm_byol": _rdm("byol")}.items():
-        filters = curve_lines(curves, presets, {"filter/root": ""})
-        level, title = [Level(1.0, "no filter")], GALLERY[f"filters{name}"]
-        out[f"filters{name}"] = chart(filters, number, passed, title=title, levels=level) if filters else ""
-        found = curve_lines(curves, presets, {"throughout/difference": ""})
-        out[f"throughout{name}"] = chart(found, epoch, larger, title=GALLERY[f"throughout{name}"]) if found else ""
-    spectra = curve_lines(curves, BASE, both, LEAST)
-    out["spectra"] = chart(spectra, number, share, title=GALLERY["spectra"]) if spectra else ""
+        filters = curves_of(curves, presets, {"filter/root": ""})
+        title, level = GALLERY[f"filters{name}"], (1.0, "no filter")
+        if filters:
+            out[f"filters{name}"] = style.chart(filters, direction, passed, title=title, logs="xy", level=level)
+        found = curves_of(curves, presets, {"training/difference": ""})
+        if found:
+            out[f"training{name}"] = style.chart(found, "epoch", larger, title=GALLERY[f"training{name}"])
+    spectra = curves_of(curves, BASE, {"spectrum/online": "", "spectrum/target": "--"}, SMALLEST_SHARE)
+    if spectra:
+        out["spectra"] = style.chart(spectra, direction, share, title=GALLERY["spectra"], logs="xy")
     return {name: drawing for name, drawing in out.items() if drawing}
 
 
@@ -234,45 +239,45 @@ def _rdm(base: str) -> list[str]:
     return [preset for preset in PRESETS if preset.startswith(f"rdm_{base}")]
 
 
-def _pairs(rows: Sequence[Row], ring: str, disc: str) -> list[Pair]:
-    """A row a preset, a pair a seed; of another color where the disc is not the larger one."""
+def _pairs(rows: Sequence[Row], ring: str, disc: str, factor: float = 1.0) -> list[style.Pair]:
+    """A row for each preset, a pair for each seed; of another color where the disc is not the larger one."""
     out = []
     for preset in present(rows):
         for i, row in enumerate(of(rows, preset)):
-            a, b = float(row[ring]), float(row[disc])
-            out.append(Pair("" if i else preset, a, b, color_of(0 if b > a else 1)[0]))
+            a, b = factor * float(row[ring]), factor * float(row[disc])
+            out.append(style.Pair("" if i else preset, a, b, style.COLORS[0 if b > a else 1]))
     return out
 
 
 def _gains(rows: Sequence[Row]) -> str:
-    axis = Axis("k-NN accuracy; ring: random encoder, disc: trained; a stroke a seed", percent=True)
-    return dumbbells(_pairs(rows, "random", "trained"), axis, title=GALLERY["gains"])
+    axis = "k-NN accuracy, %; ring: random encoder, disc: trained; a stroke for each seed"
+    return style.dumbbells(_pairs(rows, "random", "trained", 100.0), axis, title=GALLERY["gains"])
 
 
 def _ranks(measured: Sequence[Row]) -> str:
-    axis = Axis(f"effective rank ({HEADLINE_CONVENTION}); ring: online, disc: target; a stroke a run", log=True)
-    return dumbbells(_pairs(measured, *BRANCHES), axis, title=GALLERY["ranks"])
+    axis = f"effective rank ({HEADLINE_CONVENTION}); ring: online, disc: target; a stroke for each run"
+    return style.dumbbells(_pairs(measured, BRANCHES[0], BRANCHES[1]), axis, title=GALLERY["ranks"], log=True)
 
 
-def instruments_record(found: Files, what: str) -> str:
-    """The table of the instruments with its figures, and where they were measured."""
+def analysis_record(found: Files, what: str) -> str:
+    """The table of the analyses with its figures, and where they were made."""
     _, measured, curves = load(found)
     seconds = mean(values(measured, "cpu_seconds"))
     drawn = [name for name in GALLERY if name != "gains" and found.figure(name).exists()]
-    text = f"""# The instruments on CIFAR-10, {what}
+    text = f"""# The analysis on CIFAR-10, {what}
 
-From the last checkpoints of {len(measured)} runs of `reproduce_cifar.py`, on new views of training images: by the runs
-themselves, or by `instruments_cifar.py`. What the columns are, and what follows from them: docs/theory.md.
+From the last checkpoints of {len(measured)} runs of `benchmarks.cifar10.reproduce`, on new views of training images: by
+the runs themselves, or by `benchmarks.cifar10.analyze`. What the columns mean, and what follows: docs/theory.md.
 Ranks are `{HEADLINE_CONVENTION}` of what enters the loss. Intervals: from the lowest limit to the highest over seeds,
-each 95 % over images. Null: the largest figure, without sign, between the two views of one branch; presets with an EMA
+each 95 % over images. Null: the largest value, without sign, between the two views of one branch; presets with an EMA
 target augment their views differently, so theirs is not chance alone.
 """
-    parts = [text, *instruments_table(measured), ""]
+    parts = [text, *analysis_table(measured), ""]
     parts += [f"![{GALLERY[name]}]({found.figure(name).name})" for name in drawn]
-    lacking = [preset for preset in present(measured) if "throughout/difference" not in curves.get(preset, {})]
+    lacking = [preset for preset in present(measured) if "training/difference" not in curves.get(preset, {})]
     if lacking:
         parts += ["", f"No folders are left, and so no curves throughout training, of {', '.join(lacking)}."]
-    return "\n".join([*parts, "", f"{seconds:.0f} CPU seconds a measurement.", *made(measured), ""])
+    return "\n".join([*parts, "", f"{seconds:.0f} CPU seconds an analysis.", *made(measured), ""])
 
 
 def publish(found: Files, what: str, command: str) -> None:
@@ -280,13 +285,13 @@ def publish(found: Files, what: str, command: str) -> None:
     found.record.parent.mkdir(parents=True, exist_ok=True)
     rows, measured, curves = load(found)
     for name, drawing in figures(rows, measured, curves).items():
-        found.figure(name).write_text(drawing + "\n")
+        found.figure(name).write_text(drawing)
     found.record.write_text(record(found, what, command))
     if measured:
-        found.instruments.write_text(instruments_record(found, what))
+        found.analysis.write_text(analysis_record(found, what))
 
 
 def load(found: Files) -> tuple[list[Row], list[Row], Curves]:
     """Rows and curves that there are."""
     curves = json.loads(found.curves.read_text()) if found.curves.exists() else {}
-    return done(found.rows), done(found.measured), curves
+    return common.read_rows(found.rows), common.read_rows(found.measured), curves

@@ -3,7 +3,7 @@
     python -m benchmarks.cifar10.reproduce --root FOLDER [--budget cpu] [--minutes 60]
 
 A budget is a list of runs in order of priority, a recipe and a device. Each finished run becomes a row of
-results/cifar10_BUDGET.csv and of results/instruments_cifar10_BUDGET.csv beside this file, and is not run again; a run
+results/cifar10_BUDGET.csv and of results/analysis_cifar10_BUDGET.csv in benchmarks/, and is not run again; a run
 that --minutes interrupts is saved and goes on at the next call. Tables and figures go to records/.
 """
 
@@ -18,20 +18,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cifar10.record import ALIASES, HERE, Files, files, publish
-from benchmarks.cifar10.rows import FIELDS, MEASURED, append, averaged, done, measured_row, trained_row
+from benchmarks import common
+from benchmarks.cifar10.record import ALIASES, Files, files, publish
+from benchmarks.cifar10.rows import FIELDS, MEASURED, append, averaged, measured_row, trained_row
 from fastrdm.methods.presets import PRESETS
 from fastrdm.report.run_files import read_runs
 
 OWN = {"byol", "dino", "dino_online", "swav", "swav_target"}  # presets with a file of their own for a CPU
 FIRST = ["simsiam", "byol", "rdm_simsiam", "rdm_simsiam_log1p", "swav", "dino", "rdm_byol", "symsimsiam"]
 ORDER = [*FIRST, *(preset for preset in PRESETS if preset not in FIRST and preset not in ALIASES)]
-LEAST = 1.0  # minutes that must be left for a run to be started
+MINUTES_LEFT = 1.0  # minutes that must be left for a run to be started
 STOPPED = (75, -signal.SIGTERM)  # exit status of a run that was asked to stop: saved, or before it had begun
 
 
 class Budget(NamedTuple):
-    """What is run, and on what."""
+    """A list of runs: their settings, their device, and the time that each is sized for."""
 
     what: str  # for the record
     settings: tuple[str, ...]  # over the recipe
@@ -87,8 +88,8 @@ def recipe(preset: str, device: str) -> str:
 
 
 def jobs(presets: Sequence[str], seeds: int, found: Files, runs: Path) -> Iterator[Job]:
-    """What is left to do, in order of priority: all seeds of the first presets, then the others seed by seed."""
-    known = {(row["preset"], int(row["seed"])) for row in done(found.rows)}
+    """The runs without a row, in order of priority: all seeds of the first presets, then the others seed by seed."""
+    known = {(row["preset"], int(row["seed"])) for row in common.read_rows(found.rows)}
     head = [preset for preset in presets if preset in FIRST]
     tail = [preset for preset in presets if preset not in FIRST]
     for group in (head, tail):
@@ -121,9 +122,9 @@ def finish(job: Job, budget: Budget, found: Files) -> None:
     seconds = spent(job)
     row = trained_row(job.preset, job.seed, job.folder, seconds, budget.device)
     (run,) = read_runs([job.folder])
-    if run.theory:
+    if run.analysis:
         took = run.last("analysis/seconds")
-        append(found.measured, measured_row(job.preset, job.seed, run.theory[-1], took, budget.device), MEASURED)
+        append(found.measured, measured_row(job.preset, job.seed, run.analysis[-1], took, budget.device), MEASURED)
     append(found.rows, row, FIELDS)
     took_told = f"{seconds / 60:.1f} CPU minutes, sized for {budget.minutes}"
     print(f"{job.name}: k-NN {row['random']} -> {row['trained']}, {took_told}", flush=True)
@@ -132,7 +133,7 @@ def finish(job: Job, budget: Budget, found: Files) -> None:
 def keep_curves(found: Files, runs: Path) -> None:
     """Means over seeds of the curves of every preset whose runs are there."""
     curves = json.loads(found.curves.read_text()) if found.curves.exists() else {}
-    measured = done(found.measured)
+    measured = common.read_rows(found.measured)
     for preset in dict.fromkeys(row["preset"] for row in measured):
         folders = [runs / f"{preset}-{row['seed']}" for row in measured if row["preset"] == preset]
         folders = [folder for folder in folders if (folder / "summary.json").exists()]
@@ -147,9 +148,9 @@ def work(waiting: list[Job], budget: Budget, arguments: argparse.Namespace, foun
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
     failed: list[Job] = []
     asked = False
-    while running or (waiting and end - time.monotonic() > 60 * LEAST):
+    while running or (waiting and end - time.monotonic() > 60 * MINUTES_LEFT):
         left = end - time.monotonic()
-        while waiting and len(running) < arguments.jobs and left > 60 * LEAST:
+        while waiting and len(running) < arguments.jobs and left > 60 * MINUTES_LEFT:
             job = waiting.pop(0)
             child = start(job, budget, arguments.root, arguments.settings)
             running[child.pid] = job, child
@@ -175,7 +176,7 @@ def work(waiting: list[Job], budget: Budget, arguments: argparse.Namespace, foun
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = common.parser(__doc__)
     p.add_argument("--root", required=True, help="folder of CIFAR-10")
     p.add_argument("--budget", default="cpu", choices=list(BUDGETS))
     p.add_argument("--minutes", type=float, default=float("inf"), help="that this call may take; no limit")
@@ -183,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--jobs", type=int, help="runs at a time; the budget's")
     p.add_argument("--runs", help="folder of the runs; runs/cifar10_BUDGET")
-    p.add_argument("--out", type=Path, default=HERE, help="folder of results/ and records/")
+    p.add_argument("--out", type=Path, default=common.FOLDER, help="folder of results/ and records/")
     p.add_argument("settings", nargs="*", help="further a.b=c")
     return p
 
@@ -200,7 +201,7 @@ def main() -> None:
     keep_curves(found, runs)
     option = "" if arguments.budget == "cpu" else f" --budget {arguments.budget}"
     publish(found, budget.what, f"python -m benchmarks.cifar10.reproduce --root FOLDER{option}")
-    print(f"{found.record}: {len(done(found.rows))} rows, {len(waiting)} runs not begun")
+    print(f"{found.record}: {len(common.read_rows(found.rows))} rows, {len(waiting)} runs not begun")
     if failed:
         raise SystemExit("\n".join(f"{job.name} failed: see {job.folder}.log" for job in failed))
 

@@ -6,48 +6,50 @@ Registers and stack bytes (spills) a thread, shared memory a block in bytes, and
 by wgmma or by the older mma.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from benchmarks.kernels.compile_spectral import resources
-from fastrdm.kernels.augment import augment_triton
+from benchmarks import common
+from benchmarks.common import Row
+from benchmarks.kernels.compile_spectral import compiled, used, versions
 from fastrdm.kernels.augment.layout import COLUMNS
 
-TILE = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
+FIELDS = ["kernel", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
 
 
 def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     """Name, kernel, argument types and constants of the variants that training uses."""
+    from fastrdm.kernels.augment import augment_triton
+
+    tile = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
     crop = {"pixel_ptr": "*u8", "offset_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
     crop |= {"part_ptr": "*fp32", "size": "i32", "tiles_across": "i32"}
     out: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = []
     for mode in ("bilinear", "bicubic"):
-        out.append((f"crop {mode}", augment_triton._crop_kernel, crop, {"CUBIC": mode == "bicubic", **TILE}))
+        out.append((f"crop {mode}", augment_triton._crop_kernel, crop, {"CUBIC": mode == "bicubic", **tile}))
     numbers = ("threshold", *(f"{color}_{kind}" for kind in ("mean", "std") for color in ("red", "green", "blue")))
     for kind in ("fp32", "bf16", "fp16"):
         finish = {"plane_ptr": "*fp16", "part_ptr": "*fp32", "drawn_ptr": "*fp32", "out_ptr": f"*{kind}"}
         finish |= {"size": "i32", "tiles_across": "i32"} | dict.fromkeys(numbers, "fp32")
         for reach in (0, 11):
-            flags = {"PARTS": 64, "GREYSCALE": True, "REACH": reach, "SOLARIZED": True, **TILE}
+            flags = {"PARTS": 64, "GRAY": True, "REACH": reach, "SOLARIZED": True, **tile}
             out.append((f"finish {kind}{' blur' * (reach > 0)}", augment_triton._finish_kernel, finish, flags))
     return out
 
 
-def main() -> None:
-    print("kernel,registers,stack_bytes,shared_bytes,tensor_cores,torch,triton")
+def rows() -> Iterator[Row]:
+    """A row for each variant."""
     for name, kernel, types, constants in cases():
-        signature = types | dict.fromkeys(constants, "constexpr")
-        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-        built = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        registers, stack = resources(built.asm["cubin"])
+        built = compiled(kernel, types, constants)
         found = [unit for unit in ("wgmma.mma_async", "mma.sync") if unit in built.asm["ptx"]]
-        cores, shared = found[0].partition(".")[0] if found else "none", built.metadata.shared
-        print(f"{name},{registers},{stack},{shared},{cores},{torch.__version__},{triton.__version__}", flush=True)
+        cores = found[0].partition(".")[0] if found else "none"
+        yield {**used(name, built), "tensor_cores": cores, **versions()}
+
+
+def main() -> None:
+    common.parser(__doc__).parse_args()
+    common.require_packages("triton")
+    common.print_rows(FIELDS, rows())
 
 
 if __name__ == "__main__":

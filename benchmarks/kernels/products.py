@@ -1,4 +1,4 @@
-"""Products of the spectral ladder by their tiles, on CUDA; CSV to stdout. halves.tile_of takes the fastest.
+"""Products of the solver newton_schulz by their tiles, on CUDA; CSV to stdout. fp16x3_triton.tile_of takes the fastest.
 
     python -m benchmarks.kernels.products > benchmarks/results/products_h200.csv
 
@@ -7,20 +7,20 @@ overwritten before each. axpby: a symmetric step of a chain, (n, n) by (n, n); p
 (n, 4096) for n = 2048; square: features by their transpose. Tiles are rows x columns x depth x warps x stages.
 """
 
-import argparse
 import statistics
-import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
-import triton
 from torch import Tensor
 
-from benchmarks.kernels.spectral import environment
+from benchmarks import common
+from benchmarks.common import Row
 from benchmarks.kernels.spectral_bars import device_times, graphed
-from fastrdm.kernels.linalg import fp16x3_triton
-from fastrdm.kernels.linalg.fp16x3_triton import Tile
+
+if TYPE_CHECKING:
+    from fastrdm.kernels.linalg.fp16x3_triton import SplitMatrix
 
 SIZES = [(128, 2), (256, 2), (512, 2), (2048, 1)]  # n, views
 SQUARES = [(32, 32, 64, 2, 4), (32, 32, 128, 4, 3), (64, 64, 32, 4, 5), (64, 64, 64, 4, 3), (64, 64, 64, 4, 4)]
@@ -29,43 +29,51 @@ OBLONG = [(32, 128, 64, 4, 4), (64, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 128
 OBLONG += [(128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (128, 256, 32, 8, 3)]
 KERNELS = {"axpby": SQUARES, "square": SQUARES, "product": OBLONG}
 CHAIN = 10
+FIELDS = ["kernel", "n", "views", "tile", "microseconds", *common.ENVIRONMENT, "triton"]
 
 
-def chain(kernel: str, square: Tensor, x: Tensor) -> tuple[Tensor, None]:
+def chain(kernel: str, square: "SplitMatrix", x: "SplitMatrix") -> tuple[Tensor, None]:
     """CHAIN products, one after the other."""
-    y = square if kernel == "axpby" else x
+    from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton
+
+    precision, y = Fp16x3Triton(), square if kernel == "axpby" else x
     for _ in range(CHAIN):
         if kernel == "axpby":
-            y = fp16x3_triton.axpby_triton(square, y, square, 0.5, 0.5, 0.1)
+            y = precision.axpby(square, y, alpha=0.5, beta=0.5, add=square, gamma=0.1)
         elif kernel == "product":
-            y = fp16x3_triton.product_triton(square, y, True)
+            y = precision.bounded_product(square, y)
         else:
-            y = fp16x3_triton.square_triton(x)
-    return y, None
+            y = precision.square(x)
+    return y.dense, None
 
 
-def rows() -> Iterator[str]:
+def rows() -> Iterator[Row]:
+    """A row for each kernel, size and tile."""
+    import triton
+
+    from fastrdm.kernels.linalg import fp16x3_triton
+
+    where = {**common.environment(torch.device("cuda")), "triton": triton.__version__}
     generator = torch.Generator("cuda").manual_seed(0)
     for n, views in SIZES:
         g = torch.randn(views, n, n, device="cuda", generator=generator)
-        square = (g + g.mT) / n
-        x = torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator) / 64
+        square = fp16x3_triton.SplitMatrix((g + g.mT) / n)
+        wide = torch.randn(views, n, max(2048, 2 * n), device="cuda", generator=generator)
+        x = fp16x3_triton.SplitMatrix(wide / 64)
         for kernel, tiles in KERNELS.items():
-            for tile in tiles:
-                with patch.object(fp16x3_triton, "tile_of", lambda *shape, tile=tile: Tile(*tile)):
+            for numbers in tiles:
+                tile = fp16x3_triton.Tile(*numbers)
+                with patch.object(fp16x3_triton, "tile_of", lambda *shape, tile=tile: tile):
                     replay, _ = graphed(lambda: chain(kernel, square, x))  # noqa: B023 (called at once)
                 ms = statistics.median(device_times(replay, 10)) / CHAIN
-                cut = "x".join(map(str, tile))
-                yield f"{kernel},{n},{views},{cut},{1e3 * ms:.2f},{environment(square.device)},{triton.__version__}"
+                named = {"kernel": kernel, "n": n, "views": views, "tile": "x".join(map(str, numbers))}
+                yield {**named, "microseconds": f"{1e3 * ms:.2f}", **where}
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("bench_products.py needs a CUDA device")
-    print("kernel,n,views,tile,microseconds,device,threads,torch,commit,triton")
-    for row in rows():
-        print(row, flush=True)
+    common.parser(__doc__).parse_args()
+    common.require_cuda("benchmarks.kernels.products")
+    common.print_rows(FIELDS, rows())
 
 
 if __name__ == "__main__":

@@ -9,24 +9,24 @@ speedup: the SVD route's median over this one's. floor_gflop, floor_mb: the leas
 Gram matrix (its lower half, and one product to apply) and the bytes of reading the input and writing the output once.
 """
 
-import argparse
-import platform
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import common
+from benchmarks.common import Clock, Row
 from fastrdm.kernels.linalg.effective_rank import effective_rank
 from fastrdm.kernels.linalg.gram import gram
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 
 Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]  # (x, g) -> value, gradient
 Outcome = dict[str, tuple[list[float], tuple[Tensor, Tensor | None]]]  # provider -> times in ms, results
+FIELDS = ["task", "provider", "views", "rows", "width", "repeats", "clock", "ms", "p20", "p80", "speedup", "error"]
+FIELDS += ["floor_gflop", "floor_mb", *common.ENVIRONMENT]
 SHAPES = [(1, 256, 2048), (1, 512, 2048), (1, 2048, 512)]
 CUDA_SHAPES = [*SHAPES, (2, 512, 2048), (8, 512, 2048), (1, 4096, 2048)]
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -50,16 +50,25 @@ def features(views: int, rows: int, width: int, device: torch.device) -> Tensor:
     return (x / x.square().mean().sqrt()).to(device)
 
 
+def svd_weights(x: Tensor, kind: str, power: float | None, cutoff: float = 0.0) -> Tensor:
+    """V f(S) V^T (..., width, width) of x = U S V^T by a full SVD, the route of the authors' code.
+
+    Directions whose singular value is at most `cutoff` times the largest have weight 0; by default none are left out.
+    """
+    _, s, vh = torch.linalg.svd(x, full_matrices=False)
+    weights = s**power if power is not None else FUNCTIONS[kind](s)
+    if cutoff:
+        weights = torch.where(s > cutoff * s[..., :1], weights, 0.0)
+    w: Tensor = (vh.mT * weights.unsqueeze(-2)) @ vh
+    return w
+
+
 def by_svd(
     x: Tensor, g: Tensor, kind: str, power: float | None, side: str, exact: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The authors' route: a full SVD, W explicitly, x W and g W; W without directions below 1e-4 where `exact`."""
+    """x W and, online, g W, with W by a full SVD; `exact`: in float64, without directions below 1e-4."""
     x, g = (x.double(), g.double()) if exact else (x, g)
-    _, s, vh = torch.linalg.svd(x, full_matrices=False)
-    weights = s**power if power is not None else FUNCTIONS[kind](s)
-    if exact:
-        weights = torch.where(s > 1e-4 * s[..., :1], weights, 0.0)
-    w = (vh.mT * weights.unsqueeze(-2)) @ vh
+    w = svd_weights(x, kind, power, 1e-4 if exact else 0.0)
     return x @ w, g @ w if side == "online" else None
 
 
@@ -106,7 +115,7 @@ def filters(kind: str, power: float | None, side: str, cuda: bool) -> dict[str, 
     else:
         out["newton_schulz"] = partial(ours, **task, solver="newton_schulz")
     if cuda and power != 2:
-        out["ladder triton"] = partial(ours, **task, solver="newton_schulz", precision="fp16x3-triton")
+        out["newton_schulz triton"] = partial(ours, **task, solver="newton_schulz", precision="fp16x3-triton")
     return out
 
 
@@ -133,7 +142,7 @@ def gram_of(x: Tensor, g: Tensor, precision: str) -> tuple[Tensor, None]:
     return gram(x, center=True, normalize=True, precision=precision), None
 
 
-# what a monitor leaves on the main stream
+# What a monitor leaves on the main stream.
 GRAMS: dict[str, Call] = {name: partial(gram_of, precision=name) for name in ("fp32", "half", "fp16x3")}
 GRAMS_CUDA: dict[str, Call] = {name: partial(gram_of, precision=name) for name in ("half-triton", "fp16x3-triton")}
 
@@ -146,102 +155,90 @@ def row_error(got: Tensor, want: Tensor) -> float:
     return torch.stack((direction, length)).square().flatten(1).mean(-1).sqrt().max().item()
 
 
-def clock(call: Callable[[], object], cuda: bool, now: Callable[[], float]) -> float:
-    """Milliseconds of one call, finished on the device."""
-    if cuda:
-        torch.cuda.synchronize()
-    start = now()
-    call()
-    if cuda:
-        torch.cuda.synchronize()
-    return 1e3 * (now() - start)
-
-
-def compare(providers: dict[str, Call], x: Tensor, repeats: int, now: Callable[[], float]) -> Outcome:
-    """Times and results of each provider; one call of each in turn, so that what slows the machine slows all."""
-    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
+def compare(providers: Mapping[str, Call], x: Tensor, repeats: int, clock: Clock) -> Outcome:
+    """Times and results of each provider, in turns."""
+    g = random_like(x)
     results = {name: call(x, g) for name, call in providers.items()}  # also warms up
-    times: dict[str, list[float]] = {name: [] for name in providers}
-    for _ in range(repeats):
-        for name, call in providers.items():
-            times[name].append(clock(lambda call=call: call(x, g), x.is_cuda, now))  # type: ignore[misc]
+    times = common.in_turns({name: partial(call, x, g) for name, call in providers.items()}, repeats, clock, x.is_cuda)
     return {name: (times[name], results[name]) for name in providers}
 
 
-def rows_of(clock_name: str, task: str, outcome: Outcome, errors: dict[str, float], x: Tensor) -> Iterator[str]:
-    """One CSV row a provider."""
+def random_like(x: Tensor) -> Tensor:
+    """Standard normal numbers in the shape of x, the same in every call: the gradient that a filter receives."""
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
+
+
+def task_name(kind: str, power: float | None, side: str) -> str:
+    """The column `task` of a filter."""
+    return f"{kind if power is None else f'power {power:g}'} {'forward+backward' if side == 'online' else 'forward'}"
+
+
+def floors(task: str, x: Tensor) -> tuple[float, float]:
+    """GFLOP and MB that any route through the Gram matrix needs at least."""
     views, rows, width = x.shape
     n = min(rows, width)
-    passes = (
-        3 if "backward" in task else 1 if "forward" in task else 0
-    )  # products of n x n x d after half of the Gram's
+    # Products of n x n x d after half of the Gram matrix's.
+    passes = 3 if "backward" in task else 1 if "forward" in task else 0
     gflop = views * (rows * width * n + 2 * passes * rows * width * n) / 1e9
-    mb = views * rows * width * 4 * (1 + min(passes, 1) + (passes == 3) * 2) / 1e6
+    return gflop, views * rows * width * 4 * (1 + min(passes, 1) + (passes == 3) * 2) / 1e6
+
+
+def largest_error(task: str, result: tuple[Tensor, Tensor | None], exact: tuple[Tensor, Tensor | None]) -> float:
+    """The error of a provider's results against `exact`, as the module's docstring defines it."""
+    if task == "effective rank":
+        return (result[0].double() / exact[0] - 1).abs().max().item()
+    pairs = [(a, b) for a, b in zip(result, exact, strict=True) if a is not None and b is not None]
+    return max(row_error(a, b) for a, b in pairs)
+
+
+def rows_of(task: str, outcome: Outcome, exact: tuple[Tensor, Tensor | None], x: Tensor) -> Iterator[Row]:
+    """One row for each provider; the first one's median is what `speedup` refers to."""
+    views, rows, width = x.shape
+    gflop, mb = floors(task, x)
     first = statistics.median(next(iter(outcome.values()))[0])
-    for name, (times, _) in outcome.items():
-        p20, ms, p80 = (torch.tensor(times).quantile(q).item() for q in (0.2, 0.5, 0.8))
-        where = f"{views},{rows},{width},{len(times)},{clock_name}"
-        yield (
-            f"{task},{name},{where},{ms:.3f},{p20:.3f},{p80:.3f},{first / ms:.2f},"
-            f"{errors[name]:.1e},{gflop:.2f},{mb:.1f},{environment(x.device)}"
-        )
+    for name, (times, result) in outcome.items():
+        yield {
+            "task": task,
+            "provider": name,
+            "views": views,
+            "rows": rows,
+            "width": width,
+            "repeats": len(times),
+            **common.times(times, 3),
+            "speedup": f"{first / statistics.median(times):.2f}",
+            "error": f"{largest_error(task, result, exact):.1e}",
+            "floor_gflop": f"{gflop:.2f}",
+            "floor_mb": f"{mb:.1f}",
+        }
 
 
-def report(clock_name: str, task: str, outcome: Outcome, exact: tuple[Tensor, Tensor | None], x: Tensor) -> None:
-    """Print the rows of one task, with errors against `exact`."""
-    errors = {}
-    for name, (_, result) in outcome.items():
-        pairs = [(a, b) for a, b in zip(result, exact, strict=True) if a is not None and b is not None]
-        if task == "effective rank":
-            errors[name] = (result[0].double() / exact[0] - 1).abs().max().item()
-        else:
-            errors[name] = max(row_error(a, b) for a, b in pairs)
-    print(*rows_of(clock_name, task, outcome, errors, x), sep="\n", flush=True)
-
-
-def environment(device: torch.device) -> str:
-    """Device, threads, versions and commit, for the last columns."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        with open("/proc/cpuinfo") as file:
-            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        name = models[0] if models else platform.processor()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    return f"{name},{torch.get_num_threads()},{torch.__version__},{commit or 'unknown'}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--shapes", help="rows x width, as 256x2048,512x2048; default: those of the report")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    now = time.process_time if args.clock == "cpu" else time.perf_counter
-    shapes = CUDA_SHAPES if device.type == "cuda" else SHAPES
-    if args.shapes:
-        shapes = [(1, int(rows), int(width)) for rows, width in (shape.split("x") for shape in args.shapes.split(","))]
-    print(
-        "task,provider,views,rows,width,repeats,clock,ms,p20,p80,speedup,error,floor_gflop,floor_mb,device,threads,torch,commit"
-    )
+def rows(shapes: list[tuple[int, int, int]], device: torch.device, repeats: int, clock: Clock) -> Iterator[Row]:
+    """Rows of all tasks at all shapes."""
     for shape in shapes:
         x = features(*shape, device)
         for kind, power, side in TASKS:
-            name = kind if power is None else f"power {power:g}"
-            task = f"{name} {'forward+backward' if side == 'online' else 'forward'}"
-            outcome = compare(filters(kind, power, side, x.is_cuda), x, args.repeats, now)
-            g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(device)
-            report(args.clock, task, outcome, by_svd(x, g, kind, power, side, exact=True), x)
-        report(args.clock, "effective rank", compare(RANKS, x, args.repeats, now), rank_by_svd(x, x, torch.float64), x)
+            outcome = compare(filters(kind, power, side, x.is_cuda), x, repeats, clock)
+            exact = by_svd(x, random_like(x), kind, power, side, exact=True)
+            yield from rows_of(task_name(kind, power, side), outcome, exact, x)
+        yield from rows_of("effective rank", compare(RANKS, x, repeats, clock), rank_by_svd(x, x, torch.float64), x)
         if x.is_cuda:
-            report(
-                args.clock,
-                "gram",
-                compare({**GRAMS, **GRAMS_CUDA}, x, args.repeats, now),
-                gram_of(x.double(), x, "fp64"),
-                x,
-            )
+            outcome = compare({**GRAMS, **GRAMS_CUDA}, x, repeats, clock)
+            yield from rows_of("gram", outcome, gram_of(x.double(), x, "fp64"), x)
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--shapes", help="rows x width, as 256x2048,512x2048; default: those of the report")
+    parser.add_argument("--clock", choices=common.CLOCKS, default="wall")
+    args = parser.parse_args()
+    device = common.available_device()
+    shapes = CUDA_SHAPES if device.type == "cuda" else SHAPES
+    if args.shapes:
+        shapes = [(1, int(rows), int(width)) for rows, width in (shape.split("x") for shape in args.shapes.split(","))]
+    where = {"clock": args.clock, **common.environment(device)}
+    found = rows(shapes, device, args.repeats, common.CLOCKS[args.clock])
+    common.print_rows(FIELDS, ({**row, **where} for row in found))
 
 
 if __name__ == "__main__":

@@ -5,21 +5,21 @@
 ms, p20, p80: device time of one replay of a CUDA graph that holds the whole call (forward, or forward and backward),
 between two events, the L2 cache overwritten before each. eager_ms: the same call without a graph, with its launches.
 bar_ms: the aim; met: whether the median keeps it. svd_ms: one `torch.linalg.svd` call for all views and what the
-authors do with it; eigh64_ms: the solver of that name (batched float64 eigh); times_*: how many times slower they are
-(aims: 200 and 5, at two views of 512 x 2048). error: against the float64 SVD, as in bench_spectral.py; for the Gram
-matrices of the monitor the largest difference as a share of the largest entry.
+authors do with it; eigh_ms: the solver of that name (batched, float64); times_*: how many times slower they are
+(aims: 200 and 5, at two views of 512 x 2048). error: against the float64 SVD, as in benchmarks.kernels.spectral; for
+the Gram matrices of the monitor the largest difference as a share of the largest entry.
 """
 
-import argparse
 import statistics
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.spectral import by_svd, environment, features, ours, row_error
+from benchmarks import common
+from benchmarks.common import Row
+from benchmarks.kernels.spectral import by_svd, features, largest_error, ours, random_like, task_name
 from fastrdm.kernels.linalg.gram import gram
 
 Call = Callable[[], tuple[Tensor, Tensor | None]]
@@ -37,6 +37,8 @@ BARS: list[tuple[Shape, Task, float]] = [  # milliseconds a call
 ]
 MONITOR_BAR = 0.025  # milliseconds on the main stream: the Gram matrices; their spectra are taken elsewhere
 FLUSH_BYTES = 128 << 20  # more than the L2 cache holds
+FIELDS = ["task", "provider", "views", "rows", "width", "ms", "p20", "p80", "eager_ms", "bar_ms", "met"]
+FIELDS += ["svd_ms", "eigh_ms", "times_svd", "times_eigh", "error", *common.ENVIRONMENT]
 
 
 def graphed(call: Call) -> tuple[Callable[[], None], tuple[Tensor, Tensor | None]]:
@@ -69,70 +71,73 @@ def device_times(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def row(
-    name: str, shape: Shape, call: Call, bar: float, error: Callable[[Tensor, Tensor | None], float], slow: list[float]
-) -> str:
-    """One CSV row; `slow`: milliseconds of the SVD route and of eigh."""
+    shape: Shape,
+    call: Call,
+    bar: float,
+    error: Callable[[tuple[Tensor, Tensor | None]], float],
+    slower: dict[str, float],
+) -> dict[str, object]:
+    """One row without its names; `slower`: milliseconds of the SVD route and of eigh, where they are compared."""
     replay, results = graphed(call)
     times = device_times(replay, 50)
-    ms, p20, p80 = (torch.tensor(times).quantile(q).item() for q in (0.5, 0.2, 0.8))
-    eager = statistics.median(device_times(call, 10))
-    ratios = ",".join(f"{t:.3f}" for t in slow) + "," + ",".join(f"{t / ms:.1f}" for t in slow) if slow else ",,,"
-    where = ",".join(map(str, shape))
-    return (
-        f"{name},{where},{ms:.4f},{p20:.4f},{p80:.4f},{eager:.4f},{bar},{ms <= bar},{ratios},"
-        f"{error(*results):.1e},{environment(torch.device('cuda'))}"
-    )
+    ms = statistics.median(times)
+    return {
+        **dict(zip(("views", "rows", "width"), shape, strict=True)),
+        **common.times(times, 4),
+        "eager_ms": f"{statistics.median(device_times(call, 10)):.4f}",
+        "bar_ms": bar,
+        "met": ms <= bar,
+        **{f"{name}_ms": f"{t:.3f}" for name, t in slower.items()},
+        **{f"times_{name}": f"{t / ms:.1f}" for name, t in slower.items()},
+        "error": f"{error(results):.1e}",
+    }
 
 
-def filter_rows(shape: Shape, task: Task, bar: float) -> None:
-    """Print one row for the products of the library and one for the kernels."""
+def filter_rows(shape: Shape, task: Task, bar: float) -> Iterator[Row]:
+    """One row for the products of the library and one for the kernels."""
     kind, power, side = task
     x = features(*shape, torch.device("cuda"))
-    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
+    g = random_like(x)
     exact = by_svd(x, g, kind, power, side, exact=True)
-
-    def error(value: Tensor, grad: Tensor | None) -> float:
-        pairs = [(a, b) for a, b in zip((value, grad), exact, strict=True) if a is not None and b is not None]
-        return max(row_error(a, b) for a, b in pairs)
-
-    slow = [
-        statistics.median(device_times(partial(by_svd, x, g, kind, power, side), 3)),
-        statistics.median(device_times(partial(ours, x, g, kind, power, side, "eigh"), 5)),
-    ]
-    name = f"{kind if power is None else f'power {power:g}'} {'forward+backward' if side == 'online' else 'forward'}"
+    name = task_name(kind, power, side)
+    slower = {
+        "svd": statistics.median(device_times(partial(by_svd, x, g, kind, power, side), 3)),
+        "eigh": statistics.median(device_times(partial(ours, x, g, kind, power, side, "eigh"), 5)),
+    }
     solver = "gram_power" if power == 2 else "newton_schulz"
     for precision in ("fp16x3", "fp16x3-triton"):
         call = partial(ours, x, g, kind, power, side, solver, precision)
-        print(row(f"{name},{solver} {precision}", shape, call, bar, error, slow), flush=True)
+        found = row(shape, call, bar, lambda result: largest_error(name, result, exact), slower)
+        yield {"task": name, "provider": f"{solver} {precision}", **found}
 
 
-def monitor_rows() -> None:
-    """Print the rows of the monitor's share of the main stream."""
+def monitor_rows() -> Iterator[Row]:
+    """The monitor's share of the main stream."""
     x = features(*MONITORED, torch.device("cuda")).bfloat16()
     exact = gram(x.double(), center=True, normalize=True)
 
     def call(precision: str) -> tuple[Tensor, None]:
         return gram(x, center=True, normalize=True, precision=precision), None
 
-    def error(value: Tensor, grad: Tensor | None) -> float:
-        return ((value.double() - exact).abs().max() / exact.abs().max()).item()
+    def error(result: tuple[Tensor, Tensor | None]) -> float:
+        return ((result[0].double() - exact).abs().max() / exact.abs().max()).item()
 
     for precision in ("half", "half-triton"):
-        name = f"monitor of 8 matrices,gram {precision}"
-        print(row(name, MONITORED, partial(call, precision), MONITOR_BAR, error, []), flush=True)
+        found = row(MONITORED, partial(call, precision), MONITOR_BAR, error, {})
+        yield {"task": "monitor of 8 matrices", "provider": f"gram {precision}", **found}
+
+
+def rows() -> Iterator[Row]:
+    """All rows, the monitor's first."""
+    where = common.environment(torch.device("cuda"))
+    for found in (monitor_rows(), *(filter_rows(shape, task, bar) for shape, task, bar in BARS)):
+        yield from ({**row, **where} for row in found)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("spectral_bars.py needs a CUDA device: bench_spectral.py runs without one")
-    print(
-        "task,provider,views,rows,width,ms,p20,p80,eager_ms,bar_ms,met,svd_ms,eigh64_ms,times_svd,times_eigh64,"
-        "error,device,threads,torch,commit"
-    )
-    monitor_rows()
-    for shape, task, bar in BARS:
-        filter_rows(shape, task, bar)
+    common.parser(__doc__).parse_args()
+    common.require_cuda("benchmarks.kernels.spectral_bars")
+    common.print_rows(FIELDS, rows())
 
 
 if __name__ == "__main__":

@@ -11,25 +11,26 @@ levels of 255; torchvision v2 (on uint8) and Pillow get our parameters, kornia d
 so its row is the difference of the two means. floor: a copy of as many bytes as the crops and views have.
 """
 
-import argparse
 import statistics
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import kornia.augmentation as kornia
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.kernels.spectral import clock, environment
+from benchmarks import common
+from benchmarks.common import Clock, Row
 from benchmarks.loaders.pillow_view import pillow_view
-from fastrdm.kernels.augment.layout import ragged
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.kernels.augment.ragged import ragged
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.sources.decode import decode
 from fastrdm.loaders.spec import ViewSpec
@@ -39,14 +40,29 @@ TASKS = {
     "imagenet 224 px": (BYOL, replace(BYOL, blur=0.1, solarize=0.2)),
     "cifar10 32 px": (ViewSpec(), ViewSpec()),
 }
-LOOPS = ("torchvision v2", "Pillow")  # one image at a time, with our parameters
+FIELDS = [
+    "task",
+    "provider",
+    "views",
+    "repeats",
+    "ms",
+    "p20",
+    "p80",
+    "times_ours",
+    "mean_levels",
+    "max_levels",
+    "clock",
+]
+PACKAGES = ("torchvision", "kornia", "pillow")
+FIELDS += [*common.ENVIRONMENT, *PACKAGES]
 BARS = {"torchvision v2": 2.0, "Pillow": 4.0, "kornia": 20.0}  # mean levels; torchvision truncates on uint8
-LEAST = ("brightness", "contrast", "saturation")
+JITTERED = ("brightness", "contrast", "saturation")
+Call = Callable[[], list[Tensor]]
 
 
 @dataclass
 class Work:
-    """Images (H, W, 3) uint8, and of each view its spec and parameters (B, 16)."""
+    """Images (H, W, 3) uint8, and the spec and the drawn parameters (B, 16) of each view."""
 
     images: list[Tensor]
     specs: Sequence[ViewSpec]
@@ -54,12 +70,13 @@ class Work:
 
 
 def work_of(images: list[Tensor], specs: Sequence[ViewSpec]) -> Work:
+    """The images with parameters of epoch 0."""
     height, width = torch.tensor([image.shape[:2] for image in images]).unbind(1)
     index = torch.arange(len(images))
     return Work(images, specs, [sample_parameters(s, 0, 0, index, view, height, width) for view, s in enumerate(specs)])
 
 
-def by_ours(work: Work, name: str, device: torch.device) -> Callable[[], list[Tensor]]:
+def by_ours(work: Work, name: str, device: torch.device) -> Call:
     """Images and parameters lie on the device before the clock runs."""
     images = ragged(work.images).to(device)
     moved = [drawn.to(device) for drawn in work.drawn]
@@ -69,7 +86,9 @@ def by_ours(work: Work, name: str, device: torch.device) -> Callable[[], list[Te
 
 
 def torchvision_view(image: Tensor, row: list[float], spec: ViewSpec) -> Tensor:
-    """(3, S, S) of (3, H, W) uint8; uint8 up to the normalization, which is torchvision's fast way."""
+    """A view (3, S, S) of (3, H, W) uint8; uint8 up to the normalization, which is torchvision's fast way."""
+    from torchvision.transforms.v2 import functional as tv
+
     top, left, height, width = (int(value) for value in row[:4])
     mode = tv.InterpolationMode(spec.interpolation)
     x = tv.resized_crop(image, top, left, height, width, [spec.size] * 2, interpolation=mode, antialias=True)
@@ -82,14 +101,18 @@ def torchvision_view(image: Tensor, row: list[float], spec: ViewSpec) -> Tensor:
     x = tv.gaussian_blur(x, [spec.blur_kernel] * 2, [row[Column.BLUR]] * 2) if row[Column.BLUR] else x
     x = tv.solarize(x, spec.solarize_threshold) if row[Column.SOLARIZE] else x
     x = tv.horizontal_flip(x) if row[Column.FLIP] else x
-    return tv.normalize(tv.to_dtype(x, torch.float32, scale=True), spec.mean, spec.std)
+    view: Tensor = tv.normalize(tv.to_dtype(x, torch.float32, scale=True), spec.mean, spec.std)
+    return view
 
 
-def by_loop(work: Work, name: str) -> Callable[[], list[Tensor]]:
+def by_loop(work: Work, name: str) -> Call:
+    """One image at a time by Pillow or by torchvision, decoded before the clock runs."""
+    images: list[Any]
     if name == "Pillow":
-        images, view = [Image.fromarray(image.numpy()) for image in work.images], pillow_view
+        images = [Image.fromarray(image.numpy()) for image in work.images]
     else:
-        images, view = [image.permute(2, 0, 1).contiguous() for image in work.images], torchvision_view
+        images = [image.permute(2, 0, 1).contiguous() for image in work.images]
+    view: Callable[[Any, list[float], ViewSpec], Tensor] = pillow_view if name == "Pillow" else torchvision_view
     rows = [drawn.tolist() for drawn in work.drawn]
 
     def run() -> list[Tensor]:
@@ -99,8 +122,11 @@ def by_loop(work: Work, name: str) -> Callable[[], list[Tensor]]:
     return run
 
 
-def by_kornia(work: Work, device: torch.device) -> Callable[[], list[Tensor]]:
-    """Kornia's modules on one float batch: all images cut and filled to one size before the clock runs."""
+def by_kornia(work: Work, device: torch.device) -> Call:
+    """Kornia's modules on one float batch: all images are resized to one size before the clock runs."""
+    import kornia.augmentation as kornia
+    from torchvision.transforms.v2 import functional as tv
+
     height, width = (sorted(image.shape[side] for image in work.images)[len(work.images) // 2] for side in (0, 1))
     sized = [tv.resize(image.permute(2, 0, 1), [height, width], antialias=True) for image in work.images]
     x = torch.stack(sized).to(device).float().div_(255)
@@ -108,7 +134,7 @@ def by_kornia(work: Work, device: torch.device) -> Callable[[], list[Tensor]]:
     for s in work.specs:
         crop = kornia.RandomResizedCrop((s.size, s.size), s.scale, s.ratio, resample=s.interpolation.upper())
         parts = [crop, kornia.RandomHorizontalFlip(s.flip)]
-        parts.append(kornia.ColorJitter(*(getattr(s, name) for name in LEAST), s.hue, p=s.jitter))
+        parts.append(kornia.ColorJitter(*(getattr(s, name) for name in JITTERED), s.hue, p=s.jitter))
         parts.append(kornia.RandomGrayscale(p=s.grayscale))
         if s.blur > 0:
             parts.append(kornia.RandomGaussianBlur((s.blur_kernel,) * 2, s.blur_sigma, p=s.blur))
@@ -118,7 +144,7 @@ def by_kornia(work: Work, device: torch.device) -> Callable[[], list[Tensor]]:
     return lambda: [chain(x) for chain in chains]
 
 
-def by_copy(work: Work, device: torch.device) -> Callable[[], list[Tensor]]:
+def by_copy(work: Work, device: torch.device) -> Call:
     """Half of the bytes of crops and views, read and written: the least that any route moves."""
     crops = 3 * sum(int((drawn[:, Column.HEIGHT] * drawn[:, Column.WIDTH]).sum()) for drawn in work.drawn)
     views = sum(4 * 3 * spec.size**2 * len(work.images) for spec in work.specs)
@@ -126,11 +152,24 @@ def by_copy(work: Work, device: torch.device) -> Callable[[], list[Tensor]]:
     return lambda: [source.clone()]
 
 
-def providers(work: Work, device: torch.device) -> dict[str, Callable[[], list[Tensor]]]:
-    first, others = ("triton", ("reference",)) if device.type == "cuda" else ("cpu", ("reference",))
-    out = {f"ours {name}": by_ours(work, name, device) for name in (first, *others)}
-    out |= {name: by_loop(work, name) for name in LOOPS if device.type == "cpu"}
-    return out | {"kornia": by_kornia(work, device), "floor": by_copy(work, device)}
+def providers(work: Work, device: torch.device) -> dict[str, Call]:
+    """Our implementations, then what other packages do; a package that is missing is named on stderr and left out."""
+    made = {
+        f"ours {name}": by_ours(work, name, device)
+        for name in ("triton" if device.type == "cuda" else "cpu", "reference")
+    }
+    others: dict[str, tuple[str, Callable[[], Call]]] = {}
+    if device.type == "cpu":
+        others["torchvision v2"] = "torchvision", partial(by_loop, work, "torchvision v2")
+        others["Pillow"] = "torchvision", partial(by_loop, work, "Pillow")
+    others["kornia"] = "kornia", partial(by_kornia, work, device)
+    for name, (package, make) in others.items():
+        error = common.import_error(package)
+        if error:
+            print(f"{name}: skipped, {error}", file=sys.stderr)
+        else:
+            made[name] = make()
+    return {**made, "floor": by_copy(work, device)}
 
 
 def difference(name: str, work: Work, got: list[Tensor], wanted: list[Tensor]) -> tuple[float, float]:
@@ -146,42 +185,57 @@ def difference(name: str, work: Work, got: list[Tensor], wanted: list[Tensor]) -
     return mean, largest
 
 
-def rows_of(task: str, work: Work, repeats: int, now: Callable[[], float], device: torch.device) -> Iterator[str]:
+def rows_of(task: str, work: Work, repeats: int, clock: Clock, device: torch.device) -> Iterator[Row]:
+    """A row for each provider, after all of them were checked and timed."""
     calls, views = providers(work, device), len(work.images) * len(work.specs)
     wanted = by_ours(work, "reference", torch.device("cpu"))()
     errors = {name: difference(name, work, call(), wanted) for name, call in calls.items() if name != "floor"}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(clock(call, device.type == "cuda", now) / views)  # type: ignore[arg-type]
+    times = common.in_turns(calls, repeats, clock, device.type == "cuda")
     ours = statistics.median(next(iter(times.values())))
     for name, taken in times.items():
-        p20, ms, p80 = (torch.tensor(taken).quantile(q).item() for q in (0.2, 0.5, 0.8))
         mean, largest = errors.get(name, (0.0, 0.0))
-        yield f"{task},{name},{views},{repeats},{ms:.4f},{p20:.4f},{p80:.4f},{ms / ours:.2f},{mean:.2g},{largest:.2g}"
+        yield {
+            "task": task,
+            "provider": name,
+            "views": views,
+            "repeats": repeats,
+            **common.times([ms / views for ms in taken], 4),
+            "times_ours": f"{statistics.median(taken) / ours:.2f}",
+            "mean_levels": f"{mean:.2g}",
+            "max_levels": f"{largest:.2g}",
+        }
+
+
+def package_versions() -> Iterator[tuple[str, str]]:
+    """The columns PACKAGES; empty for a package that is not installed."""
+    for name in PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, ""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--imagenet", type=Path, required=True, help="folder of folders of JPEGs")
     parser.add_argument("--cifar", type=Path, required=True, help=".npy of (N, 32, 32, 3) uint8")
     parser.add_argument("--images", type=int, default=32, help="files, and eight times as many of CIFAR")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--clock", choices=common.CLOCKS, default="wall")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    now = time.process_time if args.clock == "cpu" else time.perf_counter
+    device, clock = common.available_device(), common.CLOCKS[args.clock]
     files = sorted(args.imagenet.glob("*/*.JPEG"))
     files = files[:: max(1, len(files) // args.images)][: args.images]
     photographs = [torch.from_numpy(decode(file.read_bytes(), file.name)) for file in files]
     small = list(torch.from_numpy(np.load(args.cifar, mmap_mode="r")[: 8 * args.images].copy()))
-    names = "provider,views,repeats,ms,p20,p80,times_ours,mean_levels,max_levels"
-    print(f"task,{names},clock,device,threads,torch,commit,torchvision,kornia,pillow")
-    others = ",".join(version(name) for name in ("torchvision", "kornia", "pillow"))
-    for (task, specs), images in zip(TASKS.items(), (photographs, small), strict=True):
-        for row in rows_of(task, work_of(images, specs), args.repeats, now, device):
-            print(f"{row},{args.clock},{environment(device)},{others}", flush=True)
+    where = {"clock": args.clock, **common.environment(device), **dict(package_versions())}
+    tasks = [
+        (task, work_of(images, specs))
+        for (task, specs), images in zip(TASKS.items(), (photographs, small), strict=True)
+    ]
+    rows = (row for task, work in tasks for row in rows_of(task, work, args.repeats, clock, device))
+    common.print_rows(FIELDS, ({**row, **where} for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,9 @@
-"""What bench_loader's contestants have in common, and those of its table of decoders."""
+"""What the contestants of benchmarks.loaders.throughput have in common, and those of its table of decoders."""
 
-import contextlib
 import io
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +12,6 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.native import NativeLoader
@@ -28,12 +22,10 @@ from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 BATCH = 250
 CHUNK = 16  # images a task of the plain loops, as of the engine
-LIBRARIES = ["nvidia-dali-cuda130", "ffcv", "simplejpeg", "opencv-python-headless", "pillow", "torchvision"]
-LIBRARIES += ["torchcodec", "kornia", "numpy", "torch"]
 
 
 class Setup(NamedTuple):
-    """What a contestant is given."""
+    """The data and the resources that every contestant gets."""
 
     folder: Path  # one folder of images a class, or CIFAR-10 as loader.root takes it
     packs: Path  # what is packed from it
@@ -46,31 +38,13 @@ Epoch = Callable[[], Batches]  # one more epoch
 
 
 class Contestant(NamedTuple):
-    """How it is made, whom its rate is compared with, and how far its views may be from the reference."""
+    """A way of loading: how it is built, and whom it is compared with."""
 
     build: Callable[[Setup], Epoch]
     plain: str
     bar: float | None = None  # levels of 255 in the mean; None: it makes no views that could be compared
     own: bool = False  # draws its own parameters, so that means and spreads of its views are compared
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Device, processor, its cores, versions and commit, for the last columns."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    versions = []
-    for library in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions.append(f"{library} {version(library)}")
-    here = Path(__file__).parent
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here).stdout
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": (names or [platform.processor()])[0],
-        "cores": os.cpu_count(),
-        "versions": " ".join(versions),
-        "commit": told.strip() or "unknown",
-    }
+    needs: tuple[str, ...] = ()  # modules that it imports beyond what fastrdm needs
 
 
 def paths_of(folder: Path) -> list[Path]:
@@ -79,28 +53,49 @@ def paths_of(folder: Path) -> list[Path]:
 
 
 def tensor(data: bytes) -> Tensor:
+    """The bytes as uint8."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def decoders() -> dict[str, Callable[[bytes], Any]]:
-    """Encoded bytes to RGB pixels, by every decoder that is installed."""
-    found: dict[str, Callable[[bytes], Any]] = {
-        "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "RGB"),
-        "pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
-        "torchvision": lambda data: decode_jpeg(tensor(data), ImageReadMode.RGB),
-    }
-    with contextlib.suppress(ImportError):
-        import cv2
+Decoder = Callable[[bytes], Any]  # encoded bytes to RGB pixels
 
-        cv2.setNumThreads(0)
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        found["opencv"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    with contextlib.suppress(ImportError, RuntimeError):
-        from torchcodec.decoders import ImageReadMode as Mode
-        from torchcodec.decoders import decode_jpeg as decode_by_codec
 
-        found["torchcodec"] = lambda data: decode_by_codec(tensor(data), mode=Mode.RGB)
-    return found
+def by_simplejpeg() -> Decoder:
+    return lambda data: simplejpeg.decode_jpeg(data, "RGB")
+
+
+def by_pillow() -> Decoder:
+    return lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def by_torchvision() -> Decoder:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return lambda data: decode_jpeg(tensor(data), ImageReadMode.RGB)
+
+
+def by_opencv() -> Decoder:
+    import cv2
+
+    cv2.setNumThreads(0)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def by_torchcodec() -> Decoder:
+    from torchcodec.decoders import ImageReadMode, decode_jpeg
+
+    return lambda data: decode_jpeg(tensor(data), mode=ImageReadMode.RGB)
+
+
+# What makes each decoder, and the module that it needs.
+DECODERS: dict[str, tuple[Callable[[], Decoder], tuple[str, ...]]] = {
+    "simplejpeg": (by_simplejpeg, ()),
+    "pillow": (by_pillow, ()),
+    "torchvision": (by_torchvision, ("torchvision",)),
+    "opencv": (by_opencv, ("cv2",)),
+    "torchcodec": (by_torchcodec, ("torchcodec.decoders",)),
+}
 
 
 def in_threads(work: Callable[[int], Any], count: int, workers: int) -> Epoch:
@@ -121,12 +116,12 @@ def in_threads(work: Callable[[int], Any], count: int, workers: int) -> Epoch:
 
 def loop(name: str, setup: Setup) -> Epoch:
     """Read a file, decode it, drop the result."""
-    paths, decode = paths_of(setup.folder), decoders()[name]
+    paths, decode = paths_of(setup.folder), DECODERS[name][0]()
     return in_threads(lambda k: decode(paths[k].read_bytes()), len(paths), setup.workers)
 
 
 def kept(setup: Setup) -> Epoch:
-    """The same, with the images of two batches held, as the engine does."""
+    """Read a file, decode it by simplejpeg, and hold the images of two batches, as the engine does."""
     paths, held = paths_of(setup.folder), [None] * 2 * BATCH
 
     def work(k: int) -> None:
@@ -157,7 +152,8 @@ def copies(setup: Setup, private: bool) -> Epoch:
     """Each square once in random order to a batch, from the mapped shards or from memory of our own."""
     raw = PackedSource(setup.packs / "raw")
     mapped = [np.load(path, mmap_mode="r") for path in raw.paths]
-    rows = [(raw.shards[k], (raw.offset[k] - mapped[raw.shards[k]].offset) // raw.length[k]) for k in range(len(raw))]
+    starts = [mapped[raw.shards[k]].offset for k in range(len(raw))]
+    rows = [(raw.shards[k], (raw.offset[k] - starts[k]) // raw.length[k]) for k in range(len(raw))]
     shards = [np.asarray(shard) for shard in mapped]
     order, batch = np.random.default_rng(0).permutation(len(raw)), np.zeros((len(raw), 256, 256, 3), np.uint8)
     memory = np.concatenate(shards) if private else None
@@ -175,7 +171,9 @@ def copies(setup: Setup, private: bool) -> Epoch:
 def decode_table() -> dict[str, Contestant]:
     """Files to decoded images."""
     plain, copied = "loop simplejpeg", "copy from the mapped shards"
-    table = {f"loop {name}": Contestant(partial(loop, name), plain) for name in decoders()}
+    table = {
+        f"loop {name}": Contestant(partial(loop, name), plain, needs=needs) for name, (_, needs) in DECODERS.items()
+    }
     table["loop simplejpeg kept"] = Contestant(kept, plain)
     table["engine files"] = Contestant(partial(decoded, "folder", ""), plain)
     table["engine packed jpeg"] = Contestant(partial(decoded, "packed", "jpeg"), plain)

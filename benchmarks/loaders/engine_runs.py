@@ -12,8 +12,6 @@ One row a finished run in results/loader_engines.csv; rows that are there are no
 after so many runs.
 """
 
-import argparse
-import csv
 import json
 import os
 import subprocess
@@ -25,12 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.loaders.contestants import environment
+from benchmarks import common
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig
 
-HERE = Path(__file__).parent
 ENGINES = {"cifar10": ("native", "resident", "dali", "ffcv"), "photos": ("native", "dali", "ffcv")}
 RECIPES = {
     "cifar10": ["cifar10/cpu.yaml", "train.length=10ep", "encoder.width=16", "loader.subset=null"],
@@ -39,14 +36,14 @@ RECIPES = {
 IMAGES, TESTED = 2000, 1000  # of CIFAR-10
 LAST_ANIMAL = "n02655020"  # of ImageNet's 1,000 classes in the order of their numbers; things follow
 EVERY = 5  # steps between two lines of the log
-FIGURES = {"start": f"loss at step {EVERY}", "loss": f"loss, mean of the last {EVERY} lines", "knn": "k-NN, trained"}
-FIGURES |= {"knn_random": "k-NN, random encoder"}
-FIELDS = ["task", "engine", "seed", *FIGURES, "cpu_seconds", "cpu", "cores", "versions", "commit"]
+METRICS = {"start": f"loss at step {EVERY}", "loss": f"loss, mean of the last {EVERY} lines", "knn": "k-NN, trained"}
+METRICS |= {"knn_random": "k-NN, random encoder"}
+FIELDS = ["task", "engine", "seed", *METRICS, "cpu_seconds", "cpu", "cores", "versions", "commit"]
 ALIKE = 3.0  # standard errors of a difference of two means
 
 
 def arrays(root: str, out: Path) -> None:
-    """The subset, by class, as arrays in out/arrays and as files in out/files."""
+    """The subset, sorted by class, as arrays in out/arrays and as files in out/files."""
     (out / "arrays").mkdir(parents=True)
     for split, count, folder in (("train", IMAGES, "train"), ("test", TESTED, "val")):
         source = open_source(LoaderConfig(source="cifar10", root=root), split)  # type: ignore[arg-type]
@@ -107,11 +104,11 @@ def run(task: str, engine: str, seed: int, data: Path, work: Path) -> dict[str, 
     summary = json.loads((folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    figures = {"start": losses[0], "loss": mean(losses[-EVERY:]), "knn": summary["knn"]}
-    figures["knn_random"] = summary["knn_random_encoder"]
+    metrics = {"start": losses[0], "loss": mean(losses[-EVERY:]), "knn": summary["knn"]}
+    metrics["knn_random"] = summary["knn_random_encoder"]
     return (
         {"task": task, "engine": engine, "seed": seed}
-        | {key: round(value, 5) for key, value in figures.items()}
+        | {key: round(value, 5) for key, value in metrics.items()}
         | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime)}
     )
 
@@ -120,19 +117,19 @@ def comparison(rows: list[dict[str, str]], task: str) -> list[str]:
     """Lines of Markdown: each engine's means and spreads, and which differ from native's by more than chance."""
     mine = {engine: [r for r in rows if (r["task"], r["engine"]) == (task, engine)] for engine in ENGINES[task]}
     mine = {engine: found for engine, found in mine.items() if len(found) > 1}
-    heads = ["engine", "seeds", *FIGURES.values(), "CPU seconds a run"]
+    heads = ["engine", "seeds", *METRICS.values(), "CPU seconds a run"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     apart = []
     for engine, found in mine.items():
         cells = [engine, str(len(found))]
-        for key in FIGURES:
+        for key in METRICS:
             values = [float(r[key]) for r in found]
             percent = 100 if key.startswith("knn") else 1
             unit, digits = (" %", 1) if percent > 1 else ("", 4)
             cells.append(f"{percent * mean(values):.{digits}f} ± {percent * stdev(values):.{digits}f}{unit}")
             gap = abs(mean(values) - mean(float(r[key]) for r in mine["native"]))
             if gap > ALIKE * error(mine, key):
-                apart.append(f"{engine} in {FIGURES[key]}")
+                apart.append(f"{engine} in {METRICS[key]}")
         cells.append(f"{mean(int(r['cpu_seconds']) for r in found):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     told = f"They differ: {', '.join(apart)}." if apart else "No engine differs from native."
@@ -170,31 +167,27 @@ So short a training learns next to nothing: the runs show that the engines feed 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--cifar", help="folder of CIFAR-10")
     parser.add_argument("--imagenet", help="folder of folders of ImageNet's files")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most", type=int, default=1000, help="runs of this call")
     parser.add_argument("--work", type=Path, default=Path("runs/loader_engines"), help="folder of data and runs")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and records/")
+    parser.add_argument("--out", type=Path, default=common.FOLDER, help="folder of results/ and records/")
     args = parser.parse_args()
     table, page = args.out / "results" / "loader_engines.csv", args.out / "records" / "loader_engines.md"
     for folder in (args.work, table.parent, page.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(table.open())) if table.exists() else []
-    known = {(r["task"], r["engine"], int(r["seed"])) for r in rows}
+    known = {(r["task"], r["engine"], int(r["seed"])) for r in common.read_rows(table)}
     roots = {"cifar10": args.cifar, "photos": args.imagenet}
     wanted = [(t, e, s) for s in range(args.seeds) for t in ENGINES if roots[t] for e in ENGINES[t]]
-    with table.open("a", newline="", buffering=1) as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n", extrasaction="ignore")
-        if not rows:
-            writer.writeheader()
+    machine = common.machine(torch.device("cpu"))
+    with common.added_rows(table, FIELDS) as writer:
         for task, engine, seed in [job for job in wanted if job not in known][: args.most]:
             row = run(task, engine, seed, prepare(task, roots[task], args.work), args.work)
-            writer.writerow(row | environment(torch.device("cpu")))
+            writer.writerow({**row, **machine})
             print(row, flush=True)
-    rows = list(csv.DictReader(table.open()))
-    page.write_text(record(rows))
+    page.write_text(record(common.read_rows(table)))
     print(page.read_text())
 
 

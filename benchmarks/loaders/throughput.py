@@ -7,10 +7,11 @@
 decode: files to decoded images of their own sizes. The engine's part before any view is cut, from the files, from a
 packed folder of them (jpeg), and from one of 256 px squares (raw), against plain loops over as many threads: read a
 file, call a decoder, drop the result, or keep those of two batches as the engine does; and against copies of the
-squares, each image eight times. views: files to finished batches of two 224 px views (bench_augment's). memory:
-CIFAR-10 held in memory to two views of 32 px. FOLDER holds one folder of images a class, CIFAR is what loader.root
-takes. Everybody gets our order and our parameters, but for DALI's own operators, which draw theirs, and the order of
-kornia's jitter. A contestant has a process of its own with `workers` threads or child processes.
+squares, each image eight times. views: files to finished batches of two 224 px views, those of
+benchmarks.loaders.augment. memory: CIFAR-10 held in memory to two views of 32 px. FOLDER holds one folder of images a
+class, CIFAR is what loader.root takes. Everybody gets our order and our parameters, but for DALI's own operators, which
+draw theirs, and the order of kornia's jitter. A contestant has a process of its own with `workers` threads or child
+processes.
 
 first: images a second of the first epoch, making the loader included (files lie in the page cache). rate, p20, p80: of
 the epochs after it, median and percentiles over rounds; of a GPU where device is one. views: of finished views.
@@ -24,7 +25,6 @@ With --out, contestants that have a row there are not run again, and --minutes e
 --plain compares with another contestant, as in `views FOLDER --only DALI --plain "native files"`.
 """
 
-import argparse
 import contextlib
 import csv
 import multiprocessing as mp
@@ -44,8 +44,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.loaders.contestants import Contestant, Epoch, Setup, decode_table, environment
-from benchmarks.loaders.views import EPOCH, LARGE, SMALL, cifar, installed, memory_table, views_table
+from benchmarks import common
+from benchmarks.loaders.contestants import Contestant, Epoch, Setup, decode_table
+from benchmarks.loaders.views import EPOCH, LARGE, SMALL, cifar, memory_table, views_table
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.packing import pack
@@ -54,7 +55,7 @@ from fastrdm.loaders.sources.folder import FolderSource
 TABLES = {"decode": decode_table, "views": views_table, "memory": memory_table}
 FIELDS = ["contestant", "workers", "rounds", "first", "rate", "p20", "p80", "views", "cpu_ms", "core", "core_views"]
 FIELDS += ["mib", "levels", "plain", "times", "times_p20", "times_p80", "times_core"]
-FIELDS += ["device", "cpu", "cores", "versions", "commit"]
+FIELDS += common.MACHINE
 CHECKED = 64  # images of the first batch
 
 
@@ -185,14 +186,28 @@ def measured(name: str, entry: Contestant, child: Child, plain: Child, rounds: i
         reference = plain.rates(least)
         both.append((child.rates(least) if child is not plain else reference, reference))
     rates, references = np.array(both).transpose(1, 0, 2)
-    p20, rate, p80 = np.quantile(rates[:, 0], (0.2, 0.5, 0.8))
-    low, times, high = np.quantile(rates[:, 0] / references[:, 0], (0.2, 0.5, 0.8))
+    p20, rate, p80 = common.percentiles(rates[:, 0])
+    low, times, high = common.percentiles(rates[:, 0] / references[:, 0])
     core, times_core = np.median(rates[:, 1]), np.median(rates[:, 1] / references[:, 1])
-    values = name, rounds, f"{child.first:.0f}", f"{rate:.0f}", f"{p20:.0f}", f"{p80:.0f}", f"{rate * child.views:.0f}"
-    values += f"{1e3 / core:.3f}", f"{core:.0f}", f"{core * child.views:.0f}", f"{child.mib:.0f}"
-    values += f"{child.levels:.2f}" if entry.bar is not None else "", entry.plain, f"{times:.3f}"
-    values += f"{low:.3f}", f"{high:.3f}", f"{times_core:.3f}"
-    return dict(zip([field for field in FIELDS if field != "workers"], values, strict=False))
+    return {
+        "contestant": name,
+        "rounds": rounds,
+        "first": f"{child.first:.0f}",
+        "rate": f"{rate:.0f}",
+        "p20": f"{p20:.0f}",
+        "p80": f"{p80:.0f}",
+        "views": f"{rate * child.views:.0f}",
+        "cpu_ms": f"{1e3 / core:.3f}",
+        "core": f"{core:.0f}",
+        "core_views": f"{core * child.views:.0f}",
+        "mib": f"{child.mib:.0f}",
+        "levels": f"{child.levels:.2f}" if entry.bar is not None else "",
+        "plain": entry.plain,
+        "times": f"{times:.3f}",
+        "times_p20": f"{low:.3f}",
+        "times_p80": f"{high:.3f}",
+        "times_core": f"{times_core:.3f}",
+    }
 
 
 def prepare(table: str, folder: Path, packs: Path) -> None:
@@ -200,7 +215,7 @@ def prepare(table: str, folder: Path, packs: Path) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         if table != "memory":
             pack.main([str(folder), f"{packs}/jpeg", "--mode", "jpeg"])
-        if table == "views" and installed("ffcv"):
+        if table == "views" and common.import_error("ffcv") is None:
             pack.main([str(folder), f"{packs}/beton", "--format", "beton", "--workers", "1"])
         if table == "decode":
             (packs / "many").mkdir()
@@ -237,36 +252,43 @@ def run(
         plain.end()
 
 
+def wanted(entries: dict[str, Contestant], only: list[str] | None) -> list[str]:
+    """Names of the contestants that are asked for and can run; what cannot is named on stderr with the reason."""
+    names = [name for name in entries if not only or any(word in name for word in only)]
+    errors = {name: common.import_error(*entries[name].needs, *entries[entries[name].plain].needs) for name in names}
+    for name, error in errors.items():
+        if error:
+            print(f"{name}: skipped, {error}", file=sys.stderr)
+    return [name for name in names if errors[name] is None]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="or workers")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads or workers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="least time of a contestant in a round")
     parser.add_argument("--only", nargs="+", help="words of contestants' names")
     parser.add_argument("--plain", help="the contestant to compare with, in place of each table's own")
     parser.add_argument("--out", type=Path, help="CSV that rows are added to")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no contestant is begun after these")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=common.available_device().type)
     args = parser.parse_args()
-    until, where = time.monotonic() + 60 * args.minutes, environment(torch.device(args.device))
-    known = list(csv.DictReader(args.out.open())) if args.out and args.out.exists() else []
+    until, where = time.monotonic() + 60 * args.minutes, common.machine(torch.device(args.device))
+    known = common.read_rows(args.out) if args.out else []
     done = {(row["contestant"], row["workers"], row["plain"], row["device"]) for row in known}
     entries = table_of(args.table, args.plain)
-    writers = [csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")]
+    chosen = wanted(entries, args.only)
+    writers: list[csv.DictWriter[Any]] = [csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")]
     writers[0].writeheader()
     with contextlib.ExitStack() as stack:
         if args.out:
-            file = stack.enter_context(args.out.open("a", buffering=1))
-            writers.append(csv.DictWriter(file, FIELDS, lineterminator="\n"))
-            if not known:
-                writers[1].writeheader()
+            writers.append(stack.enter_context(common.added_rows(args.out, FIELDS)))
         packs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         prepare(args.table, args.folder, packs)
         for workers in args.threads:
-            wanted = {n: e for n, e in entries.items() if not args.only or any(word in n for word in args.only)}
-            names = [n for n, e in wanted.items() if (n, str(workers), e.plain, where["device"]) not in done]
+            names = [n for n in chosen if (n, str(workers), entries[n].plain, where["device"]) not in done]
             setup = Setup(args.folder, packs, workers, torch.device(args.device))
             for row in run(args.table, args.plain, setup, names, args.rounds, args.seconds, until):
                 for writer in writers:

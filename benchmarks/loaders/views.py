@@ -1,9 +1,8 @@
-"""The contestants of bench_loader that make finished batches of two views: our engines, floors, other libraries."""
+"""Contestants of benchmarks.loaders.throughput that make finished batches of two views: engines, floors, others."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.loaders.augment import BARS, TASKS, torchvision_view
-from benchmarks.loaders.contestants import Batches, Contestant, Epoch, Setup, in_threads, paths_of, tensor
+from benchmarks.loaders.contestants import Batches, Contestant, Epoch, Setup, by_torchvision, in_threads, paths_of
 from benchmarks.loaders.pillow_view import pillow_view
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.sources.open import open_source
@@ -48,10 +47,11 @@ def ours(engine: Engine, source: str, mode: str, views: tuple[ViewSpec, ...], se
         engine=engine,
         subset=SUBSET if source == "cifar10" else None,
     )
-    loader = build_loader(config, open_source(config, "train"), seed=0, device=setup.device)
+    images = open_source(config, "train")
+    loader = build_loader(config, images, seed=0, device=setup.device)
 
     def epoch() -> Batches:
-        loader.load_state_dict({"epoch": EPOCH, "position": start(loader.samples)})
+        loader.load_state_dict({"epoch": EPOCH, "position": start(len(images))})
         for batch in loader:
             yield batch.views, batch.index
 
@@ -59,7 +59,7 @@ def ours(engine: Engine, source: str, mode: str, views: tuple[ViewSpec, ...], se
 
 
 def start(samples: int) -> int:
-    """How many images of the order are passed over."""
+    """Position in the order from which an epoch is timed, so that IMAGES are left, or the whole of a SUBSET."""
     return 0 if samples == SUBSET else max(0, samples - IMAGES)
 
 
@@ -84,8 +84,9 @@ class Images(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         if self.library == "kornia":
             return self._decoded(number), number
+        view: Callable[[Any, list[float], ViewSpec], Tensor]
         view = pillow_view if self.library == "Pillow" else torchvision_view
-        image = self._pillow(number) if self.library == "Pillow" else self._planes(number)
+        image: Any = self._pillow(number) if self.library == "Pillow" else self._planes(number)
         made = (view(image, d[number].tolist(), s) for d, s in zip(self.drawn, self.views, strict=True))
         return *made, number
 
@@ -97,7 +98,8 @@ class Images(Dataset[Any]):
     def _planes(self, number: int) -> Tensor:
         if self.pixels is not None:
             return torch.from_numpy(self.pixels[number]).permute(2, 0, 1).contiguous()
-        return decode_jpeg(tensor(self.paths[number].read_bytes()), ImageReadMode.RGB)
+        planes: Tensor = by_torchvision()(self.paths[number].read_bytes())
+        return planes
 
     def _decoded(self, number: int) -> Any:
         if self.pixels is not None:
@@ -232,29 +234,30 @@ def floor(views: Sequence[ViewSpec], copied: bool, setup: Setup) -> Epoch:
     return in_threads(work, len(order), setup.workers)
 
 
-def installed(*modules: str) -> bool:
-    """Whether packages are there."""
-    try:
-        return all(find_spec(module) is not None for module in modules)
-    except ModuleNotFoundError:  # not even the package above it
-        return False
-
-
 def others(views: tuple[ViewSpec, ...]) -> dict[str, Contestant]:
     """Other libraries."""
     table = {
-        f"DataLoader {library}": Contestant(partial(by_loader, library, views), PLAIN, BARS[library])
+        f"DataLoader {library}": Contestant(
+            partial(by_loader, library, views), PLAIN, BARS[library], needs=("torchvision",)
+        )
         for library in ("torchvision v2", "Pillow")
     }
-    if installed("kornia"):
-        table["DataLoader kornia"] = Contestant(partial(by_kornia, views), PLAIN, KORNIA_BAR)
+    table["DataLoader kornia"] = Contestant(partial(by_kornia, views), PLAIN, KORNIA_BAR, needs=("kornia",))
     return table
 
 
+def by_dali(setup: Setup) -> Epoch:
+    """A pipeline of DALI's own operators."""
+    from benchmarks.loaders import dali_contestant
+
+    return dali_contestant.by_dali(LARGE, BATCH, IMAGES, setup)
+
+
 def contestant(engine: Engine, source: str, mode: str, views: tuple[ViewSpec, ...]) -> Contestant:
-    """One of our engines."""
+    """One of our engines, with the package that it needs."""
     bar = None if engine == "synthetic" else ENGINE_BARS.get(engine, 0.2)
-    return Contestant(partial(ours, engine, source, mode, views), PLAIN, bar)
+    needs = {"dali": ("nvidia.dali",), "ffcv": ("ffcv",)}.get(engine, ())
+    return Contestant(partial(ours, engine, source, mode, views), PLAIN, bar, needs=needs)
 
 
 def views_table() -> dict[str, Contestant]:
@@ -262,15 +265,9 @@ def views_table() -> dict[str, Contestant]:
     table = others(LARGE)
     table["native files"] = contestant("native", "folder", "", LARGE)
     table["native packed jpeg"] = contestant("native", "packed", "jpeg", LARGE)
-    if installed("nvidia.dali"):
-        from benchmarks.loaders.dali_contestant import by_dali
-
-        table["DALI files"] = contestant("dali", "folder", "", LARGE)
-        table["DALI, its own operators"] = Contestant(
-            partial(by_dali, LARGE, BATCH, IMAGES), PLAIN, BARS["kornia"], own=True
-        )
-    if installed("ffcv"):
-        table["ffcv beton"] = contestant("ffcv", "packed", "beton", LARGE)
+    table["DALI files"] = contestant("dali", "folder", "", LARGE)
+    table["DALI, its own operators"] = Contestant(by_dali, PLAIN, BARS["kornia"], own=True, needs=("nvidia.dali",))
+    table["ffcv beton"] = contestant("ffcv", "packed", "beton", LARGE)
     table["synthetic"] = contestant("synthetic", "folder", "", LARGE)
     table["floor: decoding"] = Contestant(partial(floor, LARGE, False), PLAIN)
     table["floor: decoding and a copy"] = Contestant(partial(floor, LARGE, True), PLAIN)
@@ -280,9 +277,8 @@ def views_table() -> dict[str, Contestant]:
 def memory_table() -> dict[str, Contestant]:
     """CIFAR-10 in memory to two views of 32 px."""
     table = others(SMALL)
-    engines: list[tuple[str, Engine]] = [("resident", "resident"), ("native", "native")]
-    engines += [("DALI", "dali")] if installed("nvidia.dali") else []
-    for name, engine in (*engines, ("synthetic", "synthetic")):
-        table[name] = contestant(engine, "cifar10", "", SMALL)  # type: ignore[arg-type]
+    engines: dict[str, Engine] = {"resident": "resident", "native": "native", "DALI": "dali", "synthetic": "synthetic"}
+    for name, engine in engines.items():
+        table[name] = contestant(engine, "cifar10", "", SMALL)
     table["floor: a copy"] = Contestant(partial(floor, SMALL, True), PLAIN)
     return table

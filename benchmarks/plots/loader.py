@@ -1,91 +1,94 @@
-"""Rates of bench_loader's tables as bars: python -m benchmarks.plots.loader CSV... > docs/loader.svg
+"""Draw the rates of benchmarks.loaders.throughput as bars.
 
-A panel a file, of its largest number of workers: the rate over that of DataLoader with torchvision in the same rounds,
-a stroke from the 20th to the 80th percentile over rounds, a ring for the ratio by processor time; at the right images a
-second.
+    python -m benchmarks.plots.loader docs/loader.svg benchmarks/results/loader_views.csv \\
+        benchmarks/results/loader_memory.csv
+
+A panel for each file, of its largest number of workers: the rate over that of DataLoader with torchvision in the same
+rounds, a stroke from the 20th to the 80th percentile over rounds, a ring for the ratio by processor time. The numbers
+at the right are images a second.
 """
 
-import csv
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from fastrdm.report.svg.axes import Axis, Scale
-from fastrdm.report.svg.line_chart import GRAYSCALE, GRID, PALETTE, text
+from benchmarks import common
+from benchmarks.plots import style
 
-LEFT, RIGHT, WIDTH = 190, 60, 640
-TOP, ROW, FOOT = 44, 22, 48
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 TITLES = {
     "loader_views": "ImageNet's files to two views of 224 px",
-    "loader_memory": "CIFAR-10 in memory to two of 32 px",
+    "loader_memory": "CIFAR-10 in memory to two views of 32 px",
 }
 OURS = ("native", "resident", "DALI files", "DALI packed", "DALI", "ffcv")
-KEYS = ("times", "times_p20", "times_p80", "times_core")
 LEAVE_OUT = ("synthetic",)  # it makes nothing: its rate would squeeze all others
+LEGEND = "blue: engines of fastrdm; orange: others; gray: floors\nstroke: spread over rounds; ring: by processor time"
+
+
+class Table(NamedTuple):
+    """The rows of one panel."""
+
+    title: str
+    rows: list[dict[str, str]]
 
 
 def color(name: str) -> str:
-    """Engines of fastrdm, other pipelines, floors."""
+    """The color of an engine of fastrdm, of another pipeline, or of a floor."""
     if name.startswith("floor"):
-        return GRAYSCALE
-    return PALETTE[0] if name.startswith(OURS) and "own" not in name else PALETTE[1]
+        return style.GRAY
+    return style.COLORS[0] if name.startswith(OURS) and "own" not in name else style.COLORS[1]
 
 
-def panel(rows: list[dict[str, str]], title: str, top: float) -> list[str]:
-    """The bars of one table, fastest first."""
-    rows = sorted(rows, key=lambda row: -float(row["times"]))
-    values = [float(row[key]) for row in rows for key in KEYS]
-    across = Scale(Axis(f"times the rate of {rows[0]['plain']}", limits=(0.0,)), values, LEFT, WIDTH - RIGHT)
-    bottom = top + TOP + ROW * len(rows)
-    out = [text(8, top + 18, title), text(WIDTH - 6, top + 36, "images/s", "end", GRAYSCALE)]
-    for value in across.ticks:
-        x = across(value)
-        out.append(f'<path d="M{x:.1f} {top + TOP - 6}V{bottom}" stroke="{GRID}"/>')
-        out.append(text(x, bottom + 15, across.text(value), "middle"))
-    for number, row in enumerate(rows):
-        middle = top + TOP + ROW * (number + 0.5)
-        end, low, high, core = (across(float(row[key])) for key in KEYS)
-        shade, wide = color(row["contestant"]), end - LEFT
-        out.append(text(LEFT - 8, middle + 4, row["contestant"], "end"))
-        out.append(
-            f'<rect x="{LEFT}" y="{middle - 7:.1f}" width="{wide:.1f}" height="14" fill="{shade}" opacity="0.75"/>'
-        )
-        out.append(f'<path d="M{low:.1f} {middle:.1f}H{high:.1f}" stroke="#000" stroke-width="2"/>')
-        out.append(f'<circle cx="{core:.1f}" cy="{middle:.1f}" r="3.5" fill="#fff" stroke="#000"/>')
-        out.append(text(WIDTH - 6, middle + 4, f"{float(row['rate']):,.0f}", "end"))
-    out.append(text((LEFT + WIDTH - RIGHT) / 2, bottom + 32, across.axis.label, "middle"))
-    return out
-
-
-def drawing(tables: list[tuple[str, list[dict[str, str]]]]) -> str:
-    """The whole SVG."""
-    parts, top = list[str](), 0.0
-    for title, rows in tables:
-        parts += panel(rows, title, top)
-        top += TOP + ROW * len(rows) + FOOT
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 24:.0f}" role="img" '
-    head += 'font-family="system-ui, Helvetica, Arial, sans-serif" font-size="11"><title>Rates of loading</title>'
-    words = "blue: engines of fastrdm; orange: others; grayscale: floors; stroke: spread; ring: by processor time"
-    return "\n".join(
-        [head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, text(8, top + 12, words), "</svg>"]
-    )
-
-
-def tables_of(path: Path) -> list[tuple[str, list[dict[str, str]]]]:
-    """Title and rows of the largest number of workers in a file."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row["contestant"].startswith(LEAVE_OUT)]
+def table_of(path: Path) -> Table:
+    """The rows of a file with the largest number of workers, fastest first."""
+    rows = [row for row in common.read_rows(path) if not row["contestant"].startswith(LEAVE_OUT)]
     workers = max(int(row["workers"]) for row in rows)
     chosen = [row for row in rows if int(row["workers"]) == workers and row["plain"] == rows[0]["plain"]]
-    where = (
-        f"{chosen[0]['cpu']}, {workers} of {chosen[0]['cores']} cores"
-        if chosen[0]["device"] == "cpu"
-        else chosen[0]["device"]
-    )
-    return [(f"{TITLES.get(path.stem, path.stem)}: {where}", chosen)]
+    first = chosen[0]
+    where = f"{first['cpu']}, {workers} of {first['cores']} cores" if first["device"] == "cpu" else first["device"]
+    ordered = sorted(chosen, key=lambda row: -float(row["times"]))
+    return Table(f"{TITLES.get(path.stem, path.stem)}: {where}", ordered)
+
+
+def panel(axes: "Axes", table: Table) -> None:
+    """Draw the bars of one table."""
+    for place, row in enumerate(table.rows):
+        times, low, high, core = (float(row[key]) for key in ("times", "times_p20", "times_p80", "times_core"))
+        axes.barh(place, times, height=0.65, color=color(row["contestant"]), alpha=0.75)
+        axes.plot([low, high], [place, place], color="black", zorder=3)
+        axes.plot(core, place, "o", color="black", markerfacecolor="white", markersize=5, zorder=4)
+        axes.text(
+            1.11, place, f"{float(row['rate']):,.0f}", transform=axes.get_yaxis_transform(), ha="right", va="center"
+        )
+    axes.text(1.11, -0.9, "images/s", transform=axes.get_yaxis_transform(), ha="right", va="center", color=style.GRAY)
+    axes.set_yticks(range(len(table.rows)), [row["contestant"] for row in table.rows])
+    axes.set_ylim(len(table.rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", steps=[1, 2, 5, 10])
+    axes.set(title=table.title, xlabel=f"times the rate of {table.rows[0]['plain']}")
+
+
+def drawing(tables: Sequence[Table]) -> str:
+    """The picture as SVG."""
+    counts = [len(table.rows) for table in tables]
+    with style.settings():
+        height = sum(1.0 + 0.26 * count for count in counts) + 0.3
+        figure, panels = style.subplots(7.2, height, len(tables), gridspec_kw={"height_ratios": counts})
+        for axes, table in zip(panels, tables, strict=True):
+            panel(axes, table)
+        figure.supxlabel(LEGEND, fontsize=9)
+        return style.svg(figure)
 
 
 def main() -> None:
-    print(drawing([table for path in sys.argv[1:] for table in tables_of(Path(path))]))
+    parser = common.parser(__doc__)
+    parser.add_argument("out", type=Path, help="SVG to write")
+    parser.add_argument("tables", type=Path, nargs="+", metavar="CSV")
+    args = parser.parse_args()
+    common.require_packages("matplotlib")
+    args.out.write_text(drawing([table_of(path) for path in args.tables]))
 
 
 if __name__ == "__main__":

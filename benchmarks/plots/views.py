@@ -6,17 +6,17 @@ Rows: 8 cuts of scikit-learn's two photographs. First column: the image. Then bo
 two blurred ones; of each pair the left is ours and the right torchvision's. Prints their largest difference.
 """
 
-import argparse
 from dataclasses import replace
 
 import torch
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
+from benchmarks import common
 from fastrdm.config.run_config import load
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.kernels.augment.layout import Column
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.spec import ViewSpec
 
@@ -37,12 +37,13 @@ def specs() -> dict[str, ViewSpec]:
     views = {f"{name} {n}": view for name in PRESETS for n, view in enumerate(load([f"preset={name}"]).loader.views)}
     byol = ViewSpec(scale=(0.08, 1.0), saturation=0.2, blur=1.0)
     views |= {"blurred 0": byol, "blurred 1": replace(byol, blur=0.1, solarize=0.2)}
-    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return {name: replace(view, size=SIDE, **plain) for name, view in views.items()}
+    return {name: replace(view, size=SIDE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) for name, view in views.items()}
 
 
 def by_torchvision(image: Tensor, row: Tensor, spec: ViewSpec) -> Tensor:
     """View (3, S, S) in [0, 1] of (H, W, 3) uint8 and its parameters (16,)."""
+    from torchvision.transforms.v2 import functional as tv
+
     top, left, height, width = row[:4].int().tolist()
     x, mode = image.permute(2, 0, 1).float().div(255), tv.InterpolationMode(spec.interpolation)
     x = tv.resized_crop(x, top, left, height, width, [spec.size] * 2, interpolation=mode, antialias=True).clamp(0, 1)
@@ -52,13 +53,15 @@ def by_torchvision(image: Tensor, row: Tensor, spec: ViewSpec) -> Tensor:
     x = tv.rgb_to_grayscale(x, 3) if row[Column.GRAYSCALE] else x
     x = tv.gaussian_blur(x, [spec.blur_kernel] * 2, [row[Column.BLUR].item()] * 2) if row[Column.BLUR] else x
     x = tv.solarize(x, spec.solarize_threshold / 255) if row[Column.SOLARIZE] else x
-    return tv.horizontal_flip(x) if row[Column.FLIP] else x
+    view: Tensor = tv.horizontal_flip(x) if row[Column.FLIP] else x
+    return view
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("out", help="picture to write")
     args = parser.parse_args()
+    common.require_packages("torchvision")
     images, wide = pictures(), 2 * (SIDE + GAP) + 3 * GAP
     sheet = Image.new("RGB", (SIDE + 3 * GAP + wide * len(specs()), HEAD + (SIDE + GAP) * len(images)), "white")
     draw, worst = ImageDraw.Draw(sheet), 0.0

@@ -6,15 +6,14 @@
 
 Takes what `fastrdm train` takes. real: the configuration's loader and training step, monitor as configured. synthetic:
 the same with loader.engine=synthetic, noise that lies on the device. reference: torch's DataLoader over Pillow views
-with our parameters, and bench_step's reference step. Blocks of steps in turn, so that what slows the machine slows all,
-after a pause in which loaders fill their queues: else one's workers would slow the next one's steps.
+with our parameters, and the reference step of benchmarks.training.step. Blocks of steps in turn, so that what slows the
+machine slows all, after a pause in which loaders fill their queues: else one's workers would slow the next one's steps.
 
 ms, p20, p80: a step with its loading, median over blocks. to_synthetic: the synthetic median over this one's, 1 is
 best. to_reference: the reference's over this one's. data_wait: share of the time in which the device waits for a batch,
 between two events in its queue; on a CPU the host.
 """
 
-import argparse
 import io
 import statistics
 import time
@@ -26,7 +25,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.kernels.spectral import environment
+from benchmarks import common
+from benchmarks.common import Row
 from benchmarks.loaders.pillow_view import pillow_view
 from benchmarks.training.step import reference_step
 from fastrdm.config import run_config
@@ -37,8 +37,9 @@ from fastrdm.loaders.spec import Batch, LoaderConfig
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.trainer import Trainer
 
-HEAD = "preset,encoder,source,engine,batch,precision,compile,capture,contestant,blocks,steps,ms,p20,p80"
-HEAD += ",images_per_second,to_synthetic,to_reference,data_wait,device,threads,torch,commit"
+FIELDS = ["preset", "encoder", "source", "engine", "batch", "precision", "compile", "capture", "contestant"]
+FIELDS += ["blocks", "steps", "ms", "p20", "p80", "images_per_second", "to_synthetic", "to_reference", "data_wait"]
+FIELDS += common.ENVIRONMENT
 
 
 class Timed(NamedTuple):
@@ -76,7 +77,7 @@ def forever(trainer: Trainer) -> Iterator[Batch]:
 
 
 def reference_batches(trainer: Trainer) -> Iterator[Batch]:
-    """The same for the DataLoader."""
+    """Batches of the DataLoader, epoch after epoch, moved to the trainer's device."""
     c, device = trainer.settings.loader, trainer.processes.device
     data, workers = Pictures(trainer.source, c), c.workers or 2
     for epoch in count():
@@ -87,7 +88,7 @@ def reference_batches(trainer: Trainer) -> Iterator[Batch]:
 
 
 def monitored(trainer: Trainer, batch: Batch) -> None:
-    """A step as the trainer's loop has it."""
+    """A training step with the losses and the monitor that the trainer's loop feeds."""
     output = trainer.train_step(batch)
     trainer.step += 1
     trainer.losses.add(output.loss, trainer.step)
@@ -110,7 +111,7 @@ def block(trainer: Trainer, batches: Iterator[Batch], step: Callable[[Batch], ob
 
 
 def contestants(settings: Sequence[str], steps: int) -> dict[str, Callable[[], Timed]]:
-    """A block of each."""
+    """For each contestant a function that runs and times one block of steps."""
     real = Trainer(run_config.load(settings))
     noise = Trainer(run_config.load([*settings, "loader.engine=synthetic"]))
     plain = Trainer(
@@ -124,42 +125,57 @@ def contestants(settings: Sequence[str], steps: int) -> dict[str, Callable[[], T
     }
 
 
-def rows(settings: Sequence[str], blocks: int, steps: int, pause: float) -> Iterator[str]:
-    c, blocks_of = run_config.load(settings), contestants(settings, steps)
-    found: dict[str, list[Timed]] = {name: [] for name in blocks_of}
-    for number in range(-1, blocks):  # the first round warms up
-        for name, run in blocks_of.items():
+def timed_blocks(settings: Sequence[str], blocks: int, steps: int, pause: float) -> dict[str, list[Timed]]:
+    """The blocks of every contestant, in turns; a first round that warms up is not counted."""
+    runs = contestants(settings, steps)
+    found: dict[str, list[Timed]] = {name: [] for name in runs}
+    for number in range(-1, blocks):
+        for name, run in runs.items():
             time.sleep(pause)
             timed = run()
             if number >= 0:
                 found[name].append(timed)
+    return found
+
+
+def rows(settings: Sequence[str], blocks: int, steps: int, pause: float) -> Iterator[Row]:
+    """A row for each contestant, after all of them were timed."""
+    c, found = run_config.load(settings), timed_blocks(settings, blocks, steps, pause)
     median = {name: 1e3 * statistics.median(t.whole for t in timed) / steps for name, timed in found.items()}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    environment = common.environment(common.available_device())
+    engines = {"real": c.loader.engine, "synthetic": "synthetic", "reference": "DataLoader"}
     for name, timed in found.items():
-        engine = {"real": c.loader.engine, "synthetic": "synthetic", "reference": "DataLoader"}[name]
-        ours = name != "reference"
-        made = ",".join("yes" if chosen and ours else "no" for chosen in (c.train.compile, c.train.capture))
-        where = f"{c.preset},{c.encoder.name},{c.loader.source},{engine},{c.loader.batch_size},{c.train.precision}"
-        p20, ms, p80 = (
-            torch.tensor([1e3 * t.whole / steps for t in timed]).quantile(q).item() for q in (0.2, 0.5, 0.8)
-        )
-        wait = sum(t.waited for t in timed) / sum(t.whole for t in timed)
-        yield (
-            f"{where},{made},{name},{blocks},{steps},{ms:.2f},{p20:.2f},{p80:.2f},"
-            f"{1e3 * c.loader.batch_size / ms:.1f},{median['synthetic'] / ms:.3f},{median['reference'] / ms:.3f},"
-            f"{wait:.3f},{environment(device)}"
-        )
+        ours, ms = name != "reference", median[name]
+        yield {
+            "preset": c.preset,
+            "encoder": c.encoder.name,
+            "source": c.loader.source,
+            "engine": engines[name],
+            "batch": c.loader.batch_size,
+            "precision": c.train.precision,
+            "compile": "yes" if c.train.compile and ours else "no",
+            "capture": "yes" if c.train.capture and ours else "no",
+            "contestant": name,
+            "blocks": blocks,
+            "steps": steps,
+            **common.times([1e3 * t.whole / steps for t in timed], 2),
+            "images_per_second": f"{1e3 * c.loader.batch_size / ms:.1f}",
+            "to_synthetic": f"{median['synthetic'] / ms:.3f}",
+            "to_reference": f"{median['reference'] / ms:.3f}",
+            "data_wait": f"{sum(t.waited for t in timed) / sum(t.whole for t in timed):.3f}",
+            **environment,
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml a.b=c")
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="of a block")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
     parser.add_argument("--pause", type=float, default=3.0, help="seconds before a block")
     args = parser.parse_intermixed_args(arguments)
-    print(HEAD)
-    print(*rows(args.settings, args.blocks, args.steps, args.pause), sep="\n", flush=True)
+    common.require_packages("torchvision")
+    common.print_rows(FIELDS, rows(args.settings, args.blocks, args.steps, args.pause))
 
 
 if __name__ == "__main__":

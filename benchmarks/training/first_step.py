@@ -8,37 +8,45 @@ included) to the first step's end on the device. graphs: what the run says of th
 reading of a data set are not in it.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
+from benchmarks import common
+from benchmarks.common import Row
 
-from benchmarks.kernels.spectral import environment
-
-TRAIN = Path(__file__).parents[1] / "fastrdm" / "train.py"
-HEAD = "cache,preset,encoder,size,batch,precision,compile,capture,seconds,graphs,device,threads,torch,commit"
+TRAIN = common.ROOT / "fastrdm" / "train.py"
+FIELDS = ["cache", "preset", "encoder", "size", "batch", "precision", "compile", "capture", "seconds", "graphs"]
+FIELDS += common.ENVIRONMENT
 
 
 def first_step(cache: Path, run: Path, settings: Sequence[str]) -> tuple[float, str]:
-    """Seconds, and what the run says of the cache."""
+    """Seconds to the end of the first step, and what the run says of the cache."""
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
     command = [sys.executable, str(TRAIN), *settings, f"run={run}"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     (told,) = (line for line in done.stdout.splitlines() if line.startswith("first step: "))
-    figures = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return next(f["seconds_to_first_step"] for f in figures if "seconds_to_first_step" in f), told.partition("; ")[2]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = next(line["seconds_to_first_step"] for line in lines if "seconds_to_first_step" in line)
+    return seconds, told.partition("; ")[2]
+
+
+def rows(settings: Sequence[str], where: Row) -> Iterator[Row]:
+    """One row with the empty cache, one with the cache that the first run filled."""
+    with tempfile.TemporaryDirectory() as folder:
+        for cache in ("cold", "warm"):
+            seconds, graphs = first_step(Path(folder), Path(folder) / cache, settings)
+            yield {"cache": cache, "seconds": f"{seconds:.1f}", "graphs": graphs, **where}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--preset", default="simsiam")
     parser.add_argument("--encoder", default="resnet_small")
     parser.add_argument("--size", type=int, default=32, help="px")
@@ -53,13 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings += [f"train.precision={args.precision}", f"train.compile={str(args.compile == 'yes').lower()}"]
     settings += [f"train.capture={str(args.capture == 'yes').lower()}", "loader.engine=synthetic", "loader.subset=null"]
     settings += ["train.length=1st", "optim.warmup=0st", "evaluate.baselines=false", "log.report=false"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(HEAD)
-    with tempfile.TemporaryDirectory() as folder:
-        for cache in ("cold", "warm"):
-            seconds, graphs = first_step(Path(folder), Path(folder) / cache, [*settings, *args.settings])
-            what = f"{cache},{args.preset},{args.encoder},{args.size},{args.batch},{args.precision},{args.compile}"
-            print(f"{what},{args.capture},{seconds:.1f},{graphs},{environment(device)}", flush=True)
+    named = ("preset", "encoder", "size", "batch", "precision", "compile", "capture")
+    where = {name: getattr(args, name) for name in named} | common.environment(common.available_device())
+    common.print_rows(FIELDS, rows([*settings, *args.settings], where))
 
 
 if __name__ == "__main__":

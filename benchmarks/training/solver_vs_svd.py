@@ -1,15 +1,14 @@
-"""Train RDM-SimSiam with SVD filters, with eigh and with the ladder; do the loss curves differ more than by chance?
+"""Train RDM-SimSiam with SVD filters, eigh and newton_schulz; do the loss curves differ more than by chance?
 
-    python -m benchmarks.training.solver_vs_svd --root data/cifar10 > benchmarks/results/ladder_vs_svd.csv
+    python -m benchmarks.training.solver_vs_svd --root data/cifar10 > benchmarks/results/solver_vs_svd.csv
 
 --root holds train.images.npy, uint8 (N, 32, 32, 3). Five SVD runs start from weights that differ by 1e-6, relative;
 their smallest and largest loss at each step are the envelope. One more run for each of our solvers starts from the
 weights of the first. Prints each step's losses, and to stderr the distances from the mean of the SVD runs.
 """
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from benchmarks import common
+from benchmarks.common import Row
+from benchmarks.kernels.spectral import svd_weights
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 
 Filter = Callable[[Tensor], Tensor]
@@ -25,10 +27,12 @@ SETTINGS: dict[str, tuple[str, float | None, str]] = {
     "target -0.5": ("power", -0.5, "target"),
 }
 SVD_RUNS, BATCH, WIDTH = 5, 128, 256
+SOLVERS = ("eigh", "newton_schulz")
+FIELDS = ["setting", "step", *(f"svd{i}" for i in range(SVD_RUNS)), *SOLVERS]
 
 
 def network() -> nn.Sequential:
-    """A small convolutional encoder and SimSiam's projector, (B, 3, 32, 32) -> (B, WIDTH), columns standardised."""
+    """A small convolutional encoder and SimSiam's projector, (B, 3, 32, 32) -> (B, WIDTH), columns standardized."""
 
     def block(inside: int, outside: int) -> list[nn.Module]:
         return [nn.Conv2d(inside, outside, 3, 2, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
@@ -48,12 +52,11 @@ def network() -> nn.Sequential:
 
 
 def svd_filter(kind: str, power: float | None, side: str) -> Filter:
-    """The authors' route: a float32 SVD and W as a constant."""
+    """The authors' filter: W from a float32 SVD, as a constant."""
 
     def apply(x: Tensor) -> Tensor:
         with torch.no_grad():
-            _, s, vh = torch.linalg.svd(x, full_matrices=False)
-            w = (vh.mT * (s.log1p() if power is None else s**power)) @ vh
+            w = svd_weights(x, kind, power)
         out: Tensor = (x if side == "online" else x.detach()) @ w
         return out
 
@@ -61,6 +64,7 @@ def svd_filter(kind: str, power: float | None, side: str) -> Filter:
 
 
 def own_filter(kind: str, power: float | None, side: str, solver: str) -> Filter:
+    """This package's filter with one of its solvers."""
     return lambda x: spectral_filter(x, kind, power, side=side, solver=solver)  # type: ignore[arg-type]
 
 
@@ -103,7 +107,7 @@ def train(images: Tensor, steps: int, nudge: int, transform: Filter, side: str) 
 
 
 def verdict(setting: str, svd: Tensor, ours: dict[str, list[float]]) -> None:
-    """How far a run strays from the mean of the SVD runs, at most over steps: ours against each of theirs."""
+    """Print to stderr how far ours stray from the mean of the SVD runs, and how far an SVD run does from the others."""
     others = svd.sum(0)
     theirs = max((run - (others - run) / (len(svd) - 1)).abs().max().item() for run in svd)
     for name, losses in ours.items():
@@ -115,22 +119,23 @@ def verdict(setting: str, svd: Tensor, ours: dict[str, list[float]]) -> None:
         print(f"  {inside:.0%} of its steps lie in the envelope, by chance {chance:.0%}", file=sys.stderr)
 
 
+def rows(images: Tensor, steps: int) -> Iterator[Row]:
+    """The losses of every step; the verdict on each setting goes to stderr."""
+    for setting, (kind, power, side) in SETTINGS.items():
+        svd = [train(images, steps, i, svd_filter(kind, power, side), side) for i in range(SVD_RUNS)]
+        ours = {solver: train(images, steps, 0, own_filter(kind, power, side, solver), side) for solver in SOLVERS}
+        for step, losses in enumerate(zip(*svd, *ours.values(), strict=True)):
+            yield dict(zip(FIELDS, (setting, step, *(f"{loss:.7f}" for loss in losses)), strict=True))
+        verdict(setting, torch.tensor(svd, dtype=torch.float64), ours)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     images = torch.from_numpy(np.load(args.root / "train.images.npy")).permute(0, 3, 1, 2)
-    print("setting,step," + ",".join([f"svd{i}" for i in range(SVD_RUNS)] + ["eigh", "newton_schulz"]))
-    for setting, (kind, power, side) in SETTINGS.items():
-        svd = [train(images, args.steps, i, svd_filter(kind, power, side), side) for i in range(SVD_RUNS)]
-        ours = {
-            solver: train(images, args.steps, 0, own_filter(kind, power, side, solver), side)
-            for solver in ("eigh", "newton_schulz")
-        }
-        for step, values in enumerate(zip(*svd, *ours.values(), strict=True)):
-            print(f"{setting},{step}," + ",".join(f"{value:.7f}" for value in values))
-        verdict(setting, torch.tensor(svd, dtype=torch.float64), ours)
+    common.print_rows(FIELDS, rows(images, args.steps))
 
 
 if __name__ == "__main__":

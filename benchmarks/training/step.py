@@ -9,7 +9,7 @@
 All contestants of a preset take one step each in turn, on noise that lies on the device. step: the trainer's, whole.
 ceiling: the same encoder passes alone, forward and backward for the online network, forward for an EMA target, compiled
 and captured as the step is. reference: as the authors' codes do it: eager, NCHW, a pass for each view, filters by
-torch.linalg.svd; the same precision, optimiser and batch. svd: the step, its filters by torch.linalg.svd (presets with
+torch.linalg.svd; the same precision, optimizer and batch. svd: the step, its filters by torch.linalg.svd (presets with
 filters; not captured). base, only where it is asked for: the step of the method that a preset varies. Under torchrun:
 the steps of all processes together, --optimize-ddp as torch.compile takes it.
 
@@ -22,7 +22,6 @@ device at most, CUDA only; without the ceiling, which shares the step's weights.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -34,21 +33,23 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.spectral import FUNCTIONS, clock, environment
+from benchmarks import common
+from benchmarks.common import Row
+from benchmarks.kernels.spectral import svd_weights
 from fastrdm.config import run_config
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.cuda_graph import Captured, recorder
 from fastrdm.loaders.spec import Batch
-from fastrdm.methods import transform as online
+from fastrdm.methods import spectral_filter
 from fastrdm.methods.dual_branch import Network
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.runtime import distributed
 from fastrdm.trainer import Trainer
 
-HEAD = "preset,encoder,width,stem,size,crops,views,batch,precision,compile,capture,processes,optimize_ddp,contestant"
-HEAD += ",repeats,clock,ms,p20,p80,images_per_second,gflops,to_ceiling,to_reference,to_svd,to_base,peak_mb"
-HEAD += ",device,threads,torch,commit"
+FIELDS = ["preset", "encoder", "width", "stem", "size", "crops", "views", "batch", "precision", "compile", "capture"]
+FIELDS += ["processes", "optimize_ddp", "contestant", "repeats", "clock", "ms", "p20", "p80", "images_per_second"]
+FIELDS += ["gflops", "to_ceiling", "to_reference", "to_svd", "to_base", "peak_mb", *common.ENVIRONMENT]
 COMPARED = ("ceiling", "reference", "svd", "base")
 CONTESTANTS = ("step", *COMPARED)
 BASES = {"swav_target": "swav", "dino_online": "dino", "simsiam_target": "simsiam"}  # and what begins with rdm_
@@ -61,7 +62,7 @@ def base_of(preset: str) -> str | None:
 
 
 def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: bool, *more: str) -> Trainer:
-    """A trainer on noise; a short queue, which is full from the first step on, where the preset has one."""
+    """A trainer on noise. A preset's queue is made so short that it is full from the first step on."""
     resnet = "/" not in args.encoder
     settings = [f"preset={preset}", f"encoder.name={args.encoder}", f"train.precision={args.precision}"]
     settings += [f"encoder.width={args.width if resnet else 'null'}"]
@@ -81,6 +82,8 @@ def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: 
 
 
 def whole_step(trainer: Trainer, batch: Batch) -> Step:
+    """The trainer's step on one batch."""
+
     def step() -> None:
         trainer.train_step(batch)
         trainer.step += 1
@@ -122,9 +125,7 @@ def svd_filter(
 ) -> Tensor:
     """The authors' filter: W from a full SVD, without gradient."""
     with torch.no_grad():
-        _, s, vh = torch.linalg.svd(x if basis is None else basis, full_matrices=False)
-        weights = s**power if power is not None else FUNCTIONS[kind](s)
-        w = (vh.mT * weights.unsqueeze(-2)) @ vh
+        w = svd_weights(x if basis is None else basis, kind, power)
     return x @ w if side == "online" else x.detach() @ w
 
 
@@ -132,7 +133,7 @@ def by_svd(step: Step) -> Step:
     """The step, its filters by the SVD."""
 
     def patched() -> None:
-        with patch.object(online, "spectral_filter", svd_filter):
+        with patch.object(spectral_filter, "spectral_filter", svd_filter):
             step()
 
     return patched
@@ -145,6 +146,7 @@ def one_by_one(network: Network, views: list[Tensor]) -> Tensor:
 
 
 def reference_step(trainer: Trainer, batch: Batch) -> Step:
+    """A step as the authors' codes do it: a pass for each view and filters by the SVD."""
     for network in filter(None, (trainer.method.online, trainer.method.target)):
         network._encode = MethodType(one_by_one, network)  # type: ignore[method-assign]
     plain = Batch(tuple(view.contiguous() for view in batch.views), batch.index, batch.label)
@@ -152,7 +154,7 @@ def reference_step(trainer: Trainer, batch: Batch) -> Step:
 
 
 def contestants(preset: str, args: argparse.Namespace, ours: Trainer) -> dict[str, Callable[[], Step]]:
-    """What makes each of them."""
+    """Builders of the contestants that were asked for and that the preset has."""
     batch, compiled, captured = next(iter(ours.loader)), args.compile == "yes", args.capture == "yes"
 
     def another(name: str, captured: bool) -> Step:
@@ -186,48 +188,63 @@ def warmed_up(makers: dict[str, Callable[[], Step]], cuda: bool, steps: int) -> 
     return made, memory
 
 
-def rows(preset: str, args: argparse.Namespace, device: torch.device, now: Callable[[], float]) -> Iterator[str]:
+def rows(preset: str, args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """The rows of one preset; none on processes other than the main one."""
     torch.compiler.reset()  # else the presets would count as recompilations of one function
-    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else 0
     ours = trainer_of(preset, args, args.compile == "yes", args.capture == "yes")
-    weights = (torch.cuda.memory_allocated() - before) / 1e6 if device.type == "cuda" else 0.0
-    steps, memory = warmed_up(contestants(preset, args, ours), device.type == "cuda", 3 + 3 * (args.capture == "yes"))
+    weights = (torch.cuda.memory_allocated() - before) / 1e6 if cuda else 0.0
+    steps, memory = warmed_up(contestants(preset, args, ours), cuda, 3 + 3 * (args.capture == "yes"))
     if memory.get("step"):
         memory["step"] = f"{float(memory['step']) + weights:.0f}"
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.repeats):
-        for name, step in steps.items():
-            times[name].append(clock(step, device.type == "cuda", now))
+    times = common.in_turns(steps, args.repeats, common.CLOCKS[args.clock], cuda)
     if not ours.processes.main:
         return
-    flops = ours.utilization.step_flops(0)
+    flops, environment = ours.utilization.step_flops(0), common.environment(device)
     for name, taken in times.items():
-        p20, ms, p80 = (torch.tensor(taken).quantile(q).item() for q in (0.2, 0.5, 0.8))
-        ratios = ",".join(f"{ratio(times[other], taken):.3f}" if other in times else "" for other in COMPARED)
-        rate = "" if name in ("ceiling", "base") else f"{flops / ms / 1e6:.1f}"
-        yield (
-            f"{where(preset, name, args, ours)},{args.repeats},{args.clock},{ms:.2f},{p20:.2f},{p80:.2f},"
-            f"{1e3 * args.batch / ms:.1f},{rate},{ratios},{memory[name]},{environment(device)}"
-        )
+        ms = statistics.median(taken)
+        yield {
+            **named(preset, name, args, ours),
+            **common.times(taken, 2),
+            "images_per_second": f"{1e3 * args.batch / ms:.1f}",
+            "gflops": "" if name in ("ceiling", "base") else f"{flops / ms / 1e6:.1f}",
+            **{f"to_{other}": f"{ratio(times[other], taken):.3f}" for other in COMPARED if other in times},
+            "peak_mb": memory[name],
+            **environment,
+        }
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median over turns."""
+    """Median of the ratio over turns."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def where(preset: str, contestant: str, args: argparse.Namespace, ours: Trainer) -> str:
-    """The columns that say what was timed."""
+def named(preset: str, contestant: str, args: argparse.Namespace, ours: Trainer) -> dict[str, object]:
+    """The columns that say what was timed, and how."""
     resnet, world = "/" not in args.encoder, ours.processes.world
-    told = [preset, args.encoder, args.width if resnet else "", args.stem if resnet else "", args.size]
-    told += [f"{args.crops}x{args.crop_size}" if args.crops else "", len(ours.settings.loader.views), args.batch]
-    told += [args.precision, "no" if contestant == "reference" else args.compile]
-    told += ["no" if contestant in ("reference", "svd") else args.capture]
-    return ",".join(map(str, [*told, world, args.optimize_ddp if world > 1 else "", contestant]))
+    return {
+        "preset": preset,
+        "encoder": args.encoder,
+        "width": args.width if resnet else "",
+        "stem": args.stem if resnet else "",
+        "size": args.size,
+        "crops": f"{args.crops}x{args.crop_size}" if args.crops else "",
+        "views": len(ours.settings.loader.views),
+        "batch": args.batch,
+        "precision": args.precision,
+        "compile": "no" if contestant == "reference" else args.compile,
+        "capture": "no" if contestant in ("reference", "svd") else args.capture,
+        "processes": world,
+        "optimize_ddp": args.optimize_ddp if world > 1 else "",
+        "contestant": contestant,
+        "repeats": args.repeats,
+        "clock": args.clock,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS, metavar="PRESET")
     parser.add_argument("--contestants", nargs="+", default=CONTESTANTS[:4], choices=CONTESTANTS, metavar="CONTESTANT")
     parser.add_argument("--encoder", default="resnet_small", help="or timm/NAME")
@@ -242,23 +259,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--capture", default="no", choices=["no", "yes"], help="as CUDA graphs")
     parser.add_argument("--optimize-ddp", default="ddp_optimizer", choices=["ddp_optimizer", "no_optimization"])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--clock", choices=common.CLOCKS, default="wall")
     parser.add_argument("--no-head", action="store_true", help="rows for a table that has its first line")
     parser.add_argument("--settings", nargs="*", default=[], metavar="a.b=c", help="more of fastrdm train's settings")
     args = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = common.available_device()
     if args.capture == "yes" and device.type == "cpu":
         parser.error("--capture yes needs a CUDA device")
     if device.type == "cpu":
         torch.set_num_threads(1)
     torch._dynamo.config.optimize_ddp = args.optimize_ddp
-    now = time.process_time if args.clock == "cpu" else time.perf_counter
-    main_process = distributed.start().main
-    if main_process and not args.no_head:
-        print(HEAD)
-    for preset in args.presets:
-        for row in rows(preset, args, device, now):
-            print(row, flush=True)
+    head = distributed.start().main and not args.no_head
+    common.print_rows(FIELDS, (row for preset in args.presets for row in rows(preset, args, device)), head)
     distributed.stop()
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
@@ -17,15 +18,16 @@ from fastrdm.monitoring.moments import unit_rows
 # of images, resampled as wholes: the deviation of a figure is then known to about a tenth, and the images of a batch,
 # which share its statistics and its filter, stay together for the most part
 GROUPS = 50
-BODY, HELD = 0.99, 0.9999  # shares of the variance: directions of a filter's verdict, and of its curve (as published)
-AT_ONCE = 2**24  # numbers in the moments of replicates that are solved together
-SAME = 6  # decimals of ln ratio beyond which two directions count as passed alike
-TOP = 512  # leading eigenvectors in the published alignment, or all where there are fewer
-NORMAL = 1.96  # of the normal distribution, two-sided 95 %
+# shares of the variance: directions of a filter's verdict, and of its curve (as published)
+BODY_ENERGY, CURVE_ENERGY = 0.99, 0.9999
+SOLVED_TOGETHER = 2**24  # numbers in the moments of replicates that are solved together
+RATIO_DECIMALS = 6  # decimals of ln ratio beyond which two directions count as passed alike
+PUBLISHED_DIRECTIONS = 512  # leading eigenvectors in the published alignment, or all where there are fewer
+NORMAL = float(ndtri(0.975))  # of the normal distribution, two-sided 95 %
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % bootstrap interval over images; a biased figure may lie outside its interval."""
+    """A metric and its 95 % bootstrap interval over images. A biased metric may lie outside its interval."""
 
     value: float
     low: float
@@ -82,7 +84,7 @@ def white_bound(images: int, dimension: int) -> float:
 
 
 def resamples(parts: int, replicates: int, device: torch.device) -> Tensor:
-    """How often each of `parts` is drawn in each bootstrap sample, (R, parts) float64; the same at every call."""
+    """Bootstrap counts (R, parts) float64: how often each part is drawn in each of R samples. Equal at every call."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(parts, (replicates, parts), generator=generator)
     counts = torch.zeros(replicates, parts, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
@@ -101,7 +103,7 @@ def _replicated_ranks(x: Tensor, center: bool, replicates: int) -> Tensor:
     counts = torch.tensor([part.shape[1] for part in parts], dtype=torch.float64, device=x.device)
     weights = torch.cat([torch.ones_like(counts)[None], resamples(groups, replicates, x.device)])
     ranks = []
-    for part in (weights / (weights @ counts)[:, None]).split(max(AT_ONCE // squares[0].numel(), 1)):
+    for part in (weights / (weights @ counts)[:, None]).split(max(SOLVED_TOGETHER // squares[0].numel(), 1)):
         moment, mean = torch.tensordot(part, squares, 1), torch.tensordot(part, sums, 1)
         if center:
             moment = moment - mean.unsqueeze(-1) * mean.unsqueeze(-2)
@@ -110,7 +112,10 @@ def _replicated_ranks(x: Tensor, center: bool, replicates: int) -> Tensor:
 
 
 def _interval(values: Tensor) -> Interval:
-    """Of (R + 1,) values, the first from all images: the deviation of the others, the bias they show taken off."""
+    """Bias-corrected 95 % normal interval from R + 1 estimates.
+
+    Entry 0 is the estimate on all images, the others are its bootstrap replicates.
+    """
     value, others = values[0], values[1:]
     middle, half = 2 * value - others.mean(), NORMAL * others.std()
     return Interval(*(float(v) for v in (value, middle - half, middle + half)))
@@ -130,7 +135,7 @@ def rank_differences(online: Tensor, target: Tensor, *, center: bool, replicates
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Ranks of (..., k) values, equal ones sharing their mean rank, centerd to sum 0."""
+    """Ranks of (..., k) values, centered to sum 0. Equal values share their mean rank."""
     ordered = x.sort(-1).values.contiguous()
     x = x.contiguous()
     below = torch.searchsorted(ordered, x)
@@ -145,7 +150,7 @@ def spearman_with_order(x: Tensor) -> Tensor:
     return (ranks @ order) / torch.where(size == 0, 1.0, size)
 
 
-def _halves(online: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _half_splits(online: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Unit rows of online and target, one half of the images then the other, for each view and both ways round."""
     for o, t in zip(online, target, strict=True):
         (o1, o2), (t1, t2) = (unit_rows(x).tensor_split(2) for x in (o, t))
@@ -154,7 +159,7 @@ def _halves(online: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Te
 
 
 def spectral_filter_between(online: Tensor, target: Tensor, *, replicates: int) -> Filter:
-    """What the online branch does to the target's spectrum, cross-fitted, of rows (V, N, D) each.
+    """Cross-fitted spectral filter of the online branch relative to the target, from rows (V, N, D) of each.
 
     Directions and their order come from one half of the images, the variances along them from the other: in the same
     half a branch's own eigenvectors follow its noise, and equal branches would look filtered. The directions are the
@@ -162,16 +167,16 @@ def spectral_filter_between(online: Tensor, target: Tensor, *, replicates: int) 
     interval resamples groups of images of the second half and takes the directions as given.
     """
     curves, bodies, tails, sizes = [], [], [], []
-    for o1, t1, o2, t2 in _halves(online, target):
+    for o1, t1, o2, t2 in _half_splits(online, target):
         values, vectors = torch.linalg.eigh((second_moment(o1) + second_moment(t1)) / 2)
         held = values.flip(0).cumsum(0) / values.sum()
-        body, keep = (int((held < share).sum()) + 1 for share in (BODY, HELD))
+        body, keep = (int((held < share).sum()) + 1 for share in (BODY_ENERGY, CURVE_ENERGY))
         along = torch.stack([(x @ vectors.flip(1)[:, :keep]).square() for x in (o2, t2)])
         groups = along.tensor_split(min(GROUPS // 2, len(o2)), dim=1)
         sums = torch.stack([group.sum(1) for group in groups], dim=1)  # (2, G, keep)
         weights = torch.cat([sums.new_ones(1, len(groups)), resamples(len(groups), replicates, o2.device)])
         means = weights @ sums  # (2, R + 1, keep), up to a factor that the ratio does not see
-        log_ratio = (means[0] / means[1]).log().round(decimals=SAME)
+        log_ratio = (means[0] / means[1]).log().round(decimals=RATIO_DECIMALS)
         bodies.append(spearman_with_order(log_ratio[:, :body]))
         tails.append(spearman_with_order(log_ratio[:, body:]))
         curves.append(means[:, 0] / len(o2))
@@ -185,7 +190,10 @@ def spectral_filter_between(online: Tensor, target: Tensor, *, replicates: int) 
 
 
 def _percentiles(values: Tensor) -> Interval:
-    """Of (R + 1,) values: no correction for bias, which would be wrong for a correlation near 0."""
+    """Percentile 95 % interval from R + 1 estimates, entry 0 from all images.
+
+    There is no correction for bias, which would be wrong for a correlation near 0.
+    """
     value, low, high = values[0], values[1:].quantile(0.025), values[1:].quantile(0.975)
     return Interval(float(value), float(low), float(high))
 
@@ -198,11 +206,11 @@ def _cosine(moment: Tensor, directions: Tensor) -> Tensor:
 def _leading(moment: Tensor) -> tuple[Tensor, int]:
     """Eigenvectors (D, D), largest eigenvalue first, and how many make the body."""
     values, vectors = torch.linalg.eigh(moment)
-    return vectors.flip(1), int((values.flip(0).cumsum(0) < BODY * values.sum()).sum()) + 1
+    return vectors.flip(1), int((values.flip(0).cumsum(0) < BODY_ENERGY * values.sum()).sum()) + 1
 
 
 def alignment_between(online: Tensor, target: Tensor) -> Alignment:
-    """Whether the branches share their eigenvectors, of rows (V, N, D) each; mean over views and halves."""
+    """Alignment of the branches' eigenspaces, from rows (V, N, D) of each; mean over views and halves."""
     generator = torch.Generator().manual_seed(0)
     square = torch.randn(online.shape[2], online.shape[2], generator=generator, dtype=torch.float64)
     rotation = torch.linalg.qr(square)[0].to(online.device)
@@ -211,9 +219,9 @@ def alignment_between(online: Tensor, target: Tensor) -> Alignment:
         moment = second_moment(unit_rows(o))
         vectors, body = _leading(second_moment(unit_rows(t)))
         values.append(_cosine(moment, vectors[:, :body]))
-        published.append(_cosine(moment, vectors[:, :TOP]))
+        published.append(_cosine(moment, vectors[:, :PUBLISHED_DIRECTIONS]))
         chance.append(_cosine(moment, rotation))
-    for _, t1, o2, t2 in _halves(online, target):
+    for _, t1, o2, t2 in _half_splits(online, target):
         vectors, body = _leading(second_moment(t1))
         moment, own = second_moment(o2), _leading(second_moment(t2))[0]
         shared = own * torch.linalg.eigvalsh(moment).flip(0) @ own.T

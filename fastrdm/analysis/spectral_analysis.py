@@ -1,6 +1,6 @@
 """The theory's quantities of a model with frozen weights: spectra, rank difference, spectral filter, alignment.
 
-What each figure estimates, its bias and how to read it: docs/theory.md.
+docs/theory.md explains what each metric estimates, its bias and how to read it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,12 +34,26 @@ PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AnalysisConfig:
-    """The theory's metrics while a run goes on: see docs/theory.md. The weights are frozen and nothing is touched."""
+    """The analysis while a run goes on; see docs/theory.md.
 
-    every: Duration = "0st"  # between two measurements, such as 10ep; one more at the start and the end; 0st: none
-    images: int | None = Field(default=None, ge=1)  # measured on; null: 10 for each dimension, at least 5,000
-    split: Literal["train", "test"] = "train"  # whose images
-    replicates: int = Field(default=100, ge=10)  # bootstrap samples of an interval
+    The weights are frozen meanwhile, and nothing is changed.
+    """
+
+    every: Duration = "0st"
+    """Time between two analyses, such as 10ep; one more is made at the start and at the end of the run. `0st` makes
+    none.
+    """
+
+    images: int | None = Field(default=None, ge=1)
+    """Images that are analyzed. `null` takes 10 for each dimension of the output and at least 5,000, as far as the set
+    has them.
+    """
+
+    split: Literal["train", "test"] = "train"
+    """Split of the data set whose images are analyzed."""
+
+    replicates: int = Field(default=100, ge=10)
+    """Bootstrap samples for the confidence intervals."""
 
 
 class Branches(NamedTuple):
@@ -51,7 +65,7 @@ class Branches(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Figures by name, and curves over directions, largest variance first."""
+    """Metrics by name, and curves over directions, largest variance first."""
 
     metrics: dict[str, float]
     curves: dict[str, list[float]]
@@ -59,7 +73,10 @@ class Measured(NamedTuple):
 
 @contextmanager
 def untouched(method: DualBranch) -> Iterator[None]:
-    """Training mode inside; afterwards every buffer, mode and random state is as it was before."""
+    """Context in which `method` is in training mode.
+
+    Afterwards every buffer, mode and random state is as it was before.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     modes = [(module, module.training) for module in method.modules()]
     devices = sorted({b.device.index or 0 for b, _ in buffers if b.is_cuda})
@@ -96,7 +113,7 @@ def collect(
         for views in batches:
             beat()
             rows = len(views[0]) * process_count()
-            require(rows == batch_size, "instruments: a batch", f"the training step's {batch_size} images", rows)
+            require(rows == batch_size, "analysis: a batch", f"the training step's {batch_size} images", rows)
             output = method(views)
             parts.setdefault("outputs", []).append((output.online, output.target))
             if output.scores is not None:
@@ -104,7 +121,7 @@ def collect(
             seen += rows
             if images is not None and seen >= images:
                 break
-    require(seen > 0, "instruments: batches", "at least one", 0)
+    require(seen > 0, "analysis: batches", "at least one", 0)
     found = {}
     for name, pairs in parts.items():
         online, target = (_joined([pair[i] for pair in pairs], images) for i in (0, 1))
@@ -134,16 +151,16 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
 
 
 def verdict(filtered: Interval, null: Interval) -> int:
-    """1 low-pass, -1 high-pass; 0 where the interval holds 0 or the null's reaches as far."""
+    """Verdict on a filter: 1 low-pass, -1 high-pass, 0 where its interval holds 0 or the null's reaches as far."""
     return filtered.sign if abs(filtered.value) > max(map(abs, null)) else 0
 
 
 def compare(branches: Branches, replicates: int, beat: Callable[[], object] = bool) -> Measured:
-    """Every instrument on one pair of branches. ValueError for fewer images than dimensions."""
+    """All metrics and curves of one pair of branches. ValueError for fewer images than dimensions."""
     online, target, dimension = branches
     images = online.shape[1]
     needed = f"at least the {dimension} dimensions, and {IMAGES_PER_DIMENSION} times that for a figure without bias"
-    require(images >= dimension, "instruments: images", needed, images)
+    require(images >= dimension, "analysis: images", needed, images)
     f: dict[str, float] = {
         "images": images,
         "dimension": dimension,
@@ -180,7 +197,10 @@ def measure(
     replicates: int = 100,
     beat: Callable[[], object] = bool,
 ) -> Measured:
-    """All instruments on `method`, which is left as it was; names of scores begin with `scores/`. See `collect`.
+    """Analyze `method`, which is left as it was.
+
+    Names of metrics of prototype scores begin with `scores/`. See `collect`.
+
 
     Call it on every process: each gets all rows and the same metrics.
     """
@@ -196,7 +216,7 @@ def measure(
 
 
 def headline(metrics: dict[str, float]) -> str:
-    """The headline metrics of what enters the loss, in one line."""
+    """Summary of the metrics of what enters the loss, in one line."""
     f, difference = metrics, f"difference/{HEADLINE_CONVENTION}"
     null = max(abs(f[f"null/{branch}/{HEADLINE_CONVENTION}"]) for branch in ("online", "target"))
     bias = f", biased: a white spectrum reads {f['bound']:.0f} of {f['dimension']:.0f}" if f["biased"] else ""
@@ -210,8 +230,8 @@ def headline(metrics: dict[str, float]) -> str:
     )
 
 
-def told(metrics: dict[str, float], prefix: str = "") -> list[str]:
-    """The metrics of one pair of branches, those whose names begin with `prefix`, in words."""
+def summary_lines(metrics: dict[str, float], prefix: str = "") -> list[str]:
+    """Summary lines for the metrics of one pair of branches: those whose names begin with `prefix`."""
     f = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     difference = f"difference/{HEADLINE_CONVENTION}"
     null = max(abs(f[f"null/{branch}/{HEADLINE_CONVENTION}"]) for branch in ("online", "target"))

@@ -1,4 +1,4 @@
-"""`fastrdm analyze`: the instruments on finished runs."""
+"""`fastrdm analyze`: the spectral analysis of finished runs."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, told
+from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, summary_lines
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.sets import open_sets
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> int:
             run, changes, device=device, split=options.split, images=options.images, replicates=options.replicates
         )
         (run / FILE).write_text(json.dumps(measured._asdict(), indent=1))
-        lines = [str(run), *told(measured.metrics)]
+        lines = [str(run), *summary_lines(measured.metrics)]
         if "scores/images" in measured.metrics:
-            lines += ["scores before softmax:", *told(measured.metrics, "scores/")]
+            lines += ["scores before softmax:", *summary_lines(measured.metrics, "scores/")]
         print(*lines, sep="\n  ", flush=True)
     return 0
 
@@ -75,7 +75,10 @@ def analyze_run(
     images: int | None = None,
     replicates: int = 100,
 ) -> Measured:
-    """The instruments on a run's newest checkpoint and new views of its images; `changes` are settings a.b=c."""
+    """Analyze a run's newest checkpoint on new views of its images.
+
+    `changes` are settings `a.b=c` laid over the run's own.
+    """
     steps = checkpoint.existing(run)
     require(bool(steps), "RUN", "a run folder with checkpoints", str(run))
     found = checkpoint.read(steps[0])

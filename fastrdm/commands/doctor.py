@@ -1,6 +1,6 @@
 """`fastrdm doctor`: what is installed here, what will be used, what is missing and the command that installs it.
 
-Only Python's own modules are imported at the top: `python -m fastrdm.doctor` runs where torch itself is broken.
+Only Python's own modules are imported at the top, so that the command runs where torch itself is broken.
 """
 
 import argparse
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--require takes {', '.join(found['works'])}, got {', '.join(unknown)}")
     found["required"] = [name for name in required if not found["works"][name]]
     found["ok"] = not found["broken"] and not found["required"]
-    print(json.dumps(found, indent=1) if options.json else "\n".join(told(found)))
+    print(json.dumps(found, indent=1) if options.json else "\n".join(summary_lines(found)))
     return 0 if found["ok"] else 1
 
 
 def examine() -> dict[str, Any]:
-    """Everything that is told, as plain data."""
+    """All findings as plain data."""
     packages = installed()
     torch = next((p for p in packages if p.name == "torch"), None)
     usable = torch is not None and not torch.problem
@@ -189,7 +189,7 @@ def _output(*command: str) -> str:
 
 
 def devices_of(torch: Any) -> dict[str, Any]:
-    """Processor and GPUs as torch sees them; a driver that fails is told."""
+    """Processor and GPUs as torch sees them; a driver that fails is reported."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{platform.machine()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     out: dict[str, Any] = {"cpu": cpu, "cuda": [], "torch_cuda": torch.version.cuda}
@@ -208,7 +208,7 @@ def devices_of(torch: Any) -> dict[str, Any]:
 
 
 def abilities(packages: Sequence[Package], devices: dict[str, Any], compilers: dict[str, str]) -> dict[str, bool]:
-    """What can be required, and whether it works."""
+    """Every name that --require takes, and whether it works here."""
     cuda = bool(devices["cuda"])
     compiled = bool(compilers["triton"] if cuda else compilers["c++"])
     extras = dict.fromkeys(p.extra for p in packages if p.extra)
@@ -225,7 +225,7 @@ def abilities(packages: Sequence[Package], devices: dict[str, Any], compilers: d
 
 
 def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bool]) -> dict[str, str]:
-    """What does which job with loader.engine, solver and precision left at auto."""
+    """The device, engine, solver and precision that `auto` takes here, by job."""
     cuda = works["cuda"]
     compiler = "Triton" if cuda else compilers["c++"].partition(":")[0]
     return {
@@ -233,7 +233,7 @@ def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bo
         "JPEG decoder": "simplejpeg (libjpeg-turbo), Pillow for what it refuses and for other formats",
         "engine": "resident for sets held in memory, native for files",
         "SyncBN": "fastrdm's own, over " + ("nccl" if cuda else "gloo"),
-        "spectral solver": "ladder, eigh where it falls short" if cuda else "eigh, even for even powers",
+        "spectral solver": "newton_schulz, eigh where it falls short" if cuda else "eigh, gram_power for even powers",
         "Triton kernels": "available" if works["triton"] else "off: no CUDA device" if not cuda else "off: no Triton",
         "torch.compile": f"through {compiler}" if works["compile"] else "not possible: no compiler",
         "16-bit training": ("bf16" if works["bf16"] else "fp16") if cuda else "slow on a CPU",
@@ -247,7 +247,7 @@ def _command(package: Package) -> str:
 
 
 def missing(packages: Sequence[Package], works: dict[str, bool]) -> list[Missing]:
-    """What no run needs by itself and is not there."""
+    """Optional parts that are not here, each with the command that installs it."""
     gone = [Missing(p.extra, f"{p.name}: {p.problem}", _command(p)) for p in packages if p.extra and p.problem]
     advice = {
         "cuda": ("no CUDA device that torch can use", "nvidia-smi shows the driver; pip install torch, built for CUDA"),
@@ -256,7 +256,7 @@ def missing(packages: Sequence[Package], works: dict[str, bool]) -> list[Missing
     }
     if works["cuda"] and not works["triton"]:
         advice["triton"] = ("torch.compile and the Triton kernels need it", "pip install triton")
-    return gone + [Missing(name, *told) for name, told in advice.items() if not works[name]]
+    return gone + [Missing(name, *reason) for name, reason in advice.items() if not works[name]]
 
 
 def apex(find: Callable[[str], Any] = find_spec) -> str:
@@ -273,8 +273,8 @@ def apex(find: Callable[[str], Any] = find_spec) -> str:
     return "apex: this is PyPI's package of that name, not NVIDIA's, and of no use here: pip uninstall apex"
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """What `examine` found, as lines."""
+def summary_lines(found: dict[str, Any]) -> list[str]:
+    """The findings of `examine` as lines for the terminal."""
     lines = [f"python {found['python']}"]
     for p in found["packages"]:
         mark, extra = ("ok" if not p["problem"] else "--"), f" [{p['extra']}]" if p["extra"] else ""

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         usage="fastrdm eval (CHECKPOINT | --weights FILE --layout NAME) [options] [a.b=c ...]",
         description="Measure a trained encoder: k-NN, linear probe, fine-tuning; top-1 and top-5 with Wilson's 95 % "
         "intervals. Each measurement is printed and written to eval-METHOD-SOURCE.json.",
-        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.line, help.walk(EvalConfig))),
+        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.show, help.walk(EvalConfig))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")
@@ -171,7 +171,7 @@ def measured(measures: Evaluator, config: EvalConfig, method: str) -> Iterator[t
 
 
 def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
-    """The images of a record."""
+    """Description of the measured images for a result file."""
     return {
         "name": data.source,
         "subset": data.subset,
@@ -184,7 +184,7 @@ def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> None:
-    """One result file and one printed line."""
+    """Write one result file and print its summary."""
     about = {
         "format": FORMAT,
         "method": name,
@@ -206,7 +206,7 @@ def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: ar
 
 
 def line(name: str, record: dict[str, Any]) -> str:
-    """What is printed of a result."""
+    """Summary of one measurement for the terminal, in one line."""
     shares = [
         f"top-{key[3:]} {100 * x['share']:.1f} % ({100 * x['low']:.1f} to {100 * x['high']:.1f})"
         for key, x in record.items()
@@ -224,7 +224,7 @@ class Live:
         self.every, self.last = every, time.monotonic()  # seconds
 
     def tell(self, text: str) -> None:
-        """What is being done."""
+        """Replace the live line by `text`, or print it now and then where output is no terminal."""
         if sys.stdout.isatty():
             print(f"\r\x1b[K{text}", end="", flush=True)
         elif time.monotonic() - self.last > self.every:
@@ -232,5 +232,5 @@ class Live:
             print(text, flush=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)

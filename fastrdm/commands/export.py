@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastrdm.commands.pretrained import Pretrained, from_run
+from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, description, from_run
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import EXPORTS, check_export
 from fastrdm.schema import require
@@ -46,20 +46,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(pretrained: Pretrained, file: Path) -> None:
-    """The encoder's weights under their public keys, under a temporary name first."""
+    """Write the encoder's weights under their public keys. The file appears when it is complete."""
     weights = {key: x.contiguous() for key, x in pretrained.encoder.backbone.state_dict().items()}
     partial = file.with_name(f".partial-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".safetensors":
         about = {key: str(pretrained.origin[key]) for key in ("encoder", "preset", "step", "branch", "sha256")}
-        save_file(weights, partial, {**about, "stem": pretrained.config.stem})
+        save_file(weights, partial, {**about, "stem": pretrained.config.stem, DESCRIPTION: description(pretrained)})
     else:
         torch.save(weights, partial)
     os.replace(partial, file)
 
 
 def checked(pretrained: Pretrained, layout: str, file: Path) -> str:
-    """Load the file in the other library and compare outputs; what was compared, or why nothing was.
+    """Load the file in the other library and compare outputs; returns what was compared, or why nothing was.
 
     ValueError if they differ, and then the file is removed.
     """
@@ -81,7 +81,10 @@ def checked(pretrained: Pretrained, layout: str, file: Path) -> str:
 
 
 def counterpart(config: EncoderConfig, layout: str) -> tuple[nn.Module, nn.Module, str]:
-    """The same network built by the other library: what takes the weights, what gives features, the library's name."""
+    """The network that `layout` has for this encoder, built by that library.
+
+    Returns the module that takes the weights, the module that gives features, and the library's name and version.
+    """
     if layout == "safetensors":
         encoder = build_encoder(config)
         return encoder.backbone, encoder, "fastrdm"

@@ -39,7 +39,7 @@ class Data(NamedTuple):
 
 
 class Throughput(NamedTuple):
-    """Images a second of all processes together, and where the figure comes from."""
+    """Images per second of all processes together, and where that number comes from."""
 
     rate: float
     origin: str
@@ -53,19 +53,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, metavar="N", help="images of the set, where it is not here")
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
-    parser.add_argument("--table", metavar="CSV", help="of benchmarks/training/step.py, with this step on this device")
+    parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
     options = parser.parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
     settings = run_config.load(options.config)
     speed = throughput(settings, options.images_per_second, options.run, options.table)
-    print("\n".join(lines(settings, options.gpus, data(settings, options.images), speed)))
+    print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
     return 0
 
 
 def data(settings: Config, images: int | None) -> Data:
-    """Of the source where it is here, else `images` of them; nothing is downloaded."""
+    """Number of images, classes and resident bytes, from the source if it is on this machine, else from `images`.
+
+    Nothing is downloaded.
+    """
     loader = replace(settings.loader, download=False)
     if images is not None:
         return Data(loader.subset or images, "as given; without labels, so without the probe", 0, 0)
@@ -95,7 +98,7 @@ def horizon_of(settings: Config, images: int, gpus: int) -> Horizon:
 
 
 def table_row(settings: Config, table: str) -> Throughput:
-    """The row of a table of benchmarks/training/step.py that has the step of this configuration; ValueError without."""
+    """The row of a table of benchmarks.training.step that has the step of this configuration; ValueError without."""
     c, encoder = settings, settings.encoder
     wanted: dict[str, object] = {"contestant": "step", "preset": c.preset, "encoder": encoder.name}
     if encoder.name in RESNETS:
@@ -108,15 +111,19 @@ def table_row(settings: Config, table: str) -> Throughput:
     require(Path(table).is_file(), "--table", "a file", table)
     with open(table, newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row.get(key) == str(v) for key, v in wanted.items())]
-    told = ", ".join(f"{key} {value}" for key, value in wanted.items())
-    require(bool(rows), "--table", f"a table of benchmarks/training/step.py with {told}", table)
+    description = ", ".join(f"{key} {value}" for key, value in wanted.items())
+    require(bool(rows), "--table", f"a table of benchmarks.training.step with {description}", table)
     row = rows[-1]
     origin = f"a step on {row['device']}, {row['clock']} clock, one process, loading not counted"
     return Throughput(float(row["images_per_second"]), origin)
 
 
 def throughput(settings: Config, rate: float | None, run: str | None, table: str | None = None) -> Throughput | None:
-    """What was measured: `rate`, a row of `table`, or the median over a run's lines but the first; None otherwise."""
+    """Measured training speed, or None.
+
+    It is `rate` where given, else a row of the CSV `table`, else the median over the logged lines of `run` without the
+    first.
+    """
     if rate is not None:
         return Throughput(rate, "as given")
     if table is not None:
@@ -148,7 +155,7 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     return sorted((step, what) for step, what in found if step)
 
 
-def lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
+def summary_lines(settings: Config, gpus: int, images: Data, speed: Throughput | None) -> Iterator[str]:
     """The plan, line by line."""
     c, horizon = settings, horizon_of(settings, images.images, gpus)
     learner, optimizer = build(c, horizon, images.classes)
@@ -177,7 +184,7 @@ def _memory(settings: Config, f: Footprint, images: Data, window: int) -> Iterat
     rows = {
         "weights": f.weights,
         "gradients": f.gradients,
-        "optimiser": f.optimizer,
+        "optimizer": f.optimizer,
         "buffers": f.buffers,
         "activations, an estimate": f.activations,
         "data set": images.resident,
@@ -203,5 +210,5 @@ def _time(seen: int, speed: Throughput | None) -> str:
     if speed is None:
         return "time: no measurement for this: give --from RUN, --table CSV or --images-per-second X"
     hours = seen / speed.rate / 3600
-    told = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    return f"time: {told} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"
+    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    return f"time: {duration} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"

@@ -1,21 +1,34 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
 import hashlib
-from dataclasses import replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
 from fastrdm.config import run_config
 from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.loaders.evaluation import center_view
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import Branch, load_foreign
 from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import META, WEIGHTS
+from fastrdm.schema import Triple
+
+DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the encoder's settings and its preprocessing
 
 
 class Pretrained(NamedTuple):
-    """What evaluation and export work on."""
+    """A trained encoder, its settings and where it came from."""
 
     encoder: Encoder  # on the CPU, in evaluation mode
     config: EncoderConfig
@@ -24,6 +37,76 @@ class Pretrained(NamedTuple):
     folder: Path  # where results go
     origin: dict[str, Any]  # path, step, SHA-256 of the weights, branch, layout: for the record
     evaluate: EvaluateConfig = EvaluateConfig()  # what the run itself is judged on
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Preprocessing of an image into the encoder's input: resize, center crop, normalization."""
+
+    size: int  # height and width of the input, pixels
+    interpolation: str  # bilinear or bicubic, antialiased
+    mean: Triple  # of red, green and blue on the scale 0 to 1
+    std: Triple
+
+    def __call__(self, image: ArrayLike) -> Tensor:
+        """The center view (3, size, size) float32 of one RGB image, given as (H, W, 3) uint8 or as a PIL image.
+
+        Images larger than `size` are first resized so that their short side is 256 / 224 of it. Equal to what
+        `fastrdm eval` does.
+        """
+        pixels = np.asarray(image)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise ValueError(f"an image must be (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        view = ViewSpec(size=self.size, interpolation=self.interpolation, mean=self.mean, std=self.std)  # type: ignore[arg-type]
+        return center_view(torch.as_tensor(pixels.copy()[None]), view)[0]
+
+
+class LoadedEncoder(NamedTuple):
+    """An encoder for use elsewhere: `encoder(preprocess(image)[None])` gives the features (1, F) of an image."""
+
+    encoder: Encoder  # images (B, 3, H, W) to features (B, F); on the CPU, in evaluation mode
+    preprocess: Preprocess
+
+
+def load_encoder(path: str | Path, branch: Branch = "online") -> LoadedEncoder:
+    """Load the encoder of a run folder, of one of its checkpoints, or of a file that `fastrdm export` wrote.
+
+    `branch`: the online network, or "target", its moving average; an exported file holds one of them. A file must be a
+    safetensors file, which describes its encoder and preprocessing. Raises ValueError for anything else, and
+    CheckpointError for a checkpoint that is damaged.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _exported(path, branch)
+    found = from_run(path, branch)
+    return LoadedEncoder(found.encoder, preprocess_of(found.view))
+
+
+def preprocess_of(view: ViewSpec) -> Preprocess:
+    """The preprocessing of images for an encoder that was trained on such views."""
+    return Preprocess(view.size, view.interpolation, view.mean, view.std)
+
+
+def description(pretrained: Pretrained) -> str:
+    """JSON of what `load_encoder` needs besides the weights; stored in the metadata of an exported file."""
+    encoder = TypeAdapter(EncoderConfig).dump_python(pretrained.config, mode="json")
+    return json.dumps({"encoder": encoder, "preprocess": asdict(preprocess_of(pretrained.view))})
+
+
+def _exported(file: Path, branch: Branch) -> LoadedEncoder:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file, which load_encoder takes: {error}") from None
+    if DESCRIPTION not in metadata:
+        raise ValueError(f"{file} does not say which encoder it holds: write it by `fastrdm export`")
+    if metadata["branch"] != branch:
+        raise ValueError(f"{file} holds the {metadata['branch']} branch, not the {branch} one")
+    stored = json.loads(metadata[DESCRIPTION])
+    encoder = build_encoder(TypeAdapter(EncoderConfig).validate_python(stored["encoder"]))
+    encoder.backbone.load_state_dict(load_file(file))
+    return LoadedEncoder(encoder.eval(), TypeAdapter(Preprocess).validate_python(stored["preprocess"]))
 
 
 def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:

@@ -1,8 +1,6 @@
-"""The fields of nested config dataclasses: their keys, defaults and the comments beside them in the source."""
+"""The settings of nested config dataclasses, as `--help` shows them: key, default, choices and description."""
 
-import ast
 import dataclasses
-import inspect
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -10,13 +8,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
+WIDTH = 100  # columns of a description
+
 
 class Setting(NamedTuple):
     """One field that a user can set."""
 
     key: str  # such as loader.views.*.size
     default: Any
-    note: str  # what it takes, and its comment
+    choices: tuple[str, ...]  # the values it can have, () where they are not a closed list
+    description: str  # the docstring under the field, on one line
 
 
 def options(kind: Any) -> list[Any]:
@@ -28,11 +29,12 @@ def options(kind: Any) -> list[Any]:
 
 def walk(kind: Any, prefix: str = "") -> Iterator[Setting]:
     """Every setting below a dataclass; a field that takes one of several dataclasses is not entered."""
-    notes = _comments(kind)
     for field in dataclasses.fields(kind):
         inner = options(field.type)
         if not dataclasses.is_dataclass(field.type):
-            yield Setting(prefix + field.name, _default(field), _note(field.type, notes.get(field.name, "")))
+            yield Setting(
+                prefix + field.name, _default(field), _choices(field.type), _description(kind, field.name) or ""
+            )
         if len(inner) == 1:
             many = typing.get_origin(field.type) is tuple
             yield from walk(inner[0], f"{prefix}{field.name}.{'*.' if many else ''}")
@@ -48,10 +50,16 @@ def keys_at(kind: Any, path: list[str]) -> list[str]:
     return [field.name for option in options(kind)[:1] for field in dataclasses.fields(option)]
 
 
-def line(setting: Setting) -> str:
-    """The setting as --help shows it."""
+def show(setting: Setting) -> str:
+    """The setting as `--help` shows it: key, default and choices, and the description below them."""
     value = yaml.safe_dump(setting.default, default_flow_style=True, width=10_000).partition("\n")[0]
-    return f"  {textwrap.shorten(f'{setting.key} = {value}', 58, placeholder=' ...'):58}  {setting.note}".rstrip()
+    choices = f"  ({' | '.join(setting.choices)})" if setting.choices else ""
+    return "\n".join([f"  {setting.key} = {value}{choices}", *_wrapped(setting.description)])
+
+
+def _wrapped(text: str) -> list[str]:
+    indent = " " * 6
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _default(field: Any) -> Any:
@@ -64,21 +72,14 @@ def _default(field: Any) -> Any:
     return [getattr(item, "name", item) for item in value]
 
 
-def _note(kind: Any, comment: str) -> str:
-    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    listed = " | ".join(choices)
-    return f"{listed}; {comment}" if listed and comment else listed or comment
+def _choices(kind: Any) -> tuple[str, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
-def _comments(kind: Any) -> dict[str, str]:
-    """The comment beside each field, the inherited ones too."""
-    notes: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if "__dataclass_fields__" not in vars(base):
-            continue
-        source = textwrap.dedent(inspect.getsource(base))
-        lines = source.splitlines()
-        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-        own = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-        notes |= {ast.unparse(node.target): lines[(node.end_lineno or 1) - 1].partition("  # ")[2] for node in own}
-    return notes
+def _description(kind: Any, name: str) -> str | None:
+    """The docstring under a field, which pydantic keeps with the class that declares the field."""
+    for base in kind.__mro__:
+        if name in vars(base).get("__annotations__", {}):
+            text = base.__pydantic_fields__[name].description
+            return " ".join(text.split()) if text else None
+    return None

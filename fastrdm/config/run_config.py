@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.models.encoders import EncoderConfig
 from fastrdm.monitoring.monitor import MonitorConfig
 from fastrdm.optim.optimizers import OptimConfig
+from fastrdm.renamed import RENAMED
 from fastrdm.runtime.checkpoint import CheckpointConfig
 from fastrdm.runtime.log import LogConfig
 from fastrdm.schema import STRICT, Duration, require, steps_of
@@ -35,17 +37,38 @@ QUICK_START = RECIPES / "quickstart.yaml"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """How long, how precisely and on what to train."""
+    """Length, precision and device of the training."""
 
-    length: Duration = "100ep"  # of the run, in epochs or steps
-    seed: int = Field(default=0, ge=0, lt=2**32)  # of the initial weights, the order and the views
+    length: Duration = "100ep"
+    """Length of the run in epochs or optimizer steps, such as 50ep or 2000st."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the initial weights, of the order of the images and of the views."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # of encoder and projector; the rest: fp32 or wider
-    accumulate: int = Field(default=1, ge=1)  # parts of a batch that run one after the other to save memory
-    compile: bool = False  # torch.compile the dual branch
-    capture: bool = False  # record the whole step as a CUDA graph; one process
-    channels_last: bool = True  # memory layout of images and convolutions
-    hang_timeout: float = Field(default=600, gt=0)  # seconds without a step after which several processes give up
+    """Where the run computes. `auto` takes a CUDA device if there is one."""
+
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Arithmetic of the encoder and of the projector up to its last BatchNorm. What follows runs in float32, or in
+    float64 with fp64.
+    """
+
+    accumulate: int = Field(default=1, ge=1)
+    """Number of parts into which each process splits its share of a batch; they run one after the other to save memory.
+    BatchNorm, spectral filters and Sinkhorn then see one part at a time.
+    """
+
+    compile: bool = False
+    """Compile the dual branch by torch.compile."""
+
+    capture: bool = False
+    """Record the whole training step as a CUDA graph. This needs a single process."""
+
+    channels_last: bool = True
+    """Store images and convolution weights with the channels last in memory."""
+
+    hang_timeout: float = Field(default=600, gt=0)
+    """Seconds without a step after which a run on several processes gives up."""
 
     def __post_init__(self) -> None:
         longer = not self.length.endswith("%") and steps_of(self.length, steps_per_epoch=2**32) > 0
@@ -56,8 +79,12 @@ class TrainConfig:
 class Config:
     """One training run."""
 
-    preset: str = "simsiam"  # the row of the table of methods that everything below starts from
-    run: str | None = None  # folder of the run; null: runs/<preset>-<source>-<digest of the configuration>
+    preset: str = "simsiam"
+    """Method whose row of the table of presets every other setting starts from; see docs/methods.md."""
+
+    run: str | None = None
+    """Folder of the run. `null` takes runs/<preset>-<source>-<digest of the configuration>."""
+
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -83,13 +110,16 @@ class Config:
 _ADAPTER = TypeAdapter(Config)
 
 
-def load(arguments: Sequence[str]) -> Config:
-    """The Config of `[FILE.yaml] [a.b=c ...]`; the quick start without FILE. ValueError names what is refused."""
+def load(arguments: Sequence[str], over: Tree | None = None) -> Config:
+    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start without FILE.
+
+    ValueError names what is refused.
+    """
     files = [a for a in arguments if "=" not in a]
     if len(files) > 1:
         raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
     layers = trees.read_files(_find(files[0]) if files else QUICK_START)
-    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a))
+    return resolve(*layers, *(trees.setting(a) for a in arguments if "=" in a), over or {})
 
 
 def resolve(*layers: Tree) -> Config:
@@ -106,7 +136,7 @@ def resolve(*layers: Tree) -> Config:
 
 
 def _find(name: str) -> Path:
-    """The file of that name, else the shipped one."""
+    """Path of a configuration file: `name` itself if there is such a file, else the shipped recipe of that name."""
     path = next((path for path in (Path(name), RECIPES / name) if path.is_file()), None)
     if path is None:
         known = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml"))
@@ -118,7 +148,7 @@ def _validate(tree: Tree) -> Config:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+        raise ValueError("\n".join(_with_new_name(_explain(e)) for e in error.errors())) from None
 
 
 def _check_values(given: Any, taken: Any, path: str = "") -> None:
@@ -134,20 +164,30 @@ def _check_values(given: Any, taken: Any, path: str = "") -> None:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """What is offered for a word that is not among the known ones: the nearest, or all."""
+    """Suggestion for an unknown word: its new name, else the nearest known one, else all known ones."""
     names = list(known)
+    if RENAMED.get(word) in names:
+        return f"it is called {RENAMED[word]!r} now"
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def _nearest_key(path: list[str], key: str) -> str:
-    """The same for a key: the nearest beside it, else the key of that name elsewhere."""
+    """Suggestion for an unknown key: its new name, else the nearest beside it, else a key of that name elsewhere."""
     beside = help.keys_at(Config, path[:-1])
+    if RENAMED.get(path[-1]) in beside:
+        return f"it is called {key.removesuffix(path[-1]) + RENAMED[path[-1]]!r} now"
     near = difflib.get_close_matches(path[-1], beside, n=1)
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
     elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
     return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+
+
+def _with_new_name(line: str) -> str:
+    """The line of a refusal, and the new name where it ends in a value that was renamed."""
+    value = re.search(r"got '(\w+)'$", line)
+    return f"{line}: it is called {RENAMED[value[1]]!r} now" if value and value[1] in RENAMED else line
 
 
 _EXPECTED = {  # where pydantic's words are about Python
@@ -194,15 +234,15 @@ def to_yaml(config: Config) -> str:
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run lives: the same command finds the same folder."""
+    """Folder of the run. Equal configurations have the same folder."""
     digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
     return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
 
 
 def describe() -> Iterator[str]:
-    """One line for each setting: its key, default, what it takes, and the comment beside it in the source."""
-    yield from map(help.line, help.walk(Config))
+    """Lines of `--help`: every setting with its key, default, choices and description."""
+    yield from map(help.show, help.walk(Config))
     yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
     for kind in help.options(TransformConfig):
         settings = [s for s in help.walk(kind, f"{kind.name}.") if not s.key.endswith(".name")]
-        yield from map(help.line, settings) if settings else [f"  {kind.name}"]
+        yield from map(help.show, settings) if settings else [f"  {kind.name}"]

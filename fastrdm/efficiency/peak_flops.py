@@ -23,7 +23,7 @@ COLUMNS = {"bf16": 0, "fp16": 0, "fp32": 1}  # fp32: cuDNN's convolutions use TF
 
 
 def peak_tflops(device: str, precision: str) -> float | None:
-    """Of a device with this name, None where it is not known."""
+    """Peak TFLOP/s of the device with this name at `precision`; None if the device is not in the table."""
     column = COLUMNS.get(precision)
     found = (rates for name, rates in PEAKS.items() if re.search(rf"\b{name}\b", device))
     rates = next(found, None)

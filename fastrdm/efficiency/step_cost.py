@@ -1,4 +1,4 @@
-"""What a process of a run holds and computes, found by building the model and running a small step on the CPU."""
+"""Memory and arithmetic of one process of a run, from a small step of the model on the CPU."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ class Footprint(NamedTuple):
 
 
 def build(settings: Config, horizon: Horizon, classes: int) -> tuple[Learner, Optimizer]:
-    """Model and optimiser as the trainer has them, on the CPU; `classes`: of the probe, 0 without labels."""
+    """Model and optimizer as the trainer has them, on the CPU; `classes`: of the probe, 0 without labels."""
     c = settings
     learner = build_learner(build_method(c, horizon), c, classes)
     groups = parameter_groups(learner.roles(c.evaluate.probe_lr), c.optim, scale=c.loader.batch_size / 256)

@@ -1,4 +1,4 @@
-"""How well a run uses its device: arithmetic against the peak, memory, time in spectral filters, time to start."""
+"""Utilization of the device: arithmetic against the peak, memory, time in spectral filters, time to the first step."""
 
 import os
 import resource
@@ -25,12 +25,12 @@ REPEATS = 5  # of a filter that is timed
 
 
 class UtilizationMeter:
-    """Figures of a process that are no part of the training; what they cost is left out of the training's time."""
+    """Measures a process's use of its device. The time that this takes is left out of the training time."""
 
     def __init__(
         self, settings: Config, method: DualBranch, horizon: Horizon, classes: int, processes: Processes
     ) -> None:
-        """Of a run whose probe tells `classes` classes apart, 0 without."""
+        """`classes`: number of classes of the online probe, 0 without a probe."""
         self.settings, self.method, self.horizon, self.classes = settings, method, horizon, classes
         self.device = processes.device
         self.images = settings.loader.batch_size // (processes.world * settings.train.accumulate)
@@ -40,14 +40,14 @@ class UtilizationMeter:
         self._flops: dict[tuple[int, ...], int] = {}
         self._filters: float | None = None
 
-    def introduction(self) -> str:
-        """What arithmetic is compared with."""
+    def describe(self) -> str:
+        """Line that says which peak the arithmetic is compared with."""
         if self.peak is None:
             return f"arithmetic: no peak known of {self.name}, so GFLOP/s and no share; log.peak_tflops sets one"
         return f"arithmetic: shares are of {self.peak:g} TFLOP/s, {self.name}, {self.settings.train.precision}"
 
     def after_step(self, say: Callable[[str], None]) -> None:
-        """A step has been given to the device; the first one is waited for, and told."""
+        """Call after each step. The first step is waited for, and its time is told through `say`."""
         if not self.first_step:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -55,9 +55,12 @@ class UtilizationMeter:
             say(f"first step: {self.first_step:.1f} s after the start of the process; {compile_cache()}")
 
     def read(self, epoch: int, steps: int, seconds: float) -> dict[str, float]:
-        """Figures of `steps` steps in `seconds`. Call on every process; the first call counts and times, and waits."""
+        """Metrics of `steps` steps that took `seconds`.
+
+        Call on every process. The first call counts operations and times the filters, and waits for the device.
+        """
         gflops = self.step_flops(epoch) * steps / seconds / 1e9
-        metrics = {"gflops": gflops} | ({"flop_utilisation": gflops / 1e3 / self.peak} if self.peak else {})
+        metrics = {"gflops": gflops} | ({"flop_utilization": gflops / 1e3 / self.peak} if self.peak else {})
         if self._filters is None:
             self._filters = self._time_of_filters()
         if self._filters:
@@ -68,7 +71,7 @@ class UtilizationMeter:
         return metrics
 
     def step_flops(self, epoch: int) -> int:
-        """Of this process's share of a step."""
+        """Floating-point operations of this process's share of a step in `epoch`."""
         sizes = tuple(view.at(epoch).size for view in self.settings.loader.views)
         if sizes not in self._flops:
             one = step_flops(self.settings, self.horizon, self.classes, self.images, sizes)
@@ -96,11 +99,11 @@ class UtilizationMeter:
         return statistics.median(laps[1:])
 
     def summary(self, metrics: dict[str, float]) -> Iterator[str]:
-        """The newest metrics in words."""
+        """Lines on speed and memory for the end of a run."""
         if "gflops" not in metrics:
             return  # nothing was trained since a checkpoint that has no such metrics
         f, where = metrics, "of a device" if self.device.type == "cuda" else "of a process"
-        share = f" ({100 * f['flop_utilisation']:.1f} % of the peak)" if "flop_utilisation" in f else ""
+        share = f" ({100 * f['flop_utilization']:.1f} % of the peak)" if "flop_utilization" in f else ""
         filters = f", spectral filters {100 * f['filter_share']:.1f} %" if "filter_share" in f else ""
         yield (
             f"speed at the end: {f['images_per_second']:,.0f} images/s, {f['gflops']:,.1f} GFLOP/s {where}{share}; "
@@ -119,14 +122,14 @@ def age() -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of tensors on a CUDA device, else of the process, at most so far."""
+    """Peak memory so far in bytes: of tensors on a CUDA device, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def compile_cache() -> str:
-    """How much of what torch.compile needed lay in its cache on disk."""
+    """Line that says how many compiled graphs came from torch.compile's cache on disk."""
     hits, misses = (counters["inductor"][f"fxgraph_cache_{kind}"] for kind in ("hit", "miss"))
     if not hits + misses:
         return "nothing was compiled"

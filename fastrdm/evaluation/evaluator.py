@@ -19,7 +19,7 @@ from fastrdm.evaluation.linear_probe import Features, FitConfig, LinearConfig, T
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import Loader, ViewSpec
-from fastrdm.loaders.supervised import crop_and_flip, labelled_share, supervised_loader
+from fastrdm.loaders.supervised import crop_and_flip, labeled_share, supervised_loader
 from fastrdm.models.encoders import Encoder
 from fastrdm.schema import STRICT
 
@@ -28,8 +28,11 @@ from fastrdm.schema import STRICT
 class KnnConfig:
     """k-NN by cosine on features of the center view."""
 
-    k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images
-    temperature: float = Field(default=0.07, gt=0)  # a neighbour's vote weighs exp(cosine / temperature)
+    k: int | None = Field(default=None, ge=1)
+    """Neighbors that vote in `fastrdm eval`. `null` takes 200, and 20 where fewer than 10,000 images are labeled."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the vote in `fastrdm eval`: a neighbor weighs exp(cosine / temperature)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,7 +45,7 @@ class EvalConfig:
 
 
 class Machine(NamedTuple):
-    """How the encoder is run."""
+    """Device, precision and batch size with which the encoder runs."""
 
     device: torch.device
     bf16: bool  # autocast of the frozen encoder and of fine-tuning
@@ -51,7 +54,7 @@ class Machine(NamedTuple):
 
 
 class Evaluator:
-    """An encoder and the labelled images of a source, whose features are made once."""
+    """Measures one encoder on the labeled images of a source, whose features are computed once."""
 
     def __init__(
         self,
@@ -72,12 +75,12 @@ class Evaluator:
             )
         self.encoder = encoder.to(machine.device).to(memory_format=torch.channels_last)
         self.view, self.machine, self.tell = view, machine, tell
-        self.train, self.test = _labelled(train, "training"), _labelled(test, "test")
+        self.train, self.test = _labeled(train, "training"), _labeled(test, "test")
         self.unread: list[str] = []  # images that could not be decoded, and take no part
         self.tops = (1, 5) if len(train.classes) > 5 else (1,)
 
     def knn(self, config: KnnConfig) -> dict[str, Any]:
-        """Accuracy of a vote among the nearest training images."""
+        """k-NN accuracy: a weighted vote among the nearest training images."""
         bank, query = self.features
         hits, of = knn_hits(bank, query, config.k, config.temperature, self.tops)
         return self._accuracy(hits, of)
@@ -86,7 +89,7 @@ class Evaluator:
         """Accuracy of a linear classifier on the frozen encoder."""
         bank, query = self.features
         held_out = torch.zeros(len(bank.labels), dtype=torch.bool, device=bank.labels.device)
-        held_out[torch.from_numpy(labelled_share(self.train.labels, config.held_out, config.seed))] = True
+        held_out[torch.from_numpy(labeled_share(self.train.labels, config.held_out, config.seed))] = True
         if len(config.rates) > 1 and bool(held_out.all()):
             raise ValueError(
                 f"linear.held_out={config.held_out:g} leaves no image to learn from: give one of linear.rates"
@@ -108,7 +111,7 @@ class Evaluator:
 
     def finetune(self, config: FinetuneConfig, share: float) -> dict[str, Any]:
         """Accuracy after training encoder and classifier on `share` of the labels."""
-        some = Subset(self.train, labelled_share(self.train.labels, share, config.seed))
+        some = Subset(self.train, labeled_share(self.train.labels, share, config.seed))
         size = min(config.batch_size, len(some))
         loader, faults = self._loader(config, some, size), dict[int, str]()
         with self._precision():
@@ -157,7 +160,7 @@ def _share(right: int, of: int) -> dict[str, float]:
     return {"share": right / of, "low": low, "high": high, "right": right, "of": of}
 
 
-def _labelled(source: Source, split: str) -> Source:
+def _labeled(source: Source, split: str) -> Source:
     known = np.flatnonzero(source.labels >= 0)
     if not len(known):
         raise ValueError(f"the {split} images of {source.name} must have labels, got none")
@@ -165,5 +168,5 @@ def _labelled(source: Source, split: str) -> Source:
 
 
 def sized(view: ViewSpec, size: int | None) -> ViewSpec:
-    """`view` of `size` pixels, or as it is."""
+    """Return `view` at `size` pixels; unchanged if `size` is None."""
     return view if size is None else replace(view, size=size)

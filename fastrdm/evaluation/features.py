@@ -16,20 +16,23 @@ class FeatureSet(NamedTuple):
     features: Tensor  # (N, D) float32
     labels: Tensor  # (N,) int64, -1 where unknown
 
-    def labelled(self) -> "FeatureSet":
-        """The rows whose label is known."""
+    def labeled(self) -> "FeatureSet":
+        """Return the rows whose label is known."""
         known = self.labels >= 0
         return FeatureSet(self.features[known], self.labels[known])
 
 
 @torch.no_grad()
 def raw_pixels(images: Tensor) -> Tensor:
-    """(B, 3, S, S) as (B, 3 * 32 * 32) features, or fewer for smaller images; larger ones are averaged down."""
+    """Pixels of images (B, 3, S, S) as features (B, 3 * 32 * 32), or fewer for smaller images.
+
+    Larger images are averaged down.
+    """
     return F.adaptive_avg_pool2d(images, min(images.shape[-1], 32)).flatten(1)
 
 
 def feature_set(encode: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> FeatureSet:
-    """`encode` of (images, index, label) batches of this process, joined with those of the others."""
+    """Features of (images, index, label) batches of this process, joined with those of the other processes."""
     rows = [(encode(images).float(), label, index) for images, index, label in batches]
     features, labels, index = (torch.cat(parts) for parts in zip(*rows, strict=True))
     features, labels, index = _join(features), _join(labels), _join(index, padding=-1)

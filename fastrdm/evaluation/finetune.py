@@ -21,9 +21,16 @@ class FinetuneConfig(FitConfig):
     """Fine-tuning with crops and flips, BatchNorm in training mode."""
 
     epochs: int = 20
-    labels: tuple[float, ...] = (0.01, 0.1, 1.0)  # shares of the training images, each a run of its own
-    lr: float = 0.01  # of the encoder, at 256 images a step
-    head_lr: float = 0.2  # of the classifier, at 256 images a step
+    """Epochs of fine-tuning."""
+
+    labels: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the training images whose labels are used. Each share is a run of its own."""
+
+    lr: float = 0.01
+    """Learning rate of the encoder, for a batch of 256 images."""
+
+    head_lr: float = 0.2
+    """Learning rate of the classifier in fine-tuning, for a batch of 256 images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,7 +43,7 @@ class FinetuneConfig(FitConfig):
 def finetune(
     config: FinetuneConfig, encoder: Encoder, classes: int, loader: Loader, batch_size: int, tell: Callable[[str], None]
 ) -> nn.Sequential:
-    """A copy of `encoder` with a classifier behind it, trained on `loader`, in evaluation mode.
+    """Train a copy of `encoder` with a classifier behind it on `loader`, and return it in evaluation mode.
 
     ValueError if the loss is no finite number at the end of an epoch.
     """
@@ -74,7 +81,7 @@ def finetune(
 def classified(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], tops: Sequence[int]
 ) -> tuple[list[int], int]:
-    """Right answers for each of `tops`, and of how many labelled images, of (images, index, label) batches."""
+    """Count right answers for each of `tops`, and labeled images, over (images, index, label) batches."""
     right, of = [0] * len(tops), 0
     for images, _, labels in batches:
         known = labels >= 0

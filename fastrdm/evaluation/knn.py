@@ -1,13 +1,13 @@
-"""How good the features are: k-NN accuracy, and a linear probe trained beside the encoder on detached features."""
+"""k-NN accuracy of features and its confidence interval; settings of the evaluations during a run."""
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from scipy.special import ndtri
 from torch import Tensor
 
 from fastrdm.evaluation.features import FeatureSet
@@ -20,16 +20,32 @@ from fastrdm.schema import STRICT, Duration
 class EvaluateConfig:
     """k-NN on unit-norm features of the center view, and the online linear probe."""
 
-    every: Duration = "10%"  # between two evaluations
-    k: int | None = Field(default=None, ge=1)  # neighbours; null: 200, and 20 for a bank below 10,000 images
-    bank: int | None = Field(default=None, ge=1)  # training images among them, balanced over classes; null: all
-    temperature: float = Field(default=0.07, gt=0)  # a neighbour's vote weighs exp(cosine / temperature)
-    baselines: bool = True  # raw pixels and the random encoder, before training
-    probe: bool = True  # train a linear classifier beside the encoder; it does not touch the encoder
-    probe_lr: float = Field(default=0.1, gt=0)  # at 256 images a step, as in the authors' scripts
-    batch_size: int = Field(default=256, ge=1)  # images a pass of one process
+    every: Duration = "10%"
+    """Time between two evaluations. `0st` evaluates at the end of the run only."""
+
+    k: int | None = Field(default=None, ge=1)
+    """Neighbors that vote. `null` takes 200, and 20 where the bank has fewer than 10,000 images."""
+
+    bank: int | None = Field(default=None, ge=1)
+    """Number of training images among which neighbors are searched, equally many of each class. `null` uses all."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the vote: a neighbor weighs exp(cosine / temperature)."""
+
+    baselines: bool = True
+    """Measure raw pixels and the random encoder before training."""
+
+    probe: bool = True
+    """Train a linear classifier on the detached features beside the encoder. It has no effect on the encoder."""
+
+    probe_lr: float = Field(default=0.1, gt=0)
+    """Learning rate of that classifier, for a batch of 256 images. The authors' CIFAR scripts use 0.1."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images of one evaluation pass of one process."""
+
     source: str | None = None
-    """Images to evaluate on, named as in `loader.source`; null takes the run's own. A set of its own lets an unlabelled
+    """Images to evaluate on, named as in `loader.source`; null takes the run's own. A set of its own lets an unlabeled
     run be judged while it trains.
     """
 
@@ -50,7 +66,7 @@ def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[floa
     """Wilson's score interval (1927) of the share right / of; (0, 1) for of=0."""
     if not of:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = float(ndtri((1 + confidence) / 2))
     share, spread = right / of, z * z / of
     half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of))
     low, high = ((share + spread / 2 + side * half) / (1 + spread) for side in (-1, 1))
@@ -58,7 +74,7 @@ def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[floa
 
 
 def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
-    """(len(tops),) int64: rows of scores (N, C) whose label (N,) is among the t highest, for each t of `tops`.
+    """Number of rows (len(tops),) int64 of scores (N, C) whose label (N,) is among the t highest, for each t of `tops`.
 
     Of equal scores the lower class comes first; a label that has no column, or no finite score, is no hit.
     """
@@ -72,7 +88,7 @@ def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
 
 
 def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float) -> float:
-    """Share of labelled queries that `knn_hits` counts as right; nan if no row is labelled on either side."""
+    """Share of labeled queries that `knn_hits` counts as right; nan if no row is labeled on either side."""
     hits, of = knn_hits(bank, query, k, temperature)
     return hits[0] / of if of else float("nan")
 
@@ -81,12 +97,12 @@ def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature
 def knn_hits(
     bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float, tops: Sequence[int] = (1,)
 ) -> tuple[list[int], int]:
-    """Queries whose class a weighted vote of the k nearest bank rows by cosine puts among the t first, and of how many.
+    """Queries whose class is among the t first of a weighted k-NN vote, for each t of `tops`, and all queries, counted.
 
     Wu et al. 2018; a class without a vote is never right. Each process answers its share of the queries; rows without
     label take no part. k=None: 200, and 20 for a bank below 10,000 rows.
     """
-    bank, query = bank.labelled(), query.labelled()
+    bank, query = bank.labeled(), query.labeled()
     if not len(bank.labels) or not len(query.labels):
         return [0] * len(tops), 0
     count = min(k or (200 if len(bank.labels) >= 10_000 else 20), len(bank.labels))
@@ -96,8 +112,8 @@ def knn_hits(
     classes = int(bank.labels.max()) + 1
     right = torch.zeros(len(tops), dtype=torch.int64, device=known.device)
     for features, answers in zip(asked.split(1024), labels.split(1024), strict=True):
-        cosine, neighbour = (features @ known).topk(count, dim=1)
+        cosine, neighbor = (features @ known).topk(count, dim=1)
         weights = ((cosine - cosine[:, :1]) / temperature).exp()  # over the nearest one's: never all zero
-        votes = weights.new_zeros(len(features), classes).scatter_add_(1, bank.labels[neighbour], weights)
+        votes = weights.new_zeros(len(features), classes).scatter_add_(1, bank.labels[neighbor], weights)
         right += top_hits(votes.masked_fill(votes == 0, -math.inf), answers, tops)
     return sum_over_processes(right).tolist(), len(query.labels)

@@ -20,27 +20,52 @@ Features = tuple[Tensor, Tensor, Tensor]  # (B, D), labels (B,), numbers of the 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FitConfig:
-    """How a classifier is trained on labels."""
+    """Training of a classifier on labels."""
 
     epochs: int = Field(default=100, ge=1)
-    batch_size: int = Field(default=256, ge=1)  # images a step; a smaller set makes one batch
+    """Epochs for which the classifier is trained."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images of one training step of the classifier. A set with fewer images makes one batch."""
+
     optimizer: Literal["sgd", "lars"] = "sgd"
+    """Optimizer of the classifier."""
+
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)  # share of the weight added to the gradient
-    eta: float = Field(default=0.001, gt=0)  # LARS: step over weight norm
-    schedule: Literal["cosine", "step"] = "cosine"  # cosine ends at 0
-    by_epoch: bool = False  # the rate changes between epochs only
-    milestones: tuple[Duration, ...] = ("60%", "80%")  # step: when the rate is multiplied by gamma
+    """Momentum of the classifier's optimizer."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Share of the weight that is added to the gradient of the classifier."""
+
+    eta: float = Field(default=0.001, gt=0)
+    """Trust coefficient of the classifier's LARS optimizer: step over weight norm."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Schedule of the learning rate: cosine falls to 0, step multiplies it by `gamma` at each of `milestones`."""
+
+    by_epoch: bool = False
+    """Change the learning rate between epochs only, instead of at every step."""
+
+    milestones: tuple[Duration, ...] = ("60%", "80%")
+    """Times at which the step schedule multiplies the learning rate by `gamma`."""
+
     gamma: float = Field(default=0.1, gt=0)
-    scale: Pair = (0.08, 1.0)  # augmentation: share of the image's area that is cropped
-    flip: float = Field(default=0.5, ge=0, le=1)  # augmentation: probability
-    seed: int = Field(default=0, ge=0, lt=2**32)  # of the first weights, the order, the views and shares of a set
+    """Factor of the step schedule."""
+
+    scale: Pair = (0.08, 1.0)
+    """Least and largest share of the image's area that a random crop covers while the classifier is trained."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip while the classifier is trained."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the initial weights, the order, the views and the choice of labeled images."""
 
     def __post_init__(self) -> None:
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "0 < low <= high <= 1", self.scale)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The rate at `step` over the peak rate."""
+        """Learning rate at `step` as a share of the peak rate."""
         if self.by_epoch:
             step -= step % steps_per_epoch
         total = self.epochs * steps_per_epoch
@@ -49,7 +74,7 @@ class FitConfig:
         return self.gamma ** sum(step >= steps_of(m, steps_per_epoch, total) for m in self.milestones)
 
     def optim(self) -> OptimConfig:
-        """The optimiser's part."""
+        """Settings of the optimizer."""
         return OptimConfig(
             name=self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay, eta=self.eta, clip=False
         )
@@ -59,9 +84,18 @@ class FitConfig:
 class LinearConfig(FitConfig):
     """A linear classifier on frozen features."""
 
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # at 256 images a step; trained together
-    augment: bool = False  # crop and flip at random, features anew each epoch; else features of the center view, once
-    held_out: float = Field(default=0.1, gt=0, lt=1)  # share of the training images on which one of several is chosen
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    """Learning rates for a batch of 256 images. All are trained together, and the best one is chosen on held-out
+    training images.
+    """
+
+    augment: bool = False
+    """Train on random crops and flips, with new features in every epoch. `false` computes the features of the center
+    view once.
+    """
+
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training images that is held out to choose among several learning rates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +111,7 @@ class ProbeSweep:
         self.weight, self.bias = weight.expand(count, -1, -1).clone(), weight.new_zeros(count, classes)
         self._weight_grad, self._bias_grad = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         roles = []
-        for s, rate in enumerate(rates):  # the optimiser steps slices of the tensors, each at its own rate
+        for s, rate in enumerate(rates):  # the optimizer steps slices of the tensors, each at its own rate
             own = [("weight", nn.Parameter(self.weight[s])), ("bias", nn.Parameter(self.bias[s]))]
             for (_, parameter), grad in zip(own, (self._weight_grad[s], self._bias_grad[s]), strict=True):
                 parameter.grad = grad
@@ -87,13 +121,16 @@ class ProbeSweep:
         self.optimizer = build_optimizer(groups, config.optim(), weight.device)
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B, S, C) of features (B, D): one matrix product for all."""
+        """Logits (B, S, C) of features (B, D), by one matrix product for all classifiers."""
         flat = features.to(self.weight.dtype) @ self.weight.flatten(0, 1).T
         return flat.view(len(features), *self.bias.shape) + self.bias
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor, seen: Tensor, factor: float) -> None:
-        """One step on (B, D), (B,) at `factor` times the rates; classifier s learns from the rows with seen (B, S)."""
+        """One step on features (B, D) and labels (B,) at `factor` times the rates.
+
+        Classifier s learns from rows with seen (B, S).
+        """
         features = features.to(self.weight.dtype)
         error = self.logits(features).softmax(2)  # the gradient of cross-entropy: probabilities minus the one-hot label
         error[torch.arange(len(labels), device=labels.device), :, labels] -= 1
@@ -105,7 +142,7 @@ class ProbeSweep:
 
     @torch.no_grad()
     def hits(self, query: FeatureSet, tops: Sequence[int]) -> list[list[int]]:
-        """Right answers of each classifier (S, len(tops)) on labelled rows."""
+        """Right answers of each classifier (S, len(tops)) on labeled rows."""
         total = torch.zeros(len(self.peaks), len(tops), dtype=torch.int64, device=self.weight.device)
         for features, labels in zip(query.features.split(1024), query.labels.split(1024), strict=True):
             scores = self.logits(features).unbind(1)
@@ -114,7 +151,7 @@ class ProbeSweep:
 
 
 class Task(NamedTuple):
-    """What a probe learns from and is judged by; all rows labelled."""
+    """Training and test features of a linear probe. All rows have labels."""
 
     bank: FeatureSet  # center views of the training images (N, D)
     held_out: Tensor  # (N,) bool: the training images that choose among several rates
@@ -128,7 +165,7 @@ class Task(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What a sweep of rates gave."""
+    """Result of a linear probe: the chosen learning rate and its hits, and the accuracy at every rate."""
 
     hits: list[int]  # of the chosen rate, for each of `tops`
     rate: float  # the chosen one, at 256 images a step

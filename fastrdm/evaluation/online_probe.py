@@ -15,7 +15,7 @@ class OnlineProbe(nn.Module):
         self.linear = nn.Linear(width, classes)
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of (V, B, D) features with (B,) labels, mean over views and labelled rows; 0-d."""
+        """Cross-entropy of (V, B, D) features with (B,) labels, mean over views and labeled rows; 0-d."""
         logits = self.linear(features.detach().flatten(0, 1).to(self.linear.weight.dtype))
         target = labels.repeat(len(features))
         total = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
@@ -23,7 +23,7 @@ class OnlineProbe(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, query: FeatureSet) -> float:
-        """Share of the labelled rows that it gets right; nan if there is none."""
-        query = query.labelled()
+        """Share of the labeled rows that it gets right; nan if there is none."""
+        query = query.labeled()
         answer = self.linear(query.features.to(self.linear.weight.dtype)).argmax(1)
         return int((answer == query.labels).sum()) / len(answer) if len(answer) else float("nan")

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def _solo(rate: float) -> dict[str, Any]:
-    """solo-learn's linear scripts for ImageNet-100 (paper.md 5.3)."""
+    """Linear probe of solo-learn's scripts (bash_files/linear/imagenet-100) at a base learning rate of `rate`."""
     return {"linear": {"augment": True, "rates": [rate], "epochs": 100, "batch_size": 256, "schedule": "step"}}
 
 

@@ -9,7 +9,7 @@ from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.loaders.sources.open import balanced, open_whole
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import LoaderConfig
-from fastrdm.loaders.supervised import labelled_share
+from fastrdm.loaders.supervised import labeled_share
 from fastrdm.schema import require
 
 HOLDOUT = 0.2  # of an evaluation set of its own that has no split to evaluate on
@@ -20,7 +20,7 @@ class Sets(NamedTuple):
     """Images of a run."""
 
     train: Source
-    bank: Source  # labelled images among which k-NN looks for neighbors
+    bank: Source  # labeled images among which k-NN looks for neighbors
     test: Source  # images to classify, none of them in `train` or `bank`; empty where there are none
     notes: list[str]  # what a user should know of them, a line each
 
@@ -74,7 +74,7 @@ def set_aside(source: Source, holdout: float) -> tuple[Source, Source]:
     share = holdout if holdout < 1 else holdout / len(source)
     require(share < 1, "evaluate.holdout", f"below the {len(source):,} images of {source.name}", holdout)
     held = np.zeros(len(source), bool)
-    held[labelled_share(source.labels, share, DRAW)] = True
+    held[labeled_share(source.labels, share, DRAW)] = True
     require(not held.all(), "evaluate.holdout", "small enough to leave images of each class", holdout)
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 

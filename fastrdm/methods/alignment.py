@@ -18,8 +18,15 @@ class AlignmentConfig:
     """The loss of one pair of views, and how pairs are joined."""
 
     name: Literal["negative_cosine", "byol", "cross_entropy"] = "negative_cosine"
-    directions: Literal["mean", "sum"] = "mean"  # published: SimSiam, SwAV, DINO mean; BYOL sum
-    temperature: float = Field(default=0.1, gt=0)  # of the online scores, cross_entropy only
+    """Loss of one online view against the target of another: negative_cosine (SimSiam), byol (squared distance of unit
+    vectors) or cross_entropy (SwAV, DINO).
+    """
+
+    directions: Literal["mean", "sum"] = "mean"
+    """Whether the losses of all pairs of views are averaged or summed. SimSiam, SwAV and DINO average, BYOL sums."""
+
+    temperature: float = Field(default=0.1, gt=0)
+    """Temperature of the online scores in cross_entropy; other losses have none. SwAV and DINO use 0.1."""
 
 
 def negative_cosine(online: Tensor, target: Tensor, temperature: float) -> Tensor:

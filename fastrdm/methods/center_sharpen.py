@@ -20,10 +20,18 @@ class CenterSharpenConfig:
     """softmax((scores - center) / temperature) (DINO, section 3.1)."""
 
     name: Literal["center_sharpen"] = "center_sharpen"
-    temperature: float = Field(default=0.07, gt=0)  # scores are divided by it
-    warmup_temperature: float = Field(default=0.04, gt=0)  # at the first step
-    warmup: Duration = "50ep"  # linear ramp from warmup_temperature to temperature; at most the whole run
-    momentum: float = Field(default=0.9, ge=0, le=1)  # of the center, a moving average of the batch mean
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the target's scores once the warm-up is over. The CIFAR script of DINO uses 0.07."""
+
+    warmup_temperature: float = Field(default=0.04, gt=0)
+    """Temperature of the target's scores at the first step."""
+
+    warmup: Duration = "50ep"
+    """Length of the linear ramp from `warmup_temperature` to `temperature`. A shorter run takes its whole length."""
+
+    momentum: float = Field(default=0.9, ge=0, le=1)
+    """Share of the old value in the moving average that is the center; the rest is the batch's mean score."""
 
 
 class CenterSharpen(Transform):

@@ -55,8 +55,13 @@ TransformConfig = Annotated[
 class EmaConfig:
     """The target network is a moving average of the online one: parameters only, after each optimiser step."""
 
-    momentum: float = Field(default=0.99, ge=0, le=1)  # share of the old value, at the start
-    final: float = Field(default=1.0, ge=0, le=1)  # and at the end, along a cosine
+    momentum: float = Field(default=0.99, ge=0, le=1)
+    """Share of the old weights kept in each update at the start of the run. The CIFAR scripts use 0.99 for BYOL and
+    0.9995 for DINO.
+    """
+
+    final: float = Field(default=1.0, ge=0, le=1)
+    """Share of the old weights kept in each update at the end of the run, reached along a cosine."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -64,11 +69,22 @@ class MethodConfig:
     """A row of the table of methods: see docs/methods.md."""
 
     projector: HeadConfig = HeadConfig()
-    online: tuple[TransformConfig, ...] = (PredictorConfig(),)  # transforms of the branch that learns, in order
-    target: tuple[TransformConfig, ...] = (StopConfig(),)  # and of the branch that it is compared with
-    ema: EmaConfig | None = None  # null: the target branch is the online network itself
+    online: tuple[TransformConfig, ...] = (PredictorConfig(),)
+    """Transforms of the online branch, which learns, in the order in which they are applied to the projection."""
+
+    target: tuple[TransformConfig, ...] = (StopConfig(),)
+    """Transforms of the target branch, with which the online branch is compared, in the order in which they are
+    applied.
+    """
+
+    ema: EmaConfig | None = None
+    """Moving average that makes the target network. `null` uses the online network for both branches."""
+
     alignment: AlignmentConfig = AlignmentConfig()
-    bn_views: Literal["per_view", "joint"] = "per_view"  # BatchNorm statistics: as separate passes, or over all views
+    bn_views: Literal["per_view", "joint"] = "per_view"
+    """What BatchNorm's statistics cover: `per_view` treats each view as a batch of its own, joint takes all views of
+    one resolution together.
+    """
 
     def __post_init__(self) -> None:
         _, online, target = ALIGNMENTS[self.alignment.name]

@@ -16,9 +16,19 @@ class PredictorConfig:
     """A learned head (SimSiam, BYOL): Linear-BN-ReLU-Linear, its output as wide as its input."""
 
     name: Literal["predictor"] = "predictor"
-    hidden: int | None = Field(default=None, ge=1)  # features of its hidden layer; null: a quarter of the projection
-    bias: bool = False  # of the first layer, which a BatchNorm follows: SimSiam no, BYOL yes
-    constant_lr: bool = True  # SimSiam: its rate neither warms up nor decays; BYOL: it follows the schedule
+
+    hidden: int | None = Field(default=None, ge=1)
+    """Features of the predictor's hidden layer. `null` takes a quarter of the projection's features, as SimSiam does;
+    BYOL's CIFAR script uses 4096.
+    """
+
+    bias: bool = False
+    """Give the predictor's first layer, which a BatchNorm follows, a bias. SimSiam has none, BYOL has one."""
+
+    constant_lr: bool = True
+    """Keep the predictor's learning rate at its base value, without warm-up and decay, as SimSiam does. BYOL's follows
+    the schedule.
+    """
 
 
 class Predictor(Transform):

@@ -16,8 +16,14 @@ class PrototypesConfig:
     """Scores against K learned unit vectors: SwAV's prototypes, DINO's last layer."""
 
     name: Literal["prototypes"] = "prototypes"
-    count: int = Field(default=3000, ge=2)  # K
-    freeze: Duration = "0ep"  # they get no gradient for so long: SwAV 2ep, DINO 1ep in the authors' scripts
+
+    count: int = Field(default=3000, ge=2)
+    """Number of prototypes. The CIFAR scripts use 3000 for SwAV and 4096 for DINO."""
+
+    freeze: Duration = "0ep"
+    """Time from the start of the run during which the prototypes are not updated. The authors' scripts use 2ep for SwAV
+    and 1ep for DINO.
+    """
 
 
 class Prototypes(Transform):

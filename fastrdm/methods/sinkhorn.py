@@ -20,10 +20,20 @@ class SinkhornConfig:
     """Assignments to prototypes by Sinkhorn-Knopp (SwAV, section 3.1)."""
 
     name: Literal["sinkhorn"] = "sinkhorn"
-    epsilon: float = Field(default=0.05, gt=0)  # scores are divided by it
-    iterations: int = Field(default=3, ge=1)  # of scaling prototypes, then samples
-    queue: int = Field(default=0, ge=0)  # earlier features of each view, over all processes, that join the problem
-    queue_start: Duration = "50ep"  # from when on, once full; authors' scripts: 3840 features from epoch 50
+
+    epsilon: float = Field(default=0.05, gt=0)
+    """Entropy regularization: scores are divided by it before the exponential. SwAV uses 0.05."""
+
+    iterations: int = Field(default=3, ge=1)
+    """Iterations of scaling first the prototypes, then the samples. SwAV uses 3."""
+
+    queue: int = Field(default=0, ge=0)
+    """Earlier features of each view, over all processes, that take part in the assignment; a multiple of the batch size
+    and of the number of processes. `0` keeps no queue; SwAV's CIFAR script uses 3840.
+    """
+
+    queue_start: Duration = "50ep"
+    """Time after which the queue takes part, if it is full by then. SwAV's CIFAR script uses 50ep."""
 
 
 def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:

@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_rank
+from fastrdm.kernels.spectral.filter_factors import KINDS
 from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
 from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.runtime.distributed import gather_rows
@@ -18,14 +19,39 @@ class FilterConfig:
     """A spectral filter x V f(S) V^T, where x = U S V^T over the rows of all processes (RDM, section 5)."""
 
     name: Literal["filter"] = "filter"
-    kind: Literal["power", "log", "log1p", "log1p_sq"] = "power"  # f(s) = s^power, ln s, ln(1+s), ln(1+s^2)
-    power: float | None = Field(default=None, allow_inf_nan=False)  # of f itself, --sigma: online 1 or 2, target < 0
-    basis: Literal["self", "other"] = "self"  # whose spectrum: its own, or the other branch's (authors' ImageNet code)
-    scale: Literal["raw", "rms"] = "raw"  # raw: singular values of the gathered batch (the paper's); rms: / sqrt(rows)
-    cutoff: float | None = Field(default=None, ge=0, lt=1)  # smaller shares of the largest s count as 0; null: by dtype
-    solver: str = "auto"  # how W is computed: see docs/spectra.md
+
+    kind: str = "power"
+    """The function f of the singular values s: power is s^power, log is ln s, log1p is ln(1 + s), log1p_sq is ln(1 +
+    s^2).
+    """
+
+    power: float | None = Field(default=None, allow_inf_nan=False)
+    """Exponent of f where `kind` is power, `--sigma` of the authors' scripts: 1 or 2 on the online branch, -0.3 to -1
+    on the target. Other kinds take none.
+    """
+
+    basis: Literal["self", "other"] = "self"
+    """Whose singular values and vectors the filter uses: those of its own branch, or those of the other branch, as the
+    authors' ImageNet code does.
+    """
+
+    scale: Literal["raw", "rms"] = "raw"
+    """What f sees: raw singular values of the gathered batch, as in the paper, or rms, the same divided by the square
+    root of the number of rows. Powers do not depend on it, logarithms do.
+    """
+
+    cutoff: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the largest singular value below which a direction gets weight 0. `null` chooses by dtype, 1e-6 for
+    float32.
+    """
+
+    solver: str = "auto"
+    """How the filter is computed: auto, eigh (float64 eigendecomposition), newton_schulz (matrix products only) or
+    gram_power (even powers). See docs/spectra.md.
+    """
 
     def __post_init__(self) -> None:
+        require(self.kind in KINDS, "filter.kind", f"one of {', '.join(KINDS)}", self.kind)
         given = "a number for kind=power" if self.kind == "power" else f"left out for kind={self.kind}"
         require((self.power is not None) == (self.kind == "power"), "filter.power", given, self.power)
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)

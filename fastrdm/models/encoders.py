@@ -33,14 +33,35 @@ RESNETS = {
 class EncoderConfig:
     """Which network turns images into features."""
 
-    name: str = "resnet18"  # a key of RESNETS, or timm/<name>
-    stem: Literal["imagenet", "cifar", "cifar_padding2"] = "imagenet"  # padding2: the paper's, 32 px make 34 px maps
-    width: int | None = None  # channels of the stem; none: 64, and 32 for resnet_small
-    zero_init_residual: bool = False  # every residual block starts as its shortcut
-    sync_bn: bool = True  # BatchNorm statistics over all processes
-    options: dict[str, bool | int | float | str] | None = None  # of timm.create_model, such as dynamic_img_size
-    freeze_patch_embed: bool = False  # ViT: patches keep their first, random embedding (MoCo v3, section 4.2)
-    checkpointing: bool = False  # blocks keep their input only and run again in the backward pass: memory for time
+    name: str = "resnet18"
+    """The network: resnet18, resnet34, resnet50, resnet_small (three stages, for small images), or timm/<name> for a
+    model of timm.
+    """
+
+    stem: Literal["imagenet", "cifar", "cifar_padding2"] = "imagenet"
+    """First layers of a ResNet: imagenet is a 7x7 convolution with stride 2 and a max pool, cifar a 3x3 convolution.
+    `cifar_padding2` pads it by 2, as the paper's code does, so that 32 px images give 34 px maps.
+    """
+
+    width: int | None = None
+    """Channels of a ResNet's stem. `null` is 64, and 32 for resnet_small."""
+
+    zero_init_residual: bool = False
+    """Start the last BatchNorm of every residual block at zero weight, so that the block passes its input on. SimSiam's
+    scripts do.
+    """
+
+    sync_bn: bool = True
+    """Compute BatchNorm statistics over the batches of all processes."""
+
+    options: dict[str, bool | int | float | str] | None = None
+    """Arguments for timm.create_model, such as {dynamic_img_size: true}."""
+
+    freeze_patch_embed: bool = False
+    """Keep a vision transformer's patch embedding at its random initial weights (MoCo v3, section 4.2)."""
+
+    checkpointing: bool = False
+    """Recompute each block in the backward pass instead of storing its activations. It saves memory and costs time."""
 
     def __post_init__(self) -> None:
         if self.name not in RESNETS and not self.name.startswith("timm/"):

@@ -13,16 +13,31 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HeadConfig:
-    """A few Linear layers (paper.md 5.1, 5.2)."""
+    """A projector or predictor: a few Linear layers. The defaults are SimSiam's (Chen and He 2021, section 3)."""
 
-    layers: int = 3  # Linear layers, the last included
-    hidden: int = 2048  # features between two layers
-    out: int = 2048  # features that come out
-    bias: bool = False  # of the hidden layers; the last one has a bias unless last_norm would cancel it
+    layers: int = 3
+    """Number of Linear layers, the last one included."""
+
+    hidden: int = 2048
+    """Features between two layers."""
+
+    out: int = 2048
+    """Features of the projection, which the branches' transforms take."""
+
+    bias: bool = False
+    """Give hidden layers a bias. The last layer has one unless `last_norm` would cancel it."""
+
     activation: Literal["relu", "gelu"] = "relu"
-    norm: bool = True  # BatchNorm after each hidden layer
-    last_norm: Literal["none", "affine", "plain"] = "none"  # BatchNorm after the last layer; plain: without weights
-    init: Literal["torch", "trunc_normal"] = "torch"  # trunc_normal: deviation 0.02, biases 0
+    """Nonlinearity after each hidden layer."""
+
+    norm: bool = True
+    """Put a BatchNorm after each hidden layer."""
+
+    last_norm: Literal["none", "affine", "plain"] = "none"
+    """BatchNorm after the last layer: none, affine (with learned scale and shift) or plain (without)."""
+
+    init: Literal["torch", "trunc_normal"] = "torch"
+    """Initial weights: torch's defaults, or normal with deviation 0.02, truncated, and zero biases, as in DINO."""
 
     def __post_init__(self) -> None:
         require(self.layers >= 1, "layers", "at least 1", self.layers)

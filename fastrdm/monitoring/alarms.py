@@ -16,23 +16,50 @@ Action = Literal["warn", "stop", "checkpoint_and_stop"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AlarmsConfig:
-    """When to speak up and what to do then. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
+    """Conditions of the alarms, and what they do. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
 
     Both are judged at the target (its scores where there are prototypes), before the projector's last BatchNorm and
     at the encoder's features; an alarm of a tap is raised once, and again after its condition has ended.
     """
 
-    action: Action = "warn"  # on every alarm but a loss that is no finite number, which always stops
-    complete_std: float = Field(default=0.1, ge=0)  # complete collapse: deviation below this, 1 is healthy,
-    complete_rank: float = Field(default=1.2, ge=0)  # and `erank_l/unit/moment/batch` below this,
-    complete_patience: Duration = "5%"  # for so long
-    dimensional_rank: float = Field(default=2.0, ge=0)  # dimensional collapse: rank below this
-    dimensional_patience: Duration = "5%"  # for so long
-    falling_share: float = Field(default=0.33, ge=0, le=1)  # falling rank: below this share of its highest value
-    falling_after: Duration = "30%"  # since here: the rank of an untrained network falls in every run
-    falling_patience: Duration = "5%"  # for so long
-    floor_share: float = Field(default=0.01, ge=0, le=1)  # loss at its floor: below this share of unrelated views' loss
-    floor_patience: Duration = "5%"  # for so long
+    action: Action = "warn"
+    """What an alarm does besides being logged: warn lets the run go on, stop ends it, checkpoint_and_stop saves first.
+    A loss that is not finite always stops the run.
+    """
+
+    complete_std: float = Field(default=0.1, ge=0)
+    """Complete collapse needs a standard deviation below this. A healthy branch has about 1."""
+
+    complete_rank: float = Field(default=1.2, ge=0)
+    """Complete collapse also needs an effective rank `erank_l/unit/moment/batch` below this."""
+
+    complete_patience: Duration = "5%"
+    """Time for which the signs of complete collapse must last before the alarm."""
+
+    dimensional_rank: float = Field(default=2.0, ge=0)
+    """Dimensional collapse is an effective rank `erank_l/unit/cov/batch` below this."""
+
+    dimensional_patience: Duration = "5%"
+    """Time for which the rank must stay below `dimensional_rank` before the alarm."""
+
+    falling_share: float = Field(default=0.33, ge=0, le=1)
+    """A falling rank is one below this share of its highest value since `falling_after`."""
+
+    falling_after: Duration = "30%"
+    """Time from which on the highest rank is tracked. The rank of an untrained network falls in every run, so the start
+    is left out.
+    """
+
+    falling_patience: Duration = "5%"
+    """Time for which the rank must stay below `falling_share` of its highest value before the alarm."""
+
+    floor_share: float = Field(default=0.01, ge=0, le=1)
+    """The loss counts as being at its floor below this share of the distance from the lowest possible loss to that of
+    unrelated views.
+    """
+
+    floor_patience: Duration = "5%"
+    """Time for which the loss must stay at its floor before the alarm."""
 
 
 class Alarm(NamedTuple):
@@ -47,14 +74,14 @@ class Alarm(NamedTuple):
 
 
 class LossRange(NamedTuple):
-    """What the loss can be."""
+    """Lowest value of a loss, and its value for unrelated views."""
 
     floor: float  # the lowest value there is
     unrelated: float  # of unrelated views: orthogonal features, or a uniform distribution over the prototypes
 
 
 def loss_range(config: MethodConfig, views: int) -> LossRange:
-    """Of an alignment over all its pairs of views."""
+    """Range of a method's loss over all its pairs of `views` views."""
     counts = [t.count for t in config.online if isinstance(t, PrototypesConfig)]
     one = {"negative_cosine": (-1.0, 0.0), "byol": (0.0, 2.0), "cross_entropy": (0.0, math.log(max(counts, default=1)))}
     pairs = 2 * (views - 1) if config.alignment.directions == "sum" else 1
@@ -73,7 +100,7 @@ class Finding(NamedTuple):
 
 
 class Alarms:
-    """Findings that last become alarms; the metrics of one log step after the other go in, on every process."""
+    """Turns findings that last into alarms. Call `update` with the metrics of each log step, on every process."""
 
     def __init__(self, config: AlarmsConfig, losses: LossRange, horizon: Horizon) -> None:
         self.config, self.losses, self.horizon = config, losses, horizon
@@ -82,7 +109,7 @@ class Alarms:
         self.peaks: dict[str, float] = {}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """The alarms that this step raises; metrics that are missing raise none."""
+        """Alarms that the metrics of this step raise. Missing metrics raise none."""
         found = {f"{f.alarm}/{f.tap}": f for f in self._findings(step, metrics)}
         self.since = {key: self.since.get(key, step) for key in found}
         self.raised = [key for key in self.raised if key in found]

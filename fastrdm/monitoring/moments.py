@@ -16,7 +16,7 @@ class Moments(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """(D,) over all groups."""
+        """Mean row (D,) over all groups."""
         return self.first.sum(0) / self.rows.sum().item()
 
     def matrix(self, center: bool = False) -> Tensor:
@@ -29,7 +29,7 @@ class Moments(NamedTuple):
 
 
 def zeros(width: int, groups: int, device: torch.device) -> Moments:
-    """Moments of no rows."""
+    """Empty sums for rows of this width in this many groups."""
     first, second = (torch.zeros(groups, *d, dtype=torch.float64, device=device) for d in ((width,), (width, width)))
     return Moments(torch.zeros(groups, dtype=torch.float64), first, second)
 
@@ -50,12 +50,12 @@ def add(moments: Moments, x: Tensor, y: Tensor | None = None, turn: int | None =
 
 
 def pooled(a: Moments, b: Moments) -> Moments:
-    """Moments of the rows of both."""
+    """Moments of the union of two sets of rows."""
     return Moments(*(x + y for x, y in zip(a, b, strict=True)))
 
 
-def of_views(half_sum: Moments, half_difference: Moments) -> Moments:
-    """Moments of the rows a and b, from those of (a + b) / 2 and (a - b) / 2."""
+def join_views(half_sum: Moments, half_difference: Moments) -> Moments:
+    """Moments of paired rows a and b, from the moments of (a + b) / 2 and (a - b) / 2."""
     return Moments(2 * half_sum.rows, 2 * half_sum.first, 2 * (half_sum.second + half_difference.second))
 
 

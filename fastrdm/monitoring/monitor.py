@@ -20,24 +20,37 @@ from fastrdm.runtime.distributed import Processes, gather_rows
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.schema import STRICT, Duration, require, steps_of
 
-PER_DIMENSION = 10  # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
-ON_CPU = 1024  # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
+# rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
+ROWS_PER_DIMENSION = 10
+# up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
+MAX_CPU_WIDTH = 1024
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MonitorConfig:
-    """What is measured of both branches besides the loss: see docs/monitoring.md. None of it touches the weights."""
+    """Measurements of both branches besides the loss; see docs/monitoring.md. None of them touches the weights."""
 
-    every: Duration = "5%"  # between the starts of two windows; 0st: none, metrics of batches only
-    rows: int | None = Field(default=None, ge=1)  # of a window; null: 10 for each dimension of the widest tap in it
-    max_width: int = Field(default=2048, ge=2, le=4096)  # dimensions; wider taps: a sample of so many rows
-    groups: int = Field(
-        default=8, ge=0, le=32
-    )  # of batches or images, for intervals; 0, or more than a batch has images: none
-    conventions: tuple[Convention, ...] = (
-        HEADLINE_CONVENTION,
-        CENTERED_CONVENTION,
-    )  # of effective rank, logged of every tap's window
+    every: Duration = "5%"
+    """Time between the starts of two windows, whose rows give ranks and spectra. `0st` measures single batches only."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """Rows of a window. `null` takes 10 for each dimension of the widest layer that is measured in full."""
+
+    max_width: int = Field(default=2048, ge=2, le=4096)
+    """Largest number of dimensions of a layer that is measured in full. Wider layers are measured on a sample of as
+    many rows.
+    """
+
+    groups: int = Field(default=8, ge=0, le=32)
+    """Groups of batches, or of images where a window has few batches, from which confidence intervals are computed: 4
+    to 32. `0` computes none, and so does a batch with fewer images than groups.
+    """
+
+    conventions: tuple[Convention, ...] = (HEADLINE_CONVENTION, CENTERED_CONVENTION)
+    """Conventions of effective rank that are logged for every window, such as erank_l/unit/moment; see
+    docs/monitoring.md. The two defaults must be among them.
+    """
+
     alarms: AlarmsConfig = AlarmsConfig()
 
     def __post_init__(self) -> None:
@@ -52,7 +65,7 @@ class MonitorConfig:
 
 
 def tap_widths(method: DualBranch) -> dict[str, int]:
-    """Dimensions of every place that is watched."""
+    """Number of dimensions of every tap, by name."""
     network = method.online
     first, features = network.projector[network.projector.split], network.encoder.features
     hidden = first.num_features if isinstance(first, ViewBatchNorm) else first.in_features
@@ -63,17 +76,18 @@ def tap_widths(method: DualBranch) -> dict[str, int]:
 
 
 def taps(output: Output) -> dict[str, Tensor]:
-    """Rows (2, B, D) of the two global views at every place that is watched, without gradient."""
+    """Rows (2, B, D) of the two global views at every tap, without gradient."""
     found = {"online": output.online[:2], "target": output.target, "hidden": output.hidden[:2]}
     if output.scores is not None:
         found |= {"online_scores": output.scores[0][:2], "target_scores": output.scores[1][:2]}
     return found | {"features": output.features[:2]}
 
 
-def batch_figures(output: Output) -> dict[str, Tensor]:
-    """Rank in both headline conventions and deviation of every tap over this step's rows, mean over views; 0-d each.
+def batch_metrics(output: Output) -> dict[str, Tensor]:
+    """Effective rank in both headline conventions and standard deviation at every tap, over the rows of this step.
 
-    Figures of one batch: ranks are at most its number of rows, and low where rows are few. Call on every process.
+    Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
+    on every process.
     """
     metrics = {}
     for name, x in taps(output).items():
@@ -94,14 +108,14 @@ class RankMonitor:
     def __init__(
         self, config: MonitorConfig, method: DualBranch, views: int, images: int, processes: Processes
     ) -> None:
-        """Of a method that is shown `views` views of each of `images` images at a time, over all processes."""
+        """Watch `method`, which is given `views` views of each of `images` images at a time, over all processes."""
         self.processes, self.horizon, self.images = processes, method.horizon, images
         widths = tap_widths(method)
         some = steps_of(config.every, 2**32, 2**32) > 0
         self.every = max(self.horizon.steps(config.every), 1) if some else 0
         self.alarms = Alarms(config.alarms, loss_range(method.config, views), self.horizon)
         least = max((width for width in widths.values() if width <= config.max_width), default=config.max_width)
-        rows = config.rows or PER_DIMENSION * least
+        rows = config.rows or ROWS_PER_DIMENSION * least
         require(
             rows >= least,
             "monitor.rows",
@@ -116,8 +130,8 @@ class RankMonitor:
         self._pending: Future[WindowReport] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
-    def introduction(self) -> list[str]:
-        """What is measured, and its memory on the main process."""
+    def describe(self) -> list[str]:
+        """Lines that say what is measured, and how much memory it takes on the main process."""
         if not self.every:
             return ["monitor: metrics of batches only"]
         size = f"{bytes_of(self.shape) / 2**20:,.1f} MiB"
@@ -133,9 +147,9 @@ class RankMonitor:
         return lines
 
     def batch(self, output: Output) -> dict[str, float]:
-        """`batch_figures` as numbers; waits for the device."""
+        """`batch_metrics` as numbers; waits for the device."""
         with self.clock:
-            return {name: value.item() for name, value in batch_figures(output).items()}
+            return {name: value.item() for name, value in batch_metrics(output).items()}
 
     def push(self, output: Output, step: int) -> None:
         """Take this step's rows, where a window is open or opens at this step (from 1). Call on every process."""
@@ -154,14 +168,17 @@ class RankMonitor:
                     self._read(window, step)
 
     def poll(self) -> WindowReport | None:
-        """The newest reading that is finished and was not handed out yet; the main process's alone."""
+        """Newest finished window report that was not returned before, else None.
+
+        Never blocks. Always None off rank 0.
+        """
         if self._pending is not None and self._pending.done():
             self._ready, self._pending = self._pending.result(), None
         ready, self._ready = self._ready, None
         return ready
 
     def finish(self) -> None:
-        """Wait for the reading under way."""
+        """Wait for the window report that is being computed."""
         if self._pending is not None:
             self._ready, self._pending = self._pending.result(), None
 
@@ -182,7 +199,10 @@ class RankMonitor:
             self._pending = self._thread.submit(_read_on_cuda, window, step, event)
 
     def state_dict(self) -> dict[str, Any]:
-        """The open window, the reading not handed out yet, the alarms' memory; waits for a reading under way."""
+        """State for a checkpoint: the open window, the report not returned yet, the alarms.
+
+        Waits for a report that is being computed.
+        """
         self.finish()
         return {
             "alarms": self.alarms.state_dict(),
@@ -201,7 +221,7 @@ class RankMonitor:
 
 
 def _read_on_cuda(window: Window, step: int, filled: torch.cuda.Event) -> WindowReport:
-    """In the monitor's thread: what waits here, waits for a stream of its own, and the loop goes on."""
+    """Read a window in the monitor's thread, on a CUDA stream of its own, so that the training loop does not wait."""
     filled.synchronize()
     with torch.cuda.stream(torch.cuda.Stream(window.device)):
-        return read(window, step, torch.device("cpu") if window.width <= ON_CPU else None)
+        return read(window, step, torch.device("cpu") if window.width <= MAX_CPU_WIDTH else None)

@@ -1,9 +1,10 @@
-"""What moments say of a population: ranks in every convention, their difference with its interval, RankMe, LiDAR."""
+"""Statistics of a set of rows from its moments: effective ranks, their difference and interval, RankMe, LiDAR."""
 
 import math
 from typing import Literal, NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import entropy_rank
@@ -21,9 +22,9 @@ Convention = Literal[
 ]
 HEADLINE_CONVENTION: Convention = "erank_l/unit/moment"
 CENTERED_CONVENTION: Convention = "erank_l/unit/cov"
-SHOWN = 128  # eigenvalues of a spectrum in spectra.jsonl, evenly spaced in the logarithm of their index
-HELD = 0.9999  # of the sum of eigenvalues, in the directions that a filter is judged on (RDM, figure 4)
-TINY = torch.finfo(torch.float64).tiny  # in place of a sum of eigenvalues that are all 0
+MAX_POINTS = 128  # eigenvalues of a spectrum in spectra.jsonl, evenly spaced in the logarithm of their index
+ENERGY_KEPT = 0.9999  # of the sum of eigenvalues, in the directions that a filter is judged on (RDM, figure 4)
+SMALLEST = torch.finfo(torch.float64).tiny  # in place of a sum of eigenvalues that are all 0
 
 
 class Eigen(NamedTuple):
@@ -34,7 +35,10 @@ class Eigen(NamedTuple):
 
 
 def eigen(moments: Moments, center: bool = False) -> Eigen:
-    """Of the second moment over all groups; eigenvalues that rounding alone could have made are 0."""
+    """Eigenvalues and eigenvectors of the second moment over all groups, about the mean where `center`.
+
+    Eigenvalues that rounding alone could have produced are set to 0.
+    """
     matrix = moments.matrix(center)
     values, vectors = torch.linalg.eigh(matrix)
     noise = 8 * torch.finfo(values.dtype).eps * moments.matrix().trace()
@@ -47,12 +51,13 @@ def rank(spectrum: Eigen, kind: str) -> float:
 
 
 def influence(moments: Moments, spectrum: Eigen, center: bool) -> Tensor:
-    """(G,) to first order, how much the rank `erank_l` of all rows owes to each group, up to a constant; on the CPU.
+    """Influence (G,) of each group on the effective rank `erank_l` of all rows, up to a constant; on the CPU.
 
-    The gradient of exp(H), H = - sum q ln q, with respect to the matrix, applied to each group's own moment.
+    To first order: the gradient of exp(H), H = - sum q ln q, with respect to the matrix, applied to each group's
+    own moment.
     """
     values = spectrum.values
-    total = values.sum().clamp_min(TINY)
+    total = values.sum().clamp_min(SMALLEST)
     shares = values / total
     entropy = -torch.special.xlogy(shares, shares).sum()
     slope = torch.where(shares > 0, -entropy.exp() * (shares.log() + entropy) / total, 0.0)
@@ -65,22 +70,14 @@ def influence(moments: Moments, spectrum: Eigen, center: bool) -> Tensor:
 
 
 def half_width(effects: Tensor, shares: Tensor) -> float:
-    """Of the 95 % interval of a figure whose groups have these effects (G,) on it: Student's t, G - 1 degrees."""
+    """Half-width of the 95 % confidence interval of a statistic, by Student's t with G - 1 degrees of freedom.
+
+    `effects` (G,) are the influences of the groups on it, `shares` (G,) their shares of the rows.
+    """
     groups = len(effects)
-    centerd = effects - (shares * effects).sum()
-    variance = groups / (groups - 1) * (shares * centerd).square().sum()
-    return student_t(groups - 1) * math.sqrt(variance.item())
-
-
-def student_t(degrees: int) -> float:
-    """Its 97.5 % quantile, within 1 % from 3 degrees on (Abramowitz and Stegun, 26.7.5)."""
-    z = 1.959964
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, 1))
+    centered = effects - (shares * effects).sum()
+    variance = groups / (groups - 1) * (shares * centered).square().sum()
+    return float(stdtrit(groups - 1, 0.975)) * math.sqrt(variance.item())
 
 
 Population = tuple[Moments, Eigen]
@@ -102,10 +99,10 @@ def difference(a: Population, b: Population, center: bool, key: str) -> dict[str
 def negative_share(target: Eigen, cross: Moments) -> float:
     """Share of the target's directions v with v^T W v < 0, W the least-squares map from target to online rows.
 
-    `cross` is the moment of online and target rows of the same view. Of the leading directions that hold `HELD` of the
-    sum of eigenvalues; W's estimate along v is v^T E[p z^T] v / lambda.
+    `cross` is the moment of online and target rows of the same view. The directions are the leading ones, which hold
+    ENERGY_KEPT of the sum of eigenvalues. W's estimate along v is v^T E[p z^T] v / lambda.
     """
-    held = target.values.cumsum(0) - target.values < HELD * target.values.sum()
+    held = target.values.cumsum(0) - target.values < ENERGY_KEPT * target.values.sum()
     weights = ((cross.matrix() @ target.vectors) * target.vectors).sum(0)
     return (weights[held] < 0).sum().item() / max(held.sum().item(), 1)
 
@@ -124,13 +121,13 @@ def lidar(half_sum: Moments, half_difference: Moments, delta: float = 1e-4) -> f
     return entropy_rank(torch.linalg.eigvalsh(whitened).clamp_min(0)).item()
 
 
-def places(width: int) -> list[int]:
-    """At most SHOWN numbers from 1 to `width`, evenly spaced in their logarithm."""
-    return sorted({round(width ** (i / (SHOWN - 1))) for i in range(SHOWN)})
+def log_spaced(width: int) -> list[int]:
+    """At most MAX_POINTS integers from 1 to `width`, evenly spaced in their logarithm."""
+    return sorted({round(width ** (i / (MAX_POINTS - 1))) for i in range(MAX_POINTS)})
 
 
-def shown(spectrum: Eigen) -> dict[str, list[int] | list[float]]:
-    """At most SHOWN eigenvalues as shares of the sum of all, and their indices from 1."""
-    ranks = places(len(spectrum.values))
-    shares = (spectrum.values / spectrum.values.sum().clamp_min(TINY)).tolist()
+def spectrum_points(spectrum: Eigen) -> dict[str, list[int] | list[float]]:
+    """At most MAX_POINTS eigenvalues as shares of their sum, and their indices from 1, for spectra.jsonl."""
+    ranks = log_spaced(len(spectrum.values))
+    shares = (spectrum.values / spectrum.values.sum().clamp_min(SMALLEST)).tolist()
     return {"ranks": ranks, "eigenvalues": [shares[i - 1] for i in ranks]}

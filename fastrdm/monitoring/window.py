@@ -1,4 +1,4 @@
-"""A window: the rows of many batches at every tap as sums, or as a sample where a tap is wide; and what it says."""
+"""Windows: sums over the rows of many batches at every tap, or a sample of wide rows, and their report."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -10,12 +10,12 @@ from torch import Tensor
 from fastrdm.kernels.linalg.effective_rank import statistics
 from fastrdm.kernels.linalg.gram import gram
 from fastrdm.monitoring import rank_statistics
-from fastrdm.monitoring.moments import Moments, add, of_views, pooled, unit_rows, zeros
+from fastrdm.monitoring.moments import Moments, add, join_views, pooled, unit_rows, zeros
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION, Eigen
 
 
 class Shape(NamedTuple):
-    """What a window holds."""
+    """Size of a window: rows, widths of the taps, groups and conventions."""
 
     rows: int  # it is full with
     widths: dict[str, int]  # dimensions of every tap
@@ -28,7 +28,7 @@ class Shape(NamedTuple):
 
 
 class WindowReport(NamedTuple):
-    """What a full window said."""
+    """Metrics and spectra of one full window."""
 
     step: int  # of its last rows
     metrics: dict[str, float]
@@ -49,7 +49,7 @@ class Window:
 
     @property
     def width(self) -> int:
-        """Of the widest matrix that is decomposed."""
+        """Side of the largest matrix that is decomposed."""
         return max(min(width, self.shape.max_width) for width in self.shape.widths.values())
 
     def add(self, rows: dict[str, Tensor], keep: bool = True) -> None:
@@ -92,7 +92,7 @@ class Window:
             yield "cross", (unit_rows(narrow["online"]), unit_rows(narrow["target"]), 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """For `load_state_dict`; tensors, numbers and lists alone."""
+        """State for a checkpoint, made of tensors, numbers and lists only."""
         return {
             "shape": repr(self.shape),
             "seen": self.seen,
@@ -112,7 +112,7 @@ class Window:
 
 
 def bytes_of(shape: Shape) -> int:
-    """Memory of a full window."""
+    """Memory of a full window, in bytes."""
     total = 0
     for tap, width in shape.widths.items():
         if shape.wide(tap):
@@ -133,7 +133,7 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
     if "target/view1" in moments:
         moments["target/unit"] = pooled(moments["target/view1"], moments["target/view2"])
     if "features/sum" in moments:
-        moments["features/raw"] = of_views(moments["features/sum"], moments["features/difference"])
+        moments["features/raw"] = join_views(moments["features/sum"], moments["features/difference"])
 
     @cache
     def spectrum(name: str, center: bool) -> Eigen:
@@ -149,7 +149,9 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
             own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
             rows = window.seen
         metrics |= own
-        spectra.append({"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.shown(headline)})
+        spectra.append(
+            {"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.spectrum_points(headline)}
+        )
     return WindowReport(step, metrics | _of_pairs(moments, spectrum), spectra)
 
 
@@ -159,7 +161,7 @@ Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about th
 def _of_moments(
     tap: str, unit: Moments, spectrum: Spectrum, conventions: tuple[str, ...]
 ) -> tuple[dict[str, float], Eigen]:
-    """All metrics of one tap, and the spectrum of the headline convention."""
+    """Metrics of one tap from its moments, and its headline spectrum."""
     metrics = {}
     for convention in conventions:
         kind, scale, about = convention.split("/")
@@ -170,7 +172,7 @@ def _of_moments(
 
 
 def _of_sample(tap: str, rows: Tensor, conventions: tuple[str, ...]) -> tuple[dict[str, float], Eigen]:
-    """The same of a tap whose rows (N, D) were kept: ranks are at most N."""
+    """Metrics of one tap whose rows (N, D) were sampled, and its headline spectrum. Ranks are at most N."""
 
     def spectrum(convention: str) -> Eigen:
         _, scale, about = convention.split("/")
@@ -195,7 +197,7 @@ def _shape_of(tap: str, spectrum: Eigen, source: str) -> dict[str, float]:
 
 
 def _of_pairs(moments: dict[str, Moments], spectrum: Spectrum) -> dict[str, float]:
-    """Figures of two populations: rank differences with their null, the filter between branches, RankMe, LiDAR."""
+    """Metrics of pairs: rank differences with their null, the filter between branches, RankMe, LiDAR."""
     metrics: dict[str, float] = {}
     if "cross" in moments:
         for name, a, b in (

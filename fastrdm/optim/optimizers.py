@@ -1,4 +1,4 @@
-"""Optimisers whose learning rates live on the device, and the groups of parameters they step."""
+"""Optimizers whose learning rates live on the device, and the groups of parameters they step."""
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -18,23 +18,64 @@ from fastrdm.schema import STRICT, Duration, Pair, require
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimConfig:
-    """How parameters are stepped; defaults are SimSiam's on CIFAR (paper.md 5.1, 5.4)."""
+    """How parameters are stepped.
+
+    The defaults are those of solo-learn's CIFAR script for SimSiam (bash_files/pretrain/cifar). The warm-up from 3e-5
+    over 10 epochs, about which the script is silent, is solo-learn's own (solo/methods/base.py, lines 125 to 127).
+    """
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
-    backend: Literal["torch", "apex"] = "torch"  # apex: NVIDIA's fused AdamW on a GPU; never run by us
-    lr: float = 0.5  # at 256 images a step; scaled by global batch / 256
-    min_lr: float = 0.0  # at the end of the cosine; not scaled, as in the authors' code
-    warmup: Duration = "10ep"  # linear, from warmup_lr
-    warmup_lr: float = 3e-5  # at the first step; not scaled
-    momentum: float = 0.9  # SGD and LARS
-    weight_decay: float = 1e-5  # share of the weight added to the gradient (SGD, LARS) or the step (AdamW, LAMB)
-    weight_decay_end: float | None = None  # reached along a cosine (DINO with a ViT: 0.04 to 0.4); null: constant
-    exclude_bias_norm: bool = False  # biases and norms (1-D) get neither decay nor LARS / LAMB adaptation
-    eta: float = 0.02  # LARS: step over weight norm
-    clip: bool = False  # LARS: adaptation may shorten a step, never lengthen it
-    betas: Pair = (0.9, 0.999)  # AdamW and LAMB
-    clip_grad: float | None = None  # largest norm of the gradient; none: as it is
-    clip_grad_of: Literal["all", "each"] = "all"  # norm over all tensors, or of each by itself (DINO's code)
+    """The optimizer: sgd and lars have momentum, adamw and lamb have decoupled weight decay."""
+
+    backend: Literal["torch", "apex"] = "torch"
+    """Implementation of the optimizer. `apex` is NVIDIA's fused AdamW, for GPUs only; this project has never run it."""
+
+    lr: float = 0.5
+    """Peak learning rate for a batch of 256 images; it is scaled by the global batch size over 256. SimSiam's CIFAR
+    script uses 0.5.
+    """
+
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine. It is not scaled by the batch size, as in the authors' code."""
+
+    warmup: Duration = "10ep"
+    """Length of the linear warm-up from `warmup_lr` to `lr`."""
+
+    warmup_lr: float = 3e-5
+    """Learning rate at the first step. It is not scaled by the batch size either."""
+
+    momentum: float = 0.9
+    """Momentum of SGD and LARS."""
+
+    weight_decay: float = 1e-5
+    """Weight decay: this share of the weight is added to the gradient by SGD and LARS, and to the step by AdamW and
+    LAMB.
+    """
+
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, reached along a cosine, as DINO does with a vision transformer (0.04 to 0.4).
+    `null` keeps it constant.
+    """
+
+    exclude_bias_norm: bool = False
+    """Leave biases and the weights of norms, all of them 1-D, without weight decay and without the scaling of LARS and
+    LAMB.
+    """
+
+    eta: float = 0.02
+    """Trust coefficient of LARS: the length of a step over the norm of the weight, at a learning rate of 1."""
+
+    clip: bool = False
+    """Let LARS shorten a step but never lengthen it."""
+
+    betas: Pair = (0.9, 0.999)
+    """Decay rates of AdamW's and LAMB's averages of the gradient and of its square."""
+
+    clip_grad: float | None = None
+    """Largest norm of the gradient; longer gradients are scaled down to it. `null` clips nothing."""
+
+    clip_grad_of: Literal["all", "each"] = "all"
+    """Whether `clip_grad` limits the norm over all tensors together, or of each tensor by itself as in DINO's code."""
 
     def __post_init__(self) -> None:
         for key in ("lr", "min_lr", "warmup_lr", "weight_decay"):
@@ -47,7 +88,7 @@ class OptimConfig:
         require(end is None or decays, "optim.weight_decay", "above 0 where weight_decay_end is set", self.weight_decay)
         require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", "above 0", self.clip_grad)
         if self.backend == "apex":
-            others = "adamw with backend=apex, whose other optimisers read the learning rate on the host in each step"
+            others = "adamw with backend=apex, whose other optimizers read the learning rate on the host in each step"
             require(self.name == "adamw", "optim.name", others, self.name)
             require(end is None, "optim.weight_decay_end", "null with backend=apex, where decay is a number", end)
             require(self.clip_grad is None, "optim.clip_grad", "null with backend=apex, which unscales", self.clip_grad)
@@ -103,7 +144,11 @@ def _group(
 
 
 def learning_rates(groups: Iterable[Group], step: int, total: int, warmup: int, config: OptimConfig) -> list[float]:
-    """Each group's rate at `step` of `total`, `warmup` of them rising (paper.md 5.4)."""
+    """Learning rate of each group at `step` of `total`, the first `warmup` of which are the warm-up.
+
+    Groups with a constant schedule keep their base rate, as SimSiam's predictor does in solo-learn
+    (solo/methods/base.py, lines 449 to 461). The others follow `warmup_cosine`.
+    """
     return [
         group["base_lr"]
         if group["schedule"] == "constant"
@@ -113,7 +158,7 @@ def learning_rates(groups: Iterable[Group], step: int, total: int, warmup: int, 
 
 
 def set_learning_rates(optimizer: Optimizer, rates: Iterable[float]) -> None:
-    """Write one rate per group into the device tensors that the optimiser reads."""
+    """Write one rate per group into the device tensors that the optimizer reads."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"].fill_(rate)
 
@@ -121,7 +166,10 @@ def set_learning_rates(optimizer: Optimizer, rates: Iterable[float]) -> None:
 def set_weight_decays(
     optimizer: Optimizer, groups: Iterable[Group], step: int, total: int, config: OptimConfig
 ) -> None:
-    """Where `config.weight_decay_end` is set: write the decay of `step` into the tensors of groups that decay."""
+    """Write the weight decay of `step` into the device tensors of groups that decay.
+
+    Does nothing unless `config.weight_decay_end` is set.
+    """
     if config.weight_decay_end is None:
         return
     decay = cosine_ramp(step, total, config.weight_decay, config.weight_decay_end)
@@ -143,7 +191,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> N
 
 
 def build_optimizer(groups: Iterable[Group], config: OptimConfig, device: torch.device) -> Optimizer:
-    """The optimiser over `parameter_groups`; `group["lr"]` is a 0-d float32 tensor on `device`, made to be written to.
+    """The optimizer over `parameter_groups`; `group["lr"]` is a 0-d float32 tensor on `device`, made to be written to.
 
     So is `group["decay"]`, which stands in for `weight_decay` in groups that decay where `config.weight_decay_end` is
     set. Loading a state dict restores state and rates into the tensors at hand and keeps the present settings.
@@ -201,7 +249,7 @@ def _keep_settings(optimizer: Optimizer) -> None:
         theirs = [name for group in state["param_groups"] for name in group.get("param_names", ["(unnamed)"])]
         pairs = zip([*ours, "(none)"], [*theirs, "(none)"], strict=False)
         odd = next(((a, b) for a, b in pairs if a != b), None)
-        require(odd is None, "the optimiser state", f"for the same parameters, {odd and odd[0]} here", odd and odd[1])
+        require(odd is None, "the optimizer state", f"for the same parameters, {odd and odd[0]} here", odd and odd[1])
 
     def restore(_: Optimizer) -> None:
         for group, setting in zip(optimizer.param_groups, settings, strict=True):

@@ -16,7 +16,10 @@ def linear_ramp(step: int, total: int, base: float, final: float) -> float:
 
 
 def cosine_ramp(step: int, total: int, base: float, final: float) -> float:
-    """`base` at step 0, `final` at step `total` and after, along half a cosine; EMA momentum in BYOL (paper.md 5.4)."""
+    """`base` at step 0, `final` at step `total` and after, along half a cosine.
+
+    BYOL's momentum of the moving average rises so (Grill et al. 2020, section 3.3; solo/utils/momentum.py, line 87).
+    """
     share = min(step / total, 1.0) if total else 1.0
     return _between((1 - math.cos(math.pi * share)) / 2, base, final)
 
@@ -24,7 +27,8 @@ def cosine_ramp(step: int, total: int, base: float, final: float) -> float:
 def warmup_cosine(step: int, total: int, warmup: int, base: float, final: float = 0.0, start: float = 3e-5) -> float:
     """Linear from `start` at step 0 to `base` at the last of `warmup` steps, then a cosine to `final` at `total`.
 
-    Step `warmup` is at `base` as well, as in the authors' scheduler (paper.md 5.4). ValueError if warmup > total.
+    Step `warmup` is at `base` as well, as in the scheduler of the authors' code, LinearWarmupCosineAnnealingLR of
+    lightning-bolts (solo/methods/base.py, lines 323 to 328). ValueError if warmup > total.
     """
     require(0 <= warmup <= total, "warmup", f"at most the run's {total} steps", warmup)
     if step < warmup:

@@ -1,6 +1,6 @@
-"""The paper's figures, all runs side by side: ranks of both branches, spectra, spectral filters, eigenspaces.
+"""Figures of the analysis, all runs side by side: ranks of both branches, spectra, spectral filters, eigenspaces.
 
-From what the instruments measured with frozen weights, while the runs went on or at their end (docs/theory.md).
+They are drawn from analyses with frozen weights, made while the runs went on or after their end (docs/theory.md).
 """
 
 import math
@@ -12,13 +12,13 @@ from fastrdm.report.run_files import Measurement, Run, Series
 from fastrdm.report.run_set import Runs, figure
 from fastrdm.report.svg.axes import Axis
 from fastrdm.report.svg.dumbbell_chart import Pair, dumbbells
-from fastrdm.report.svg.line_chart import GRAYSCALE, Level, Line, chart, color_at, color_of
+from fastrdm.report.svg.line_chart import GRAY, Level, Line, chart, color_at, color_of
 
 DIFFERENCE, NULL = f"difference/{HEADLINE_CONVENTION}", f"null/{{branch}}/{HEADLINE_CONVENTION}"
-SETS = {"": "what enters the loss", "scores/": "the scores"}  # names of figures begin with the key
+SETS = {"": "what enters the loss", "scores/": "the scores"}  # names of metrics begin with the key
 NUMBER = Axis("direction, largest variance first", log=True)
-LEAST = 1e-6  # share of the variance below which a spectrum is not drawn
-MOMENTS = 8  # filters drawn of a run, spread over its length
+MIN_SHARE = 1e-6  # share of the variance below which a spectrum is not drawn
+MAX_MOMENTS = 8  # filters drawn of a run, spread over its length
 HEAD = "run,epoch,images,online,target,target - online,null,filter,directions,Spearman,tail,tilt,alignment,chance"
 HEAD += ",crossed,ceiling"
 
@@ -44,19 +44,19 @@ def analysis_figures(all_runs: Runs) -> list[tuple[str, list[str]]]:
 
 
 def rows(all_runs: Runs) -> list[list[str]]:
-    """A line a run under HEAD: the newest measurement in numbers."""
+    """One table row for each run, under HEAD: the newest analysis in numbers."""
     return [[run.name, *_told(run.analysis[-1])] for run in all_runs.runs if run.analysis]
 
 
 def _told(m: Measurement) -> list[str]:
     def shown(key: str, style: str) -> str:
-        return format(m.figure(key), style) if math.isfinite(m.figure(key)) else "-"
+        return format(m.metric(key), style) if math.isfinite(m.metric(key)) else "-"
 
     interval = f"[{shown(f'{DIFFERENCE}/low', '+.2f')}, {shown(f'{DIFFERENCE}/high', '+.2f')}]"
-    verdict, null = m.figure("filter/verdict"), _null(m)
+    verdict, null = m.metric("filter/verdict"), _null(m)
     return [
         f"{m.epoch:g}",
-        shown("images", ",.0f") + (" (biased)" if m.figure("biased") else ""),
+        shown("images", ",.0f") + (" (biased)" if m.metric("biased") else ""),
         *(shown(f"{branch}/{HEADLINE_CONVENTION}", ".1f") for branch in ("online", "target")),
         f"{shown(DIFFERENCE, '+.2f')} {interval}",
         f"{null:.2f}" if math.isfinite(null) else "-",
@@ -70,11 +70,11 @@ def _told(m: Measurement) -> list[str]:
 
 def _null(m: Measurement) -> float:
     """The larger of both branches' differences between view 2 and view 1, without sign."""
-    return max(abs(m.figure(NULL.format(branch=branch))) for branch in ("online", "target"))
+    return max(abs(m.metric(NULL.format(branch=branch))) for branch in ("online", "target"))
 
 
 def _over_time(run: Run, key: str) -> Series:
-    return [m.epoch for m in run.analysis], [m.figure(key) for m in run.analysis]
+    return [m.epoch for m in run.analysis], [m.metric(key) for m in run.analysis]
 
 
 def _repeated(all_runs: Runs) -> list[tuple[Run, str]]:
@@ -91,7 +91,7 @@ def _branches(all_runs: Runs) -> list[str]:
     for run, _ in _repeated(all_runs):
         lines = [Line(b, *_over_time(run, key), *color_of(i)) for i, (b, key) in enumerate(keys.items())]
         title = f"Rank of both branches throughout training, {run.name}"
-        caption = f"{HEADLINE_CONVENTION}, weights frozen, {run.analysis[-1].figure('images'):,.0f} images."
+        caption = f"{HEADLINE_CONVENTION}, weights frozen, {run.analysis[-1].metric('images'):,.0f} images."
         out.append(figure(title, chart(lines, all_runs.epochs(), axis, title=title), caption))
     return out
 
@@ -103,7 +103,7 @@ def _differences(all_runs: Runs) -> list[str]:
         low, high = (_over_time(run, f"{DIFFERENCE}/{end}")[1] for end in ("low", "high"))
         null = [_null(m) for m in run.analysis]
         epochs, values = _over_time(run, DIFFERENCE)
-        lines = [Line("null", epochs, null, GRAYSCALE, "5 3"), Line("difference", epochs, values, color, "", low, high)]
+        lines = [Line("null", epochs, null, GRAY, "5 3"), Line("difference", epochs, values, color, "", low, high)]
         title = f"Rank difference throughout training, {run.name}"
         caption = "Target minus online. Band: 95 % over images. Null: the larger difference, without sign, "
         caption += "between the two views of one branch."
@@ -113,7 +113,7 @@ def _differences(all_runs: Runs) -> list[str]:
 
 def _pairs(all_runs: Runs, ring: str, disc: str) -> list[Pair]:
     newest = [(run, color, run.analysis[-1]) for run, color, _ in all_runs.colors() if run.analysis]
-    return [Pair(run.name, m.figure(ring), m.figure(disc), color) for run, color, m in newest if disc in m.figures]
+    return [Pair(run.name, m.metric(ring), m.metric(disc), color) for run, color, m in newest if disc in m.metrics]
 
 
 def _last_ranks(all_runs: Runs, prefix: str) -> str:
@@ -154,7 +154,7 @@ def _filters(all_runs: Runs, prefix: str) -> str:
 
 def _spaced(run: Run) -> list[Measurement]:
     """Some of a run's measurements, the first and the last among them."""
-    count = min(MOMENTS, len(run.analysis))
+    count = min(MAX_MOMENTS, len(run.analysis))
     return [run.analysis[round(i * (len(run.analysis) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
@@ -175,7 +175,7 @@ def _filters_over_time(all_runs: Runs, prefix: str) -> list[str]:
 def _spectra(all_runs: Runs, prefix: str) -> list[str]:
     """Eigenvalues of both branches at the end, a chart a run, on equal axes."""
     out = []
-    axis = Axis("share of the variance", log=True, limits=(LEAST, 1.0))
+    axis = Axis("share of the variance", log=True, limits=(MIN_SHARE, 1.0))
     for run in (run for run in all_runs.runs if run.analysis):
         curves = run.analysis[-1].curves
         names = {b: f"{prefix}spectrum/{b}" for b in ("online", "target")}
@@ -188,5 +188,5 @@ def _spectra(all_runs: Runs, prefix: str) -> list[str]:
 
 
 def _above(series: Series) -> Series:
-    kept = [(x, y) for x, y in zip(*series, strict=True) if y >= LEAST]
+    kept = [(x, y) for x, y in zip(*series, strict=True) if y >= MIN_SHARE]
     return [x for x, _ in kept], [y for _, y in kept]

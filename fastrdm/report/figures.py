@@ -1,4 +1,4 @@
-"""Which figures a report draws from the records of runs; each says what it shows and what is missing."""
+"""The figures of a report, drawn from the metrics of runs. Each caption says what is shown and what is missing."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from fastrdm.report.run_set import Runs, curve, curves, figure, missing
 from fastrdm.report.svg.axes import POINTS, Axis
 from fastrdm.report.svg.line_chart import Level, Line, chart, color_of
 
-SMALL = 100  # points of a line in the section of everything else
-MEASURED = "analysis/"  # their figures are drawn from analysis.jsonl
+OTHER_POINTS = 100  # points of a line in the section of everything else
+ANALYSIS_PREFIX = "analysis/"  # its metrics are drawn from analysis.jsonl
 DRAWN = {  # what has its place in a figure or in the table at the top
     *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "probe"),
     *("loss", "learning_rate", "images_per_second", "data_wait", "unreadable_images"),
-    *("flop_utilisation", "gflops", "monitor_share", "filter_share", "peak_memory_mib", "seconds_to_first_step"),
+    *("flop_utilization", "gflops", "monitor_share", "filter_share", "peak_memory_mib", "seconds_to_first_step"),
     *RANK_KEYS,
 }
 USE = {  # what a run took of its device: title, axis and caption of each figure that was logged
-    "flop_utilisation": ("Model FLOP utilisation", Axis("share of the peak", percent=True, limits=(0.0,)), ""),
+    "flop_utilization": ("Model FLOP utilization", Axis("share of the peak", percent=True, limits=(0.0,)), ""),
     "gflops": (
         "Arithmetic of a device",
         Axis("GFLOP/s", limits=(0.0,)),
@@ -41,7 +41,7 @@ def sections(all_runs: Runs) -> list[tuple[str, list[str]]]:
         ("Accuracy", [_accuracy(all_runs), _probe(all_runs)]),
         *analysis_figures(all_runs),
         ("Rank", [*ranks(all_runs), *differences(all_runs, HEADLINE_CONVENTION)]),
-        ("Rank difference of centerd features", differences(all_runs, CENTERED_CONVENTION)),
+        ("Rank difference of centered features", differences(all_runs, CENTERED_CONVENTION)),
         ("Spectra", spectra(all_runs)),
         ("Loss and learning rate", [_loss(all_runs), _rate(all_runs)]),
         ("Speed", [_speed(all_runs), _wait(all_runs), *_use(all_runs)]),
@@ -113,8 +113,8 @@ def _rate(all_runs: Runs) -> str:
 def _speed(all_runs: Runs) -> str:
     caption = "All processes together, evaluation and saving not counted."
     starts = {run.name: run.last("seconds_to_first_step") for run in all_runs.runs}
-    told = [f"{seconds:.1f} s ({name})" for name, seconds in starts.items() if math.isfinite(seconds)]
-    caption += f" From the start to the first step: {', '.join(told)}." if told else ""
+    times = [f"{seconds:.1f} s ({name})" for name, seconds in starts.items() if math.isfinite(seconds)]
+    caption += f" From the start to the first step: {', '.join(times)}." if times else ""
     return _plot(all_runs, "Throughput", "images_per_second", Axis("images/s", limits=(0.0,)), caption)
 
 
@@ -124,16 +124,18 @@ def _wait(all_runs: Runs) -> str:
 
 
 def _use(all_runs: Runs) -> list[str]:
-    found = ((key, *told) for key, told in USE.items() if curves(all_runs, key))
+    found = ((key, *drawn) for key, drawn in USE.items() if curves(all_runs, key))
     return [_plot(all_runs, title, key, axis, caption) for key, title, axis, caption in found]
 
 
 def _others(all_runs: Runs) -> list[str]:
-    """A chart of every figure that has none yet; of a single run, those of all taps together."""
-    keys = dict.fromkeys(key for run in all_runs.runs for key in run.figures())
-    rest = [k for k in keys if k not in DRAWN and not k.endswith(("/low", "/high")) and not k.startswith(MEASURED)]
+    """Charts of every metric that has none yet; of a single run, the metrics of all taps together."""
+    keys = dict.fromkeys(key for run in all_runs.runs for key in run.names())
+    rest = [
+        k for k in keys if k not in DRAWN and not k.endswith(("/low", "/high")) and not k.startswith(ANALYSIS_PREFIX)
+    ]
     if len(all_runs.runs) > 1:
-        return [_plot(all_runs, key, key, Axis(""), "", points=SMALL) for key in rest]
+        return [_plot(all_runs, key, key, Axis(""), "", points=OTHER_POINTS) for key in rest]
     (run,) = all_runs.runs
     groups: dict[str, list[str]] = {}
     for key in rest:
@@ -143,6 +145,6 @@ def _others(all_runs: Runs) -> list[str]:
     for title, members in groups.items():
         names = [key.removesuffix(f"/{title}") if key != title else run.name for key in members]
         lines = [curve(run, key, name, *color_of(i)) for i, (key, name) in enumerate(zip(members, names, strict=True))]
-        drawing = chart(lines, all_runs.epochs(), Axis(""), title=title, marks=all_runs.marks(), points=SMALL)
+        drawing = chart(lines, all_runs.epochs(), Axis(""), title=title, marks=all_runs.marks(), points=OTHER_POINTS)
         out.append(figure(title, drawing, ""))
     return out

@@ -63,7 +63,7 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page as HTML; it loads nothing."""
+    """The whole page as HTML. It loads nothing from elsewhere."""
     all_runs = with_alarms(runs)
     names = ", ".join(run.name for run in runs)
     parts = [
@@ -92,29 +92,29 @@ def _section(title: str, found: Sequence[str]) -> str:
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """What the files say of a run, in plain words."""
+    """Verdict on a run in plain words, from its files."""
     if not run.metrics:
-        return "no figures yet"
+        return "no metrics yet"
     own = [a for a in alarms if a.run is run]
     rang = [
-        f"{words(kind)} at epoch "
+        f"{alarm_name(kind)} at epoch "
         + ", ".join(f"{a.first['epoch']:g}{f' ({a.tap})' if a.tap else ''}" for a in own if a.first["alarm"] == kind)
         for kind in dict.fromkeys(a.first["alarm"] for a in own)
     ]
     end = "" if run.summary else f"unfinished, {progress(run)} epochs"
     if rang:
         return "; ".join([*rang, *([end] if end else [])])
-    told = "healthy: no alarm" if "monitor" in run.config else "not watched for alarms"
-    return f"{told}; {end}" if end else told
+    state = "healthy: no alarm" if "monitor" in run.config else "not watched for alarms"
+    return f"{state}; {end}" if end else state
 
 
-def words(kind: str) -> str:
-    """An alarm's name as it is said."""
+def alarm_name(kind: str) -> str:
+    """Name of an alarm as it is written in prose."""
     return kind.replace("_", " ")
 
 
 def progress(run: Run) -> str:
-    """Epochs done and asked for."""
+    """Epochs done, and the run's length where it is given in epochs."""
     done = max((number(line["epoch"]) for line in run.metrics), default=0.0)
     length = str(run.setting("train.length") or "")
     return f"{done:g} of {length.removesuffix('ep')}" if length.endswith("ep") else f"{done:g}"
@@ -160,7 +160,7 @@ def _overview(all_runs: Runs) -> str:
 
 
 def _measured(all_runs: Runs) -> list[str]:
-    """What the analysis measured last, a line a run; nothing where there were none."""
+    """Section with the newest analysis of each run, one row a run; empty if no run was analyzed."""
     found = [[escape(cell) for cell in row] for row in rows(all_runs)]
     head = HEAD.split(",")
     return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []
@@ -175,9 +175,9 @@ def _alarms(all_runs: Runs) -> str:
     for a in all_runs.alarms:
         line = a.first
         value, threshold = (_figure(number(line.get(key)), ".4g") for key in ("value", "threshold"))
-        told = [
+        cells = [
             a.run.name,
-            words(line["alarm"]),
+            alarm_name(line["alarm"]),
             a.tap or "-",
             f"{line['epoch']:g}",
             line.get("step", "-"),
@@ -185,14 +185,14 @@ def _alarms(all_runs: Runs) -> str:
             value,
             threshold,
         ]
-        told += [line.get("action") or "-", line.get("text") or "-"]
+        cells += [line.get("action") or "-", line.get("text") or "-"]
         number_cell = f'<b style="color:{a.color}">{a.number}</b>'
-        rows.append([number_cell, *(escape(str(cell)) for cell in told)])
+        rows.append([number_cell, *(escape(str(cell)) for cell in cells)])
     return _table(head, rows)
 
 
 def _configuration(runs: Sequence[Run]) -> str:
-    """In which settings each run differs from the first."""
+    """List of the settings in which each run differs from the first."""
     first, *rest = runs
     if not rest:
         return f"<p>One run, nothing to compare: see {escape(first.name)}/config.yaml.</p>"

@@ -8,7 +8,7 @@ from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CON
 from fastrdm.report.run_files import Run, Series
 from fastrdm.report.run_set import Runs, curve, figure
 from fastrdm.report.svg.axes import Axis
-from fastrdm.report.svg.line_chart import GRAYSCALE, Line, chart, color_at, color_of
+from fastrdm.report.svg.line_chart import GRAY, Line, chart, color_at, color_of
 
 TAPS = ("online", "target", "online_scores", "target_scores", "hidden", "features")
 TAP_NAMES = {
@@ -22,7 +22,7 @@ KINDS = {  # where a figure of rank comes from, the best first
     "sample": "of a sample of rows, at most their number",
     "batch": "of single batches, at most their number of rows",
 }
-MOMENTS = 8  # spectra drawn of a run, spread over its length
+MAX_MOMENTS = 8  # spectra drawn of a run, spread over its length
 RANKS = 60  # points of a drawn spectrum
 RANK_KEYS = {  # what has its place in these figures
     *(f"{tap}/{HEADLINE_CONVENTION}/{kind}" for tap in TAPS for kind in KINDS),
@@ -35,7 +35,7 @@ RANK_KEYS = {  # what has its place in these figures
 
 
 def rank_key(run: Run, tap: str) -> str:
-    """The best figure of rank that was logged of a tap, else the name of the windowed one."""
+    """Key of the best rank that was logged of a tap, else of the windowed one."""
     keys = [f"{tap}/{HEADLINE_CONVENTION}/{kind}" for kind in KINDS]
     return next((key for key in keys if run.series(key)[0]), keys[0])
 
@@ -72,12 +72,12 @@ def tap_name(tap: str) -> str:
 
 
 def _origin(kinds: Sequence[tuple[str, str]]) -> str:
-    """What the drawn ranks were computed from: (kind, run's name) of each line."""
+    """Caption that names what the drawn ranks were computed from; `kinds` holds (kind, run's name) of each line."""
     names = {kind: list(dict.fromkeys(name for k, name in kinds if k == kind)) for kind, _ in kinds}
     if len(names) == 1:
         return f"{HEADLINE_CONVENTION}, {kinds[0][0]}."
-    told = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
-    return f"{HEADLINE_CONVENTION}, {'; '.join(told)}."
+    parts = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
+    return f"{HEADLINE_CONVENTION}, {'; '.join(parts)}."
 
 
 def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
@@ -87,7 +87,7 @@ def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
         lines = [curve(run, key, "difference", "")]
         if not run.series(null)[0]:
             return lines, f"{KINDS['window']}. Not logged: {null}."
-        return [curve(run, null, "null", GRAYSCALE, "5 3"), *lines], f"{KINDS['window']}."
+        return [curve(run, null, "null", GRAY, "5 3"), *lines], f"{KINDS['window']}."
     online, target = (run.series(f"{branch}/{convention}/batch") for branch in ("online", "target"))
     if online[0] and online[0] == target[0]:
         values = [b - a for a, b in zip(online[1], target[1], strict=True)]
@@ -151,7 +151,7 @@ def _place(panel: tuple[str, str]) -> tuple[int, str]:
 
 def _moments(spectra: Sequence[Tree]) -> list[Line]:
     """Some of the spectra, the first and the last among them, colored by their epoch."""
-    count = min(MOMENTS, len(spectra))
+    count = min(MAX_MOMENTS, len(spectra))
     chosen = [spectra[round(i * (len(spectra) - 1) / max(count - 1, 1))] for i in range(count)]
     first, last = spectra[0]["epoch"], spectra[-1]["epoch"]
     lines = []

@@ -1,4 +1,4 @@
-"""What a run's folder says, read as far as it goes: a half-written run is a run, and what is missing is named."""
+"""Files of a run's folder, read as far as they go. A half-written run is a run, and missing files are named."""
 
 import json
 import math
@@ -18,14 +18,14 @@ Series = tuple[list[float], list[float]]  # epochs and values
 
 
 class Measurement(NamedTuple):
-    """What the analysis measured of a run with frozen weights."""
+    """One analysis of a run with frozen weights."""
 
     epoch: float
-    figures: Tree
+    metrics: Tree
     curves: dict[str, Series]  # over the number of the direction, from 1
 
-    def figure(self, key: str) -> float:
-        return number(self.figures.get(key))
+    def metric(self, key: str) -> float:
+        return number(self.metrics.get(key))
 
 
 class Run(NamedTuple):
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     name: str
     folder: Path
-    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and figures
+    metrics: list[Tree]  # lines of metrics.jsonl: step, epoch, time and metrics
     spectra: list[Tree]
     alarms: list[Tree]
     analysis: list[Measurement]
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     problems: list[str]  # what is missing or could not be read
 
     def series(self, key: str) -> Series:
-        """Epochs and values of one figure; a value that is no number is a gap."""
+        """Epochs and values of one metric. A value that is no number is a gap."""
         found = [line for line in self.metrics if key in line]
         return [line["epoch"] for line in found], [number(line[key]) for line in found]
 
@@ -51,8 +51,8 @@ class Run(NamedTuple):
         """The newest finite value, NaN without one."""
         return next((v for v in reversed(self.series(key)[1]) if math.isfinite(v)), math.nan)
 
-    def figures(self) -> list[str]:
-        """Names of all figures, in the order in which they appear."""
+    def names(self) -> list[str]:
+        """Names of all metrics, in the order in which they appear."""
         return list(dict.fromkeys(key for line in self.metrics for key in line if key not in ("step", "epoch", "time")))
 
     def setting(self, key: str) -> Any:
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 def number(value: object) -> float:
-    """The value as a float; NaN for what is none."""
+    """The value as a float; NaN if it is no number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -118,7 +118,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _analysis(folder: Path, end: float, problems: list[str]) -> list[Measurement]:
-    """Those made while the run went on; without any, the one that `fastrdm analyze` made of its end."""
+    """Analyses made while the run went on; without any, the one that `fastrdm analyze` made after its end."""
     lines = _lines(folder / ANALYSIS, problems, needed=("epoch", "metrics", "curves"))
     if not lines and (folder / ANALYSIS_AT_END).is_file():
         tree = _tree(folder / ANALYSIS_AT_END, problems) or {}
@@ -128,7 +128,7 @@ def _analysis(folder: Path, end: float, problems: list[str]) -> list[Measurement
 
 
 def _curves(found: Tree) -> dict[str, Series]:
-    """From lists of [number, value], or of values alone."""
+    """Curves by name, from lists of [number, value] or of values alone."""
     curves = {}
     for name, values in found.items():
         pairs = [v if isinstance(v, list) else (i, v) for i, v in enumerate(values, 1)]
@@ -148,7 +148,7 @@ def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]
         cut = ", the last one cut off" if not content.endswith("\n") and _object(texts[-1]) is None else ""
         problems.append(f"{file.name}: {unread} of {len(texts)} lines could not be read{cut}")
     if not lines and file.name == METRICS:
-        problems.append(f"{file.name}: no figures yet")
+        problems.append(f"{file.name}: no metrics yet")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The runs of a report side by side: their colors, their alarms, one figure's curves over epochs."""
+"""The runs of a report side by side: their colors, their alarms, and the curves of a metric over epochs."""
 
 from collections.abc import Sequence
 from html import escape
@@ -22,7 +22,7 @@ class Alarm(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """What is compared."""
+    """The runs of a report and their alarms."""
 
     runs: list[Run]
     alarms: list[Alarm]
@@ -32,11 +32,11 @@ class Runs(NamedTuple):
         return [(run, *color_of(i)) for i, run in enumerate(self.runs)]
 
     def epochs(self) -> Axis:
-        """One axis for all."""
+        """Axis over the epochs of all runs."""
         return Axis("epoch", limits=(0.0, *(line["epoch"] for run in self.runs for line in run.metrics[-1:])))
 
     def marks(self) -> list[Mark]:
-        """Where alarms rang."""
+        """Marks of all alarms for a chart over epochs."""
         return [
             Mark(a.first["epoch"], str(a.number), a.color, f"{a.run.name}: {a.first['alarm']}") for a in self.alarms
         ]
@@ -61,7 +61,7 @@ def figure(title: str, drawing: str, caption: str) -> str:
 
 
 def curves(all_runs: Runs, key: str, dash: str = "", suffix: str = "") -> list[Line]:
-    """One line a run that has the figure, with its band where there is one."""
+    """One line for each run that has the metric, with its band where there is one."""
     lines = []
     for run, color, own_dash in all_runs.colors():
         if run.series(key)[0]:
@@ -70,7 +70,7 @@ def curves(all_runs: Runs, key: str, dash: str = "", suffix: str = "") -> list[L
 
 
 def curve(run: Run, key: str, label: str, color: str, dash: str = "") -> Line:
-    """One figure of a run over epochs; its band where both limits were logged with every value."""
+    """One metric of a run over epochs, with a band where both limits were logged with every value."""
     x, y = run.series(key)
     low, high = run.series(f"{key}/low")[1], run.series(f"{key}/high")[1]
     whole = len(low) == len(high) == len(y)
@@ -78,7 +78,7 @@ def curve(run: Run, key: str, label: str, color: str, dash: str = "") -> Line:
 
 
 def missing(all_runs: Runs, key: str) -> str:
-    """A sentence on the runs without this figure, empty when all have it."""
+    """A sentence on the runs without this metric; empty if all have it."""
     names = [run.name for run in all_runs.runs if not run.series(key)[0]]
     if not names:
         return ""

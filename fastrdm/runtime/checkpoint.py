@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastrdm.errors import RunError
 from fastrdm.files import flush
 from fastrdm.schema import STRICT, Duration
 
@@ -24,33 +25,41 @@ WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """When to save and what to keep."""
+    """How often checkpoints are written, and which of them are kept."""
 
-    every: Duration = "1ep"  # between two checkpoints
-    keep: int = Field(default=2, ge=1)  # the newest so many
-    best: bool = True  # and the one with the best k-NN accuracy
+    every: Duration = "1ep"
+    """Time between two checkpoints. `0st` saves at the end of the run, and when it is asked to stop."""
+
+    keep: int = Field(default=2, ge=1)
+    """Number of newest checkpoints that are kept."""
+
+    best: bool = True
+    """Keep the checkpoint with the best k-NN accuracy as well."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """A checkpoint that cannot be used or written; the message is its path and the reason."""
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds."""
+    """Content of one checkpoint folder."""
 
     path: Path
     weights: dict[str, Tensor]  # the model's state dict, standard keys
-    state: dict[str, Any]  # optimiser, scaler, random states, loader position, ...
+    state: dict[str, Any]  # optimizer, scaler, random states, loader position, ...
     meta: dict[str, Any]  # step, configuration, versions
 
 
 def folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lives."""
+    """Folder of the checkpoint of `step`."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], meta: dict[str, Any]) -> Path:
-    """Write under a temporary name, flush, rename; CheckpointError (a full disk) leaves the older ones whole."""
+    """Save a checkpoint of `step` and return its folder.
+
+    It is written under a temporary name, flushed and renamed. CheckpointError (a full disk) leaves older ones whole.
+    """
     final = folder(run, step)
     partial = final.with_name(f".partial-{final.name}")
     try:
@@ -59,8 +68,8 @@ def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, A
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
         torch.save(state, partial / STATE)
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(partial.iterdir())}
-        told = json.loads(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}))
-        (partial / META).write_text(json.dumps({**told, "sha256": _digest(told)}, indent=1))
+        described = json.loads(json.dumps({"format": FORMAT, "step": step, "files": files, **meta}))
+        (partial / META).write_text(json.dumps({**described, "sha256": _digest(described)}, indent=1))
         for path in (*partial.iterdir(), partial):
             flush(path)
         if final.exists():
@@ -74,7 +83,7 @@ def save(run: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, A
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, its files compared with their hashes; CheckpointError says what is wrong."""
+    """Read the checkpoint in `path` and compare its files with their hashes. CheckpointError says what is wrong."""
     try:
         meta = json.loads((path / META).read_text())
     except (OSError, ValueError) as error:
@@ -102,7 +111,7 @@ def existing(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Iterator[Checkpoint | CheckpointError]:
-    """The run's checkpoints from the newest on, with the reason in place of one that cannot be read."""
+    """Iterate over a run's checkpoints, newest first. A CheckpointError stands in for one that cannot be read."""
     for path in existing(run):
         try:
             yield read(path)
@@ -117,8 +126,8 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     shapes = [k for k in own.keys() & checkpoint.weights.keys() if own[k].shape != checkpoint.weights[k].shape]
     wrong = {"missing": sorted(missing), "unknown": sorted(extra), "of another shape": sorted(shapes)}
     if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in wrong.items() if keys)
-        raise CheckpointError(f"{checkpoint.path} belongs to another model: {told}")
+        reasons = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in wrong.items() if keys)
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {reasons}")
     model.load_state_dict(checkpoint.weights)
 
 

@@ -16,7 +16,7 @@ from fastrdm.kernels.collectives import (
 
 
 class Processes(NamedTuple):
-    """This process among all of the run."""
+    """Rank, number of processes and device of this process."""
 
     rank: int
     world: int
@@ -51,13 +51,13 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
-    """The tensors of all processes, of one shape, joined along `dim` in rank order; without gradient."""
+    """Join the tensors of all processes, which have one shape, along `dim` in rank order; without gradient."""
     return torch.cat(gather_over_processes(x.detach()).unbind(), dim)
 
 
@@ -88,10 +88,10 @@ def agree(*values: object) -> None:
 
 
 class StopSignal:
-    """Whether any process was asked to stop, agreed on by all at the same step without making the device wait.
+    """A request to stop, on which all processes agree at the same step without making the device wait.
 
     Each step starts a small reduction among the hosts and reads the one of the step before, so that a request is
-    honoured within two steps.
+    honored within two steps.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run says: one live line, metrics.jsonl, and TensorBoard or W&B where asked for."""
+"""Output of a run: one live line, metrics.jsonl, and TensorBoard or Weights & Biases where asked for."""
 
 import json
 import shutil
@@ -16,14 +16,27 @@ from fastrdm.schema import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LogConfig:
-    """Where metrics go."""
+    """Logging of metrics, the report and the profiler."""
 
-    every: int = Field(default=50, ge=1)  # steps between two lines; the host waits for the device only then
-    tensorboard: bool = False  # write the same metrics for TensorBoard
-    wandb: str | None = None  # project on Weights & Biases that gets them
-    report: bool = True  # write report.html into the run's folder when it ends
-    profile: ProfileConfig | None = None  # null: no profiler
-    peak_tflops: float | None = Field(default=None, gt=0)  # of a device at train.precision; null: a known GPU's
+    every: int = Field(default=50, ge=1)
+    """Steps between two lines of metrics. The host waits for the device only then."""
+
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard as well."""
+
+    wandb: str | None = None
+    """Project on Weights & Biases that gets the metrics as well. `null` sends nothing."""
+
+    report: bool = True
+    """Write report.html into the run's folder when the run ends."""
+
+    profile: ProfileConfig | None = None
+    """Steps that torch's profiler records, such as `log.profile.steps=10`. `null` records none."""
+
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak arithmetic of one device at train.precision, in TFLOP/s, against which utilization is measured. `null` looks
+    known GPUs up.
+    """
 
 
 class RunLog:
@@ -81,7 +94,7 @@ class RunLog:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines so far: a kill can leave half of one at the end."""
+    """Whole lines of a file. A kill can leave half of one at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]

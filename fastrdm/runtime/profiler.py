@@ -13,10 +13,13 @@ from fastrdm.schema import STRICT, Duration
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProfileConfig:
-    """Which steps torch's profiler records into the run's folder, on the main process; they take longer meanwhile."""
+    """Steps that torch's profiler records on the main process, into the run's folder. They take longer meanwhile."""
 
-    start: Duration = "20st"  # the first one is the step after so many
-    steps: int = Field(default=10, ge=1, le=1000)  # recorded, each with its wait for data
+    start: Duration = "20st"
+    """Time before the first recorded step."""
+
+    steps: int = Field(default=10, ge=1, le=1000)
+    """Number of recorded steps, each with its wait for data."""
 
 
 class StepProfiler:
@@ -26,7 +29,7 @@ class StepProfiler:
     """
 
     def __init__(self, first: int, last: int, done: int, folder: Path, say: Callable[[str], None]) -> None:
-        """Of a run that has done `done` steps; `say` is told where the trace lies, or why there is none."""
+        """`done`: steps that the run has done already. `say` is told where the trace is, or why there is none."""
         self.first, self.last, self.done, self.folder, self.say = first, last, done, folder, say
         self._range: record_function | None = None
         self._profile: profile | None = None
@@ -42,7 +45,7 @@ class StepProfiler:
         self._open(done + 1)
 
     def step(self, step: int) -> None:
-        """Step number `step` has been given to the device."""
+        """Call when step number `step` has been given to the device."""
         self.done = step
         if self._profile is None:
             return
@@ -57,7 +60,7 @@ class StepProfiler:
             self._open(step + 1)
 
     def close(self) -> None:
-        """The run ends; what is recorded of steps is written."""
+        """Call at the end of the run. Steps recorded so far are written."""
         if self._profile is not None:
             self._close()
             self.last = self.done

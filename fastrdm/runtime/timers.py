@@ -1,24 +1,26 @@
-"""What the loop measures of itself: losses without making the host wait, and time without what is not training."""
+"""Timers of the training loop: losses without making the host wait, and time without what is not training."""
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fastrdm.errors import RunError
 from fastrdm.kernels.collectives import process_count
 from fastrdm.loaders.spec import Batch
 from fastrdm.runtime import distributed
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss was no finite number; the message gives the range of steps."""
 
 
 class LossTracker:
-    """Sum of losses since the last look, and the first step whose loss was not finite; on the device."""
+    """Sums losses since the last look and finds the first step whose loss was not finite, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -62,7 +64,7 @@ class LossTracker:
 
 
 class Stopwatch:
-    """Seconds inside its context: of the device's queue on CUDA, between two events, else of the host.
+    """Measures the time inside its context: of the device's queue on CUDA, between two events, else of the host.
 
     Events are read at a lap: entering and leaving never wait. Each entry is a range of that name in a profiler's trace.
     """
@@ -123,7 +125,7 @@ class TrainingClock:
         self.start, self.steps = time.perf_counter(), 0
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, the time until each is there counted as waiting."""
+        """Iterate over `batches`, and count the time until each is there as waiting."""
         iterator = iter(batches)
         while True:
             with self.data:
@@ -139,18 +141,17 @@ class TrainingClock:
         self.start, self.steps = now, 0
         return lap
 
-    def paused(self) -> "TrainingClock":
-        """A context whose time is not counted."""
-        return self
-
-    def __enter__(self) -> None:
-        self.began = self._now()
-
-    def __exit__(self, *_: object) -> None:
-        self.start += self._now() - self.began
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside this context out of the training time."""
+        began = self._now()
+        try:
+            yield
+        finally:
+            self.start += self._now() - began
 
     def _now(self) -> float:
-        """The host's clock when the device has done what it was given."""
+        """The host's clock, after the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Who holds up a run of several processes: ranks that hang, ranks that are slow, devices that differ."""
+"""Watchdog of a run on several processes: ranks that hang, ranks that are slow, devices that differ."""
 
 import json
 import os
@@ -26,7 +26,7 @@ LATE, SLOW = 0.1, 1.5  # share of a step that data may come later, and time of t
 
 
 class Position(NamedTuple):
-    """Where a process is."""
+    """Last known position of a process."""
 
     beats: int  # signs of life so far
     step: int
@@ -53,12 +53,12 @@ class Watchdog:
             self._thread.start()
 
     def heartbeat(self, step: int) -> None:
-        """A sign of life, in step `step`."""
+        """Give a sign of life, in step `step`."""
         self.step = step
         self.beats += 1
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -82,12 +82,12 @@ class Watchdog:
 
     def _tell(self) -> None:
         place, waits = _place(sys._current_frames()[self._trained])
-        told = Position(self.beats, self.step, waits, f"{socket.gethostname()}, {place}")
-        self._store.set(str(self.processes.rank), json.dumps(told))
+        position = Position(self.beats, self.step, waits, f"{socket.gethostname()}, {place}")
+        self._store.set(str(self.processes.rank), json.dumps(position))
 
     def _positions(self) -> list[Position]:
         keys = [str(rank) for rank in range(self.processes.world)]
-        return [Position(*json.loads(told)) for told in self._store.multi_get(keys)]
+        return [Position(*json.loads(stored)) for stored in self._store.multi_get(keys)]
 
 
 def _shared_store(processes: Processes) -> Any:
@@ -121,7 +121,7 @@ def _calls(frame: FrameType | None) -> Iterator[tuple[str, int, str]]:
 
 
 def hang(positions: Sequence[Position], timeout: float) -> list[str]:
-    """What is told of a hang: the ranks that others wait for, and where each of them is."""
+    """Message about a hang: the ranks that others wait for, and the position of each."""
     working = [rank for rank, p in enumerate(positions) if not p.waits]
     first = f"fastrdm: no process has moved for {timeout:g} s"
     if not working:
@@ -196,9 +196,9 @@ def mixed_devices(processes: Processes) -> list[str]:
 
 
 def mixed(names: Sequence[str]) -> list[str]:
-    """The line on the devices of all ranks, in rank order."""
+    """Line on the devices of all ranks, which are given in rank order."""
     if len(set(names)) == 1:
         return []
     ranks = {name: [r for r, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
-    told = "; ".join(f"{name}: ranks {', '.join(map(str, r))}" for name, r in ranks.items())
-    return [f"devices differ ({told}): each gets as many images, so every step takes as long as on the slowest"]
+    groups = "; ".join(f"{name}: ranks {', '.join(map(str, r))}" for name, r in ranks.items())
+    return [f"devices differ ({groups}): each gets as many images, so every step takes as long as on the slowest"]

@@ -1,4 +1,4 @@
-"""What a training step runs forward and backward, on one process or several."""
+"""The module that a training step runs forward and backward, on one process or several."""
 
 from collections.abc import Iterator, Sequence
 from inspect import signature
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 
 class Learner(nn.Module):
-    """What DistributedDataParallel wraps: the method, and the probe that watches its features."""
+    """The method and the online probe as one module, which DistributedDataParallel wraps."""
 
     def __init__(self, method: DualBranch, probe: OnlineProbe | None) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class Learner(nn.Module):
         return (loss + self.probe.loss(output.features, labels) if self.probe else loss), output
 
     def roles(self, probe_lr: float) -> Iterator[Role]:
-        """Trainable parameters by their role for the optimiser."""
+        """Trainable parameters by their role for the optimizer."""
         yield from self.method.roles()
         if self.probe:
             yield Role("probe", list(self.probe.named_parameters("probe")), probe_lr, weight_decay=0.0)
 
 
 def build_method(settings: Config, horizon: Horizon) -> DualBranch:
-    """The method with its encoder, randomly initialised, on the CPU in float32."""
+    """The method with its encoder, randomly initialized, on the CPU in float32."""
     c, precision = settings, settings.train.precision
     return DualBranch(
         c.method,
@@ -62,7 +62,7 @@ def build_learner(method: DualBranch, settings: Config, classes: int) -> Learner
 
 
 def wrap_ddp(learner: Learner, world: int, static_graph: bool) -> nn.Module:
-    """The learner, its gradients averaged over `world` processes; `static_graph`: each backward pass uses it all."""
+    """The learner, with gradients averaged over `world` processes; `static_graph`: every backward pass uses it all."""
     if world == 1:
         return learner
     buffers: dict[str, Any] = {BUFFERS: False}
@@ -70,7 +70,7 @@ def wrap_ddp(learner: Learner, world: int, static_graph: bool) -> nn.Module:
 
 
 def microbatches(views: Sequence[Tensor], labels: Tensor, parts: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """(views, labels) of `parts` equal parts of a batch."""
+    """Split views and labels into `parts` equal parts of a batch."""
     chunks = zip(*(view.chunk(parts) for view in views), strict=True)
     return zip(chunks, labels.chunk(parts), strict=True)
 

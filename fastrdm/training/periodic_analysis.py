@@ -1,4 +1,4 @@
-"""The instruments while a run goes on: with frozen weights, every so many steps, at its start and at its end."""
+"""The analysis while a run goes on: with frozen weights, at a fixed interval, at the start and at the end."""
 
 import time
 from collections.abc import Callable
@@ -14,24 +14,26 @@ from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.source import Source
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.methods.prototypes import PrototypesConfig
-from fastrdm.monitoring.rank_statistics import places
+from fastrdm.monitoring.rank_statistics import log_spaced
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import require, steps_of
 
 FILE = "analysis"  # .jsonl in the run's folder: metrics and curves of every measurement
 PREFIX = "analysis/"  # of the metrics in metrics.jsonl
+MIN_IMAGES = 5000  # where the set has them
+OTHER_SEED = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
 
 
 class Observation(NamedTuple):
-    """One measurement, as it is logged."""
+    """One analysis, as it is logged."""
 
     metrics: dict[str, float]  # for metrics.jsonl
     record: dict[str, Any]  # for analysis.jsonl: metrics, and curves as [number of the direction from 1, value]
-    told: str
+    summary: str
 
 
 class PeriodicAnalysis:
-    """Evaluator a run's method, on views of its own images that it is not trained on.
+    """Analyzes a run's method on views of its own images that it is not trained on.
 
     The model, its random states and the loader of the run are left as they were. Call it on every process.
     """
@@ -47,8 +49,8 @@ class PeriodicAnalysis:
         if self.every:
             self.images = images_needed(settings, self.source, c.images, "analysis.images")
 
-    def introduction(self) -> list[str]:
-        """Where the metrics will be biased."""
+    def describe(self) -> list[str]:
+        """Notes on analyses that will be biased because they have few images."""
         dimension = loss_dimension(self.settings)
         if not self.every or self.images >= IMAGES_PER_DIMENSION * dimension:
             return []
@@ -59,11 +61,11 @@ class PeriodicAnalysis:
         ]
 
     def due(self, step: int) -> bool:
-        """Whether the method is measured after `step` steps."""
+        """True if the method is analyzed after `step` steps."""
         return self.every > 0 and (step % self.every == 0 or step == self.total)
 
     def measure(self, step: int, beat: Callable[[], object]) -> Observation:
-        """The method as it is after `step` steps; `beat` is called now and then."""
+        """Analyze the method as it is after `step` steps. `beat` is called now and then."""
         began = time.perf_counter()
         last = max(step - 1, 0)
         self.method.set_step(last)
@@ -79,7 +81,7 @@ class PeriodicAnalysis:
         )
         seconds = time.perf_counter() - began
         curves = {
-            name: [[i, float(f"{values[i - 1]:.5g}")] for i in places(len(values))]
+            name: [[i, float(f"{values[i - 1]:.5g}")] for i in log_spaced(len(values))]
             for name, values in found.curves.items()
         }
         metrics = {f"{PREFIX}{name}": value for name, value in found.metrics.items()}
@@ -88,12 +90,6 @@ class PeriodicAnalysis:
             {"metrics": found.metrics, "curves": curves},
             f"analysis: {headline(found.metrics)}, {seconds:.1f} s",
         )
-
-
-MIN_IMAGES = 5000  # images, where the set has them
-
-
-OTHER_SEED = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
 
 
 def analyze_method(
@@ -107,7 +103,7 @@ def analyze_method(
     replicates: int,
     beat: Callable[[], object] = bool,
 ) -> Measured:
-    """The instruments on `method` as it is, on views of `source` that `epoch` of its run would draw with another seed.
+    """Analyze `method` as it is, on views of `source` that `epoch` of its run would draw with another seed.
 
     `beat` is called now and then, as a sign of life.
     """
@@ -132,17 +128,16 @@ def analyze_method(
 
 
 def loss_dimension(settings: Config) -> int:
-    """Dimensions of what enters the loss."""
+    """Number of dimensions of what enters the loss."""
     counts = [t.count for t in settings.method.online if isinstance(t, PrototypesConfig)]
     return counts[0] if counts else settings.method.projector.out
 
 
 def images_needed(settings: Config, source: Source, images: int | None, key: str) -> int:
-    """How many images are measured: those asked for, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
+    """Number of images to analyze: `images` where given, else IMAGES_PER_DIMENSION a dimension and at least MIN_IMAGES.
 
-    A smaller set is measured whole.
-
-    ValueError, naming `key`, where `source` has fewer, or fewer than there are dimensions.
+    A smaller set is analyzed whole. ValueError, naming `key`, where `source` has fewer images, or fewer than there are
+    dimensions.
     """
     size, wide = batch_size(settings), loss_dimension(settings)
     there = len(source) // size * size

@@ -24,7 +24,7 @@ FREE = (
     "log.",
     "checkpoint.",
     "monitor.",
-    "instruments.",
+    "analysis.",
     "train.device",
     "train.compile",
     "train.capture",
@@ -109,8 +109,8 @@ class RunState:
         lines = tree.differences(found.meta["config"], run_config.to_dict(self.settings))
         fixed = [line for line in lines if not line.startswith(FREE)]
         if fixed:
-            told = "; ".join(fixed[:5])
-            raise ValueError(f"{self.folder} holds a run of another configuration ({told}): choose another run=")
+            changes = "; ".join(fixed[:5])
+            raise ValueError(f"{self.folder} holds a run of another configuration ({changes}): choose another run=")
         checkpoint.load_weights(self.learner, found)
         state = found.state
         self.optimizer.load_state_dict(state["optimizer"])
@@ -142,7 +142,7 @@ def _set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the run runs on."""
+    """Versions of Python and torch, device name and core count; stored in a checkpoint's metadata."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""One optimiser step: what depends on its number written to the device, then forward, backward, optimiser, EMA."""
+"""One optimizer step: what depends on its number written to the device, then forward, backward, optimizer, EMA."""
 
 from contextlib import nullcontext
 
@@ -40,7 +40,7 @@ class TrainStep:
         require(fits, "optim.warmup", f"no longer than the run of {horizon.total} steps", c.optim.warmup)
 
     def __call__(self, batch: Batch, step: int) -> Output:
-        """Step number `step` on a batch; the output of its last part, and the mean loss."""
+        """Run step number `step` on a batch, and return the output of its last part and the mean loss."""
         self.schedule(step)
         try:
             if self.captured is None:

@@ -12,19 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ViewRecipe
+from fastrdm.kernels.augment.layout import COLUMNS, OPERATIONS, ViewRecipe
+from fastrdm.kernels.augment.ragged import Ragged
 
 SOURCE = Path(__file__).with_name("csrc") / "augment_cpu.cpp"
 FAST = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 FLAGS = ("-std=c++17", *FAST, "-Wno-psabi", "-shared", "-fPIC", "-pthread")
 
 
-class _Spec(ctypes.Structure):
+class Spec(ctypes.Structure):
+    """The source's struct Spec: a view's description. Color levels are on the scale 0 to 255."""
+
     _fields_ = (
         ("size", ctypes.c_int32),
         ("cubic", ctypes.c_int32),
         ("blur_kernel", ctypes.c_int32),
-        *((operation, ctypes.c_int32) for operation in ("jitter", "grayscale", "blur", "solarize")),
+        *((operation, ctypes.c_int32) for operation in OPERATIONS),
         ("threshold", ctypes.c_float),
         ("mean", ctypes.c_float * 3),
         ("std", ctypes.c_float * 3),
@@ -32,11 +35,11 @@ class _Spec(ctypes.Structure):
 
 
 class NoCompiler(ValueError):
-    """The machine has no C++ compiler that builds the source, or no folder to keep the result in; says which."""
+    """The machine has no C++ compiler that builds the source, or no folder to keep the result; the text says which."""
 
 
 def _machine() -> str:
-    """What the compiler's `native` means here: a library built on another machine may use what this one lacks."""
+    """The processor that the compiler's `native` means: a library built for another one may use what this one lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join({line for line in lines if line.startswith(("model name", "flags", "Features"))})
@@ -51,7 +54,8 @@ def library() -> ctypes.CDLL:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastrdm"
     key = sha256("\0".join((SOURCE.read_text(), compiler, *FLAGS, _machine())).encode()).hexdigest()
     built = folder / f"augment_cpu-{key[:16]}.so"
-    part = built.with_suffix(f".{os.getpid()}")  # renamed when whole: another process may be building it too
+    # Renamed when whole: another process may be building it too.
+    part = built.with_suffix(f".{os.getpid()}")
     try:
         if not built.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def augment_cpu(
     """Views (B, 3, S, S) float32, channels-last, normalized; written into `out` of that kind where given.
 
     Reference: fastrdm.loaders.augment, from which it differs by rounding only (below 1e-4 of 1 before normalization).
-    Images and parameters (B, 16) float32 lie on the CPU. One image a thread, on torch's number of threads; the
+    Images and parameters (B, COLUMNS) float32 lie on the CPU. One image a thread, on torch's number of threads; the
     interpreter is free meanwhile. ValueError for a crop box that leaves its image.
     """
     size = recipe.size
@@ -88,7 +92,7 @@ def augment_cpu(
 def crop_cpu(
     images: Ragged | Sequence[Tensor], parameters: Tensor, recipe: ViewRecipe, out: Tensor | None = None
 ) -> Tensor:
-    """The crops alone, flipped where told, rounded: (B, 3, S, S) uint8, contiguous; else as augment_cpu."""
+    """Crops alone, flipped where drawn and rounded, (B, 3, S, S) uint8, contiguous; arguments as for augment_cpu."""
     if out is None:
         out = torch.empty(len(parameters), 3, recipe.size, recipe.size, dtype=torch.uint8)
     assert out.dtype == torch.uint8 and out.is_contiguous()
@@ -109,16 +113,17 @@ def _run(
         height, width = images.height.int().contiguous(), images.width.int().contiguous()
         address = images.pixels.data_ptr() + images.offset
     else:
-        images = [image.contiguous() for image in images]  # held until the call returns
+        # Held until the call returns.
+        images = [image.contiguous() for image in images]
         height, width = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32).T.contiguous().unbind(0)
         address = torch.tensor([image.data_ptr() for image in images])
     assert len(address) == len(height) == len(width) == len(out)
     levels = [[255 * value for value in triple] for triple in (recipe.mean, recipe.std)]
-    spec = _Spec(
+    spec = Spec(
         recipe.size,
         recipe.interpolation == "bicubic",
         recipe.blur_kernel,
-        *(chance > 0 for chance in (recipe.jitter, recipe.grayscale, recipe.blur, recipe.solarize)),
+        *(getattr(recipe, operation) > 0 for operation in OPERATIONS),
         recipe.solarize_threshold,
         *((ctypes.c_float * 3)(*triple) for triple in levels),
     )

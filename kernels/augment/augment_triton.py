@@ -1,4 +1,4 @@
-"""The augmentation by Triton (needs it), in two passes.
+"""The augmentation by Triton kernels, in two passes.
 
 Crop: resized crop, flip and the jitter's turns before contrast, as float16 planes of 0 to 255, and each tile's sum of
 gray. Finish: the mean gray, the other turns, grayscale, blur, solarize, normalize. Both resize and blur a tile as
@@ -15,11 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrdm.kernels.augment.color_triton import clamp, colored, jitter, luma
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ViewRecipe
+from fastrdm.kernels.augment.layout import COLUMNS, Column, ViewRecipe
+from fastrdm.kernels.augment.ragged import Ragged
 
 BLOCK = 32  # rows and columns of a tile of the view
 STEP = 16  # rows and columns of the pixels it is made of, taken at once; 32 would take 250 registers a thread
-BLUR, SOLARIZE = tl.constexpr(14), tl.constexpr(15)  # columns of the parameters (fastrdm.loaders.parameters.Column)
+TOP, LEFT, HEIGHT = tl.constexpr(int(Column.TOP)), tl.constexpr(int(Column.LEFT)), tl.constexpr(int(Column.HEIGHT))
+WIDTH, FLIP = tl.constexpr(int(Column.WIDTH)), tl.constexpr(int(Column.FLIP))
+BLUR, SOLARIZE = tl.constexpr(int(Column.BLUR)), tl.constexpr(int(Column.SOLARIZE))
 
 
 @triton.jit
@@ -67,9 +70,9 @@ def _crop_kernel(  # type: ignore[no-untyped-def]
 ):
     number = tl.program_id(1)
     row_ptr = drawn_ptr + number * COLUMNS
-    top, left = tl.load(row_ptr).to(tl.int32), tl.load(row_ptr + 1).to(tl.int32)
-    tall, wide = tl.load(row_ptr + 2).to(tl.int32), tl.load(row_ptr + 3).to(tl.int32)
-    flip, width = tl.load(row_ptr + 4) > 0, tl.load(width_ptr + number)
+    top, left = tl.load(row_ptr + TOP).to(tl.int32), tl.load(row_ptr + LEFT).to(tl.int32)
+    tall, wide = tl.load(row_ptr + HEIGHT).to(tl.int32), tl.load(row_ptr + WIDTH).to(tl.int32)
+    flip, width = tl.load(row_ptr + FLIP) > 0, tl.load(width_ptr + number)
     pixel_ptr += tl.load(offset_ptr + number) + (top.to(tl.int64) * width + left) * 3
     y_scale, x_scale = tall.to(tl.float32) / size, wide.to(tl.float32) / size
     y0, x0 = _tile(size, tiles_across, BLOCK)
@@ -141,7 +144,7 @@ def _blurred(  # type: ignore[no-untyped-def]
     x,
     size,
     JITTER: tl.constexpr,
-    GREYSCALE: tl.constexpr,
+    GRAY: tl.constexpr,
     REACH: tl.constexpr,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
@@ -169,7 +172,7 @@ def _blurred(  # type: ignore[no-untyped-def]
             j = j0 + tl.arange(0, STEP)
             down = _blur_taps(y_place, j, sigma, reach, size)
             y_sum += tl.sum(down.to(tl.float32), axis=1)
-            r, g, b = colored(plane_ptr, row_ptr, mean, j, k, size, JITTER, GREYSCALE)
+            r, g, b = colored(plane_ptr, row_ptr, mean, j, k, size, JITTER, GRAY)
             red_rows = tl.dot(down, r.to(tl.float16), red_rows)
             green_rows = tl.dot(down, g.to(tl.float16), green_rows)
             blue_rows = tl.dot(down, b.to(tl.float16), blue_rows)
@@ -198,7 +201,7 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     PARTS: tl.constexpr,
     JITTER: tl.constexpr,
-    GREYSCALE: tl.constexpr,
+    GRAY: tl.constexpr,
     REACH: tl.constexpr,
     SOLARIZED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -214,9 +217,9 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
     y0, x0 = _tile(size, tiles_across, BLOCK)
     y, x = y0 + tl.arange(0, BLOCK), x0 + tl.arange(0, BLOCK)
     if REACH > 0:
-        red, green, blue = _blurred(plane_ptr, row_ptr, mean, y, x, size, JITTER, GREYSCALE, REACH, BLOCK, STEP)
+        red, green, blue = _blurred(plane_ptr, row_ptr, mean, y, x, size, JITTER, GRAY, REACH, BLOCK, STEP)
     else:
-        red, green, blue = colored(plane_ptr, row_ptr, mean, y, x, size, JITTER, GREYSCALE)
+        red, green, blue = colored(plane_ptr, row_ptr, mean, y, x, size, JITTER, GRAY)
     if SOLARIZED:
         threshold = tl.where(tl.load(row_ptr + SOLARIZE) > 0, threshold, 1e9)
         red = tl.where(red >= threshold, 255.0 - red, red)
@@ -232,7 +235,7 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
 def augment_triton(
     images: Ragged, parameters: Tensor, recipe: ViewRecipe, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Views (B, 3, S, S) `dtype`, channels-last, normalized, of images and parameters (B, 16) on one device.
+    """Views (B, 3, S, S) `dtype`, channels-last, normalized, of images and parameters (B, COLUMNS) on one device.
 
     Reference: fastrdm.loaders.augment, from which it differs by at most 2/255 before normalization (float16 weights).
     No image may be smaller than its crop box: boxes are not checked. Sums are made in a fixed order.
@@ -259,7 +262,7 @@ def augment_triton(
         float(recipe.solarize_threshold),
         *(255.0 * value for value in (*recipe.mean, *recipe.std)),
         PARTS=triton.next_power_of_2(across * across),
-        GREYSCALE=recipe.grayscale > 0,
+        GRAY=recipe.grayscale > 0,
         REACH=min(recipe.blur_kernel // 2, size - 1) if recipe.blur > 0 else 0,
         SOLARIZED=recipe.solarize > 0,
         **shape,

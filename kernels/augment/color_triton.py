@@ -1,11 +1,14 @@
-"""Color jitter and grayscale of a tile of pixels in Triton, which augment_triton.py uses."""
+"""Color jitter and grayscale of a tile of pixels, the device functions of augment_triton.py."""
 
 import triton
 import triton.language as tl
 
-# columns of the parameters (fastrdm.loaders.parameters.Column) and numbers of the jitter's operations
-BRIGHTNESS, ORDER, GRAYSCALE = tl.constexpr(5), tl.constexpr(9), tl.constexpr(13)
-CONTRAST, SATURATION, HUE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+from fastrdm.kernels.augment.layout import Adjustment, Column
+
+BRIGHTNESS, ORDER = tl.constexpr(int(Column.BRIGHTNESS)), tl.constexpr(int(Column.ORDER))
+GRAYSCALE = tl.constexpr(int(Column.GRAYSCALE))
+CONTRAST, SATURATION = tl.constexpr(int(Adjustment.CONTRAST)), tl.constexpr(int(Adjustment.SATURATION))
+HUE = tl.constexpr(int(Adjustment.HUE))
 
 
 @triton.jit
@@ -58,9 +61,9 @@ def jitter(red, green, blue, row_ptr, mean, SECOND: tl.constexpr):  # type: igno
 
 @triton.jit
 def colored(  # type: ignore[no-untyped-def]
-    plane_ptr, row_ptr, mean, y, x, size, JITTER: tl.constexpr, GREYSCALE: tl.constexpr
+    plane_ptr, row_ptr, mean, y, x, size, JITTER: tl.constexpr, GRAY: tl.constexpr
 ):
-    """The rest of the jitter and grayscale, on the planes' rows y and columns x; 0 outside."""
+    """Pixels of rows y and columns x of the planes, after the jitter from contrast on and grayscale; 0 outside."""
     inside = (y < size)[:, None] & (x < size)[None, :]
     at = plane_ptr + y[:, None] * size + x[None, :]
     red = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -68,7 +71,7 @@ def colored(  # type: ignore[no-untyped-def]
     blue = tl.load(at + 2 * size * size, mask=inside, other=0.0).to(tl.float32)
     if JITTER:
         red, green, blue = jitter(red, green, blue, row_ptr, mean, SECOND=True)
-    if GREYSCALE:
+    if GRAY:
         gray = luma(red, green, blue)
         drawn = tl.load(row_ptr + GRAYSCALE) > 0
         red, green, blue = tl.where(drawn, gray, red), tl.where(drawn, gray, green), tl.where(drawn, gray, blue)

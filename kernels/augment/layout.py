@@ -1,47 +1,60 @@
-"""What every augmentation kernel takes: images of any sizes in one buffer, and the description of a view."""
+"""The layout of drawn parameters and the description of a view, which every implementation of the augmentation reads.
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+csrc/augment_cpu.cpp repeats Column, Adjustment and augment_cpu.Spec; a test compares them.
+"""
 
-import torch
-from torch import Tensor
-
-COLUMNS = 16  # of the parameters; fastrdm.loaders.augment.parameters.Column names them
+from enum import IntEnum
+from typing import Protocol
 
 
-class Ragged(NamedTuple):
-    """B images (H, W, 3) uint8 of any sizes, back to back or with gaps, in one buffer."""
+class Column(IntEnum):
+    """Columns of the drawn parameters (B, COLUMNS) float32. Each row says what is done to one image."""
 
-    pixels: Tensor  # (bytes,) uint8
-    offset: Tensor  # (B,) int64, where an image starts
-    height: Tensor  # (B,) int32, pixels
-    width: Tensor  # (B,) int32
+    # The crop's box in pixels of the image.
+    TOP = 0
+    LEFT = 1
+    HEIGHT = 2
+    WIDTH = 3
+    # 0 or 1.
+    FLIP = 4
+    # Factors of the color jitter; 1 leaves the image as it is. HUE is in turns of the circle, 0 leaves it as it is.
+    BRIGHTNESS = 5
+    CONTRAST = 6
+    SATURATION = 7
+    HUE = 8
+    # ORDER to ORDER + 3 hold the Adjustment of each of the jitter's four turns.
+    ORDER = 9
+    # 0 or 1.
+    GRAYSCALE = 13
+    # Sigma in pixels, 0 for none.
+    BLUR = 14
+    # 0 or 1.
+    SOLARIZE = 15
 
-    def image(self, number: int) -> Tensor:
-        """Image `number` (H, W, 3); waits for the device."""
-        offset, height, width = int(self.offset[number]), int(self.height[number]), int(self.width[number])
-        return self.pixels[offset : offset + 3 * height * width].view(height, width, 3)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
-        """The same images on `device`."""
-        return Ragged(*(part.to(device, non_blocking=non_blocking) for part in self))
+COLUMNS = max(Column) + 1
 
 
-def ragged(images: Tensor | Sequence[Tensor]) -> Ragged:
-    """`images` (B, H, W, 3) uint8 as they lie, or a list of (H, W, 3) uint8 copied into one buffer."""
-    if isinstance(images, Tensor):
-        count, height, width, _ = images.shape
-        offset = torch.arange(count, device=images.device) * (3 * height * width)
-        tall, wide = (torch.full((count,), side, dtype=torch.int32, device=images.device) for side in (height, width))
-        return Ragged(images.contiguous().view(-1), offset, tall, wide)
-    sizes = torch.tensor([0, *(image.numel() for image in images)])
-    sides = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32, device=images[0].device)
-    pixels = torch.cat([image.reshape(-1) for image in images])
-    return Ragged(pixels, sizes.cumsum(0)[:-1].to(pixels.device), *sides.T.contiguous().unbind(0))
+class Adjustment(IntEnum):
+    """The four operations of the color jitter, as torchvision numbers them; column BRIGHTNESS + n holds its factor."""
+
+    BRIGHTNESS = 0
+    CONTRAST = 1
+    SATURATION = 2
+    HUE = 3
+
+
+# What a view can go through behind crop and flip, in this order: fields of ViewRecipe that hold a probability. An
+# operation whose probability is 0 is left out of the work.
+OPERATIONS = ("jitter", "grayscale", "blur", "solarize")
+
+# The operations that are drawn as 0 or 1 in the column of their name, in the order of their random numbers. A new one
+# goes to the end, so that the draws of the others stay as they are.
+SWITCHES = ("grayscale", "solarize")
 
 
 class ViewRecipe(Protocol):
-    """What a kernel reads of fastrdm.loaders.spec.ViewSpec, which explains the fields."""
+    """The part of fastrdm.loaders.spec.ViewSpec that kernels read; ViewSpec explains the fields."""
 
     @property
     def size(self) -> int: ...

@@ -11,16 +11,24 @@ Convention = Literal["eigenvalues", "singular_values"]
 
 
 class SpectrumStats(NamedTuple):
-    """Spectral statistics of K Gram matrices, each (K,) in the Gram matrix's dtype unless said; NaN where not ok."""
+    """Spectral statistics of K Gram matrices with eigenvalues l, each (K,) in their dtype; NaN where not `ok`."""
 
-    eigenvalues: Tensor  # (K, n), descending; 0 where rounding alone could have made them
-    erank_l: Tensor  # effective rank of the eigenvalues (the paper's)
-    erank_s: Tensor  # of the singular values, their square roots (RankMe's)
-    participation_ratio: Tensor  # (sum l)^2 / sum l^2
-    stable_rank: Tensor  # sum l / max l
-    topk: Tensor  # (K, k) largest eigenvalues, as shares of their sum
-    slope: Tensor  # least-squares slope of -ln l over ln index inside `slope_range` (alpha-ReQ's exponent)
-    ok: Tensor  # (K,) bool: every entry of the Gram matrix is finite
+    eigenvalues: Tensor
+    """(K, n), descending; 0 where rounding alone could have made them."""
+    erank_l: Tensor
+    """Effective rank of the eigenvalues (the RDM paper's convention)."""
+    erank_s: Tensor
+    """Effective rank of the singular values, the eigenvalues' square roots (RankMe's convention)."""
+    participation_ratio: Tensor
+    """(sum l)^2 / sum l^2."""
+    stable_rank: Tensor
+    """sum l / max l."""
+    topk: Tensor
+    """(K, k): the largest eigenvalues as shares of their sum."""
+    slope: Tensor
+    """Least-squares slope of -ln l over ln(index) inside `slope_range`: alpha-ReQ's exponent."""
+    ok: Tensor
+    """(K,) bool: every entry of the Gram matrix is finite."""
 
 
 def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +37,8 @@ def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Values within 8 eps of 0, relative to the largest, are 0. On CUDA the library's solver makes the host wait. Only the
     upper triangles are read (on an AMD EPYC MKL takes them some 5 % sooner than the lower ones).
     """
-    ok = matrix.abs().amax((-2, -1)).isfinite()  # four times as fast as isfinite of every entry
+    # The largest magnitude says it four times as fast as isfinite of every entry.
+    ok = matrix.abs().amax((-2, -1)).isfinite()
     values = torch.linalg.eigvalsh(torch.where(ok[..., None, None], matrix, 0.0), UPLO="U").flip(-1)
     noise = 8 * torch.finfo(values.dtype).eps * values[..., :1]
     return torch.where(ok[..., None], torch.where(values > noise, values, 0.0), torch.nan), ok
@@ -48,7 +57,10 @@ def entropy_rank(values: Tensor) -> Tensor:
 
 
 def _slope(values: Tensor, first: int, share: float) -> Tensor:
-    """Of -ln(value) over ln(index), indices first to share * n from 1; 0 with under two positive values there."""
+    """Least-squares slope of -ln(value) over ln(index), for indices from `first` to share * n, counted from 1.
+
+    0 where fewer than two values there are positive.
+    """
     index = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
     inside = (values > 0) & (index >= first) & (index <= share * values.shape[-1])
     weight = inside.to(values.dtype)
@@ -73,7 +85,7 @@ def spectrum_stats(matrix: Tensor, *, topk: int = 8, slope_range: tuple[int, flo
 def statistics(
     values: Tensor, ok: Tensor, *, topk: int = 8, slope_range: tuple[int, float] = (4, 0.5)
 ) -> SpectrumStats:
-    """The same of eigenvalues (..., n), descending, none below 0, and whether their matrix was finite."""
+    """Statistics of spectra (..., n), descending, none below 0; `ok` (...) says whether each matrix was finite."""
     shares = _shares(values)
     largest = shares[..., 0]
     return SpectrumStats(

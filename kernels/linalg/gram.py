@@ -1,23 +1,19 @@
 """Gram matrices of feature matrices on their smaller side, centering and row normalization included."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
-from fastrdm.kernels.linalg.matmul import HAS_TRITON, PRECISIONS, half_product, power_of_two, product
+from fastrdm.kernels.linalg.matmul import Fp16x3, half_product, power_of_two
+from fastrdm.kernels.triton_support import HAS_TRITON, triton_module
 
 LEAF = 128  # rows of the left side of one product
-PRECISIONS_OF_GRAM = (
-    *PRECISIONS,
-    "half",
-    "half-triton",
-)  # half: one product of operands rounded to float16
 
 
 def upper_gram(x: Tensor) -> Tensor:
-    """The upper triangle of x x^T (V, n, n), for x (V, n, d) in its dtype; what lies below it is not to be read."""
+    """The upper triangle of x x^T (V, n, n), for x (V, n, d) in its dtype. Nothing below it may be read."""
     n = x.shape[-2]
     if x.is_cuda or n <= LEAF:
         return x @ x.mT
@@ -25,7 +21,7 @@ def upper_gram(x: Tensor) -> Tensor:
     for view, gram_of_view in zip(x, out, strict=True):
         for start in range(0, n, LEAF):
             panel = slice(start, start + LEAF)
-            # above the diagonal block, or right of it: MKL is up to a fifth faster with one or the other
+            # Above the diagonal block, or right of it: MKL is up to a fifth faster with one or the other.
             rows, columns = (slice(panel.stop), panel) if x.is_contiguous() else (panel, slice(start, None))
             torch.mm(view[rows], view[columns].mT, out=gram_of_view[rows, columns])
     return out
@@ -40,49 +36,87 @@ def symmetric_gram(x: Tensor) -> Tensor:
     return out
 
 
+def _exact(x: Tensor, upper: bool) -> Tensor:
+    """x x^T in x's dtype."""
+    return upper_gram(x) if upper else symmetric_gram(x)
+
+
+def _fp16x3(x: Tensor, upper: bool) -> Tensor:
+    """x x^T in three float16 products."""
+    return Fp16x3().product(x, x.mT)
+
+
+def _half(x: Tensor, upper: bool) -> Tensor:
+    """x x^T of x rounded to float16, summed in float32."""
+    unit = power_of_two(x)
+    high = (x / unit).half()
+    return half_product(high, high.mT) * unit**2
+
+
+# Gram matrices of features (K, B, D), told whether to center, to normalize, and whether the upper triangle is enough.
+_Gram = Callable[[Tensor, bool, bool, bool], Tensor]
+
+
+def _by_torch(dtype: torch.dtype, product: Callable[[Tensor, bool], Tensor]) -> _Gram:
+    """The definition: rows to length 1, column means subtracted, and the product on the smaller side, in `dtype`."""
+
+    def gram_of(x: Tensor, center: bool, normalize: bool, upper: bool) -> Tensor:
+        x = x.to(dtype)
+        x = unit_rows(x, dim=-1) if normalize else x
+        x = x - x.mean(-2, keepdim=True) if center else x
+        return product(x if x.shape[-2] <= x.shape[-1] else x.mT, upper)
+
+    return gram_of
+
+
+def _by_triton(three: bool) -> _Gram:
+    """The Triton kernels, in three float16 products or in one."""
+
+    def gram_of(x: Tensor, center: bool, normalize: bool, upper: bool) -> Tensor:
+        out: Tensor = triton_module("linalg.gram_triton").gram_triton(x, center, normalize, three)
+        return out
+
+    return gram_of
+
+
+_GRAMS: dict[str, _Gram] = {
+    "fp64": _by_torch(torch.float64, _exact),
+    "fp32": _by_torch(torch.float32, _exact),
+    "fp16x3": _by_torch(torch.float32, _fp16x3),
+    "fp16x3-triton": _by_triton(three=True),
+    "half": _by_torch(torch.float32, _half),
+    "half-triton": _by_triton(three=False),
+}
+
+
 def _choose(precision: str, x: Tensor) -> str:
-    if precision not in ("auto", *PRECISIONS_OF_GRAM):
-        raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS_OF_GRAM)}, got {precision!r}")
+    """The name that `auto` stands for: the input's own on a CPU, float16 products on CUDA, three for float32."""
+    if precision not in ("auto", *_GRAMS):
+        raise ValueError(f"precision must be one of auto, {', '.join(_GRAMS)}, got {precision!r}")
     if precision != "auto":
         return precision
     if x.dtype == torch.float64:
         return "fp64"
     if not x.is_cuda:
         return "fp32"
-    name = "fp16x3" if x.dtype == torch.float32 else "half"
-    return f"{name}-triton" if HAS_TRITON else name
-
-
-def _one(x: Tensor, center: bool, normalize: bool, precision: str, upper: bool) -> Tensor:
-    """The definition, for x (K, B, D): rows to length 1, column means subtracted, product on the smaller side."""
-    if precision.endswith("-triton"):
-        from fastrdm.kernels.linalg.gram_triton import gram_triton  # a CPU build of torch has no Triton
-
-        out: Tensor = gram_triton(x, center, normalize, precision.removesuffix("-triton"))
-        return out
-    x = x.double() if precision == "fp64" else x.float()
-    x = unit_rows(x, dim=-1) if normalize else x
-    x = x - x.mean(-2, keepdim=True) if center else x
-    x = x if x.shape[-2] <= x.shape[-1] else x.mT
-    if precision == "half":
-        unit = power_of_two(x)
-        high = (x / unit).half()
-        return half_product(high, high.mT) * unit**2
-    if precision not in ("fp64", "fp32"):
-        return product(x, x.mT, precision)
-    return upper_gram(x) if upper else symmetric_gram(x)
+    if x.dtype == torch.float32:
+        return "fp16x3-triton" if HAS_TRITON else "fp16x3"
+    return "half-triton" if HAS_TRITON else "half"
 
 
 @torch.no_grad()
 def gram_of_one(x: Tensor, center: bool, normalize: bool, precision: str, *, upper: bool = False) -> Tensor:
-    """`gram` of one tensor; `upper`: what lies below its diagonal may be zeros, for solvers that do not read it."""
+    """Gram matrices as `gram` makes them, of one tensor.
+
+    `upper` leaves anything below the diagonal, for a solver that does not read it.
+    """
     if x.ndim not in (2, 3) or not x.is_floating_point():
         raise ValueError(
             f"gram takes floats of shape (B, D) or (K, B, D), or a list of (B, D), got {tuple(x.shape)} {x.dtype}"
         )
     with torch.autocast(x.device.type, enabled=False):
         views = x if x.ndim == 3 else x.unsqueeze(0)
-        out = _one(views, center, normalize, _choose(precision, x), upper)
+        out = _GRAMS[_choose(precision, x)](views, center, normalize, upper)
     return out if x.ndim == 3 else out[0]
 
 
@@ -92,7 +126,7 @@ def gram(
     """x x^T or x^T x, the smaller, of (B, D) -> (n, n) or (K, B, D) -> (K, n, n), n = min(B, D), without gradient.
 
     A list of K (B_k, D_k) gives (K, n, n) with n the largest, zero-padded: padding adds exact zeros to the spectrum.
-    float32 for every precision but fp64. Rows are normalized first, then columns centerd. Two runs are bitwise equal.
+    float32 for every precision but fp64. Rows are normalized first, then columns centered. Two runs are bitwise equal.
     """
     if isinstance(features, Tensor):
         return gram_of_one(features, center, normalize, precision)

@@ -1,12 +1,12 @@
-"""Gram matrices of features by Triton (needs it): only lower tiles are computed, and stored with their mirrors."""
+"""Gram matrices of features by Triton kernels: only lower tiles are computed, and stored with their mirror images."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrdm.kernels.linalg.fp16x3_triton import _halves, _store
 from fastrdm.kernels.linalg.matmul import power_of_two
+from fastrdm.kernels.linalg.tiles_triton import SPLIT, split, store
 
 BLOCK = 64  # rows and columns of a tile
 DEPTH = 32  # terms of the sums taken at once
@@ -22,7 +22,8 @@ def _row_scales_kernel(x_ptr, scale_ptr, width, BLOCK: tl.constexpr):  # type: i
         x = tl.load(x_ptr + row * width + d, mask=d < width, other=0.0).to(tl.float32)
         square += x * x
     length = tl.sqrt(tl.sum(square, axis=0))
-    tl.store(scale_ptr + row, 1.0 / tl.maximum(length, 1e-12))  # a row of zeros stays one
+    # A row of zeros stays one.
+    tl.store(scale_ptr + row, 1.0 / tl.maximum(length, 1e-12))
 
 
 @triton.jit
@@ -44,7 +45,7 @@ def _column_means_kernel(  # type: ignore[no-untyped-def]
 def _features(  # type: ignore[no-untyped-def]
     x_ptr, scale_ptr, mean_ptr, height, width, i, k, TALL: tl.constexpr, CENTER: tl.constexpr
 ):
-    """Normalized, centerd features, the Gram matrix's index i down and the summed index k across; 0 outside."""
+    """A tile of normalized, centered features: the Gram matrix's index i down, the summed index k across, 0 outside."""
     row, column = (k[None, :], i[:, None]) if TALL else (i[:, None], k[None, :])
     inside = (row < height) & (column < width)
     x = tl.load(x_ptr + row.to(tl.int64) * width + column, mask=inside, other=0.0).to(tl.float32)
@@ -88,8 +89,8 @@ def _gram_kernel(  # type: ignore[no-untyped-def]
         a = _features(x_ptr, scale_ptr, mean_ptr, height, width, rows, k, TALL, CENTER)
         b = _features(x_ptr, scale_ptr, mean_ptr, height, width, columns, k, TALL, CENTER)
         if THREE:
-            a_high, a_low = _halves(a)
-            b_high, b_low = _halves(b)
+            a_high, a_low = split(a)
+            b_high, b_low = split(b)
             total = tl.dot(a_high, tl.trans(b_high), total)
             cross = tl.dot(a_low, tl.trans(b_high), cross)
             cross = tl.dot(a_high, tl.trans(b_low), cross)
@@ -97,7 +98,7 @@ def _gram_kernel(  # type: ignore[no-untyped-def]
             total = tl.dot(a.to(tl.float16), tl.trans(b.to(tl.float16)), total)
     inside = (rows < n)[:, None] & (columns < n)[None, :]
     out_ptr = part_ptr + tl.program_id(2).to(tl.int64) * n * n
-    tl.store(out_ptr + rows[:, None] * n + columns[None, :], total + cross / 2048.0, mask=inside)
+    tl.store(out_ptr + rows[:, None] * n + columns[None, :], total + cross / SPLIT, mask=inside)
 
 
 @triton.jit
@@ -116,13 +117,16 @@ def _sum_kernel(part_ptr, unit_ptr, out_ptr, n, splits, BLOCK: tl.constexpr):  #
     unit = tl.load(unit_ptr + batch)
     if row_tile == column_tile:
         total = 0.5 * (total + tl.trans(total))
-    _store(out_ptr + batch * n * n, total * unit * unit, rows, columns, n, n, True)
+    store(out_ptr + batch * n * n, total * unit * unit, rows, columns, n, n, True)
 
 
-def gram_triton(x: Tensor, center: bool, normalize: bool, precision: str) -> Tensor:
-    """gram's definition for x (K, B, D), `half` or `fp16x3`: float32 sums in a fixed order, (K, n, n) float32."""
-    if precision not in ("half", "fp16x3") or x.dtype == torch.float64:
-        raise ValueError(f"the Triton Gram takes half or fp16x3 of at most float32, got {precision!r} of {x.dtype}")
+def gram_triton(x: Tensor, center: bool, normalize: bool, three: bool) -> Tensor:
+    """Gram matrices (K, n, n) float32 of features (K, B, D), as gram.gram defines them; sums in a fixed order.
+
+    `three` multiplies in three float16 products (fp16x3), else in one (half). ValueError for float64.
+    """
+    if x.dtype == torch.float64:
+        raise ValueError("precisions half-triton and fp16x3-triton take features of at most float32, got float64")
     x = x.contiguous()
     count, height, width = x.shape
     n, depth, tall = min(height, width), max(height, width), height > width
@@ -152,7 +156,7 @@ def gram_triton(x: Tensor, center: bool, normalize: bool, precision: str) -> Ten
         splits,
         TALL=tall,
         CENTER=center,
-        THREE=precision == "fp16x3",
+        THREE=three,
         BLOCK=BLOCK,
         DEPTH=DEPTH,
     )

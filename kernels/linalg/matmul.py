@@ -1,32 +1,23 @@
-"""Matrix products in a named precision, and the one symmetric step that every chain of products is made of."""
+"""Matrix products in a precision, and the symmetric step that every chain of products is made of.
 
-from importlib.util import find_spec
+A precision is an object. It has its own type of matrix, `M`: for torch's products a plain tensor, for the Triton
+kernels a tensor together with its float16 parts. `fastrdm.kernels.linalg.precisions` has all precisions by name.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-# fp32 follows torch's own setting for TF32 on CUDA; fp16x3 does not. The name in -triton picks the kernels.
-PRECISIONS = ("fp64", "fp32", "fp16x3", "fp16x3-triton")
-HAS_TRITON = find_spec("triton") is not None  # found here: torch.compile cannot trace the question
 BOUNDED_SCALE = 64.0  # of entries known to be below 512: rounding to float16 leaves small ones more digits
-SPLIT = 2048.0  # the second half of a split carries the next 11 bits, shifted into the range of float16
+SPLIT = 2048.0  # the low part of a split carries the next 11 bits, shifted into the range of float16
 
-
-def resolve(precision: str, x: Tensor) -> str:
-    """The precision that `auto` stands for: that of the input on CPU, three products in float16 on CUDA."""
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision != "auto":
-        return precision
-    if x.dtype == torch.float64:
-        return "fp64"
-    if not x.is_cuda:
-        return "fp32"
-    return "fp16x3-triton" if HAS_TRITON else "fp16x3"
+M = TypeVar("M")
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x of magnitude below 65504 as high + low / 2048, both float16: 22 bits (Ootomo and Yokota 2022)."""
+    """x of magnitude below 65504 as high + low / SPLIT, both float16: 22 bits (Ootomo and Yokota 2022)."""
     high = x.half()
     return high, ((x - high.float()) * SPLIT).half()
 
@@ -53,49 +44,120 @@ def power_of_two(x: Tensor) -> Tensor:
 
 def scaled_by(x: Tensor, gain: Tensor) -> Tensor:
     """x gain, in place, for gain (V, 1, 1) float64, at least 0; overflows only where the result does."""
-    # in two steps: a product of float32 by float64 takes forty times as long on a CPU
+    # In two steps: a product of float32 by float64 takes forty times as long on a CPU.
     root = gain.sqrt().clamp_max(torch.finfo(x.dtype).max).to(x.dtype)
     return x.mul_(root).mul_(root)
 
 
-def product(a: Tensor, b: Tensor, precision: str, *, bounded: bool = False) -> Tensor:
-    """a @ b of (K, m, k), (K, k, n) in their dtype; fp16x3 takes and returns float32.
+class Precision(ABC, Generic[M]):
+    """How products of batched matrices are computed.
 
-    Of any scale, or `bounded`: entries below 512, the result's too, so that fp16x3 need not look for the largest.
+    `product` takes and returns tensors of any scale. The other products are the steps of a chain: they take and return
+    matrices of the precision's own type, which `matrix` makes from a dense tensor and `dense` turns back into one.
+    Neither costs a copy. Nobody may write into a tensor that was made a matrix.
     """
-    if precision in ("fp64", "fp32"):
+
+    root_shift: float
+    """Added to the eigenvalues of a matrix with norm 1 before its root is taken: more than rounding takes away."""
+
+    @abstractmethod
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b of (K, m, k), (K, k, n) of any scale."""
+
+    @abstractmethod
+    def matrix(self, dense: Tensor) -> M:
+        """A tensor (K, m, k) as a matrix of a chain."""
+
+    @abstractmethod
+    def dense(self, matrix: M) -> Tensor:
+        """The tensor (K, m, k) behind a matrix of a chain."""
+
+    @abstractmethod
+    def bounded_product(self, a: M, b: M) -> M:
+        """a @ b of (K, m, k), (K, k, n) with entries below 512, the result's too."""
+
+    @abstractmethod
+    def square(self, x: M) -> M:
+        """x x^T of (K, n, d) with entries below 512, exactly symmetric."""
+
+    @abstractmethod
+    def axpby(
+        self, a: M, b: M, *, alpha: float = 1.0, beta: float = 0.0, add: M | None = None, gamma: float = 0.0
+    ) -> M:
+        """alpha a b + beta add + gamma I of commuting symmetric (K, n, n), entries below 65504; exactly symmetric."""
+
+    @abstractmethod
+    def combine(self, weights: Tensor, terms: tuple[M, M, M], minus: M | None) -> M:
+        """w_0 I + w_1 t_1 + w_2 t_2 + w_3 t_3 - minus of (K, n, n), for weights (K or 1, 4) of their dtype."""
+
+
+class _TorchPrecision(Precision[Tensor]):
+    """Chains of torch's own products: a matrix is the tensor itself."""
+
+    @abstractmethod
+    def _step(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b of a chain's symmetric matrices, which need no scaling."""
+
+    def matrix(self, dense: Tensor) -> Tensor:
+        return dense
+
+    def dense(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def square(self, x: Tensor) -> Tensor:
+        gram = self.bounded_product(x, x.mT)
+        return 0.5 * (gram + gram.mT)
+
+    def axpby(
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        add: Tensor | None = None,
+        gamma: float = 0.0,
+    ) -> Tensor:
+        c = self._step(a, b)
+        # Rounding breaks the symmetry that keeps the chains stable.
+        c = (0.5 * alpha) * (c + c.mT)
+        if add is not None:
+            c = c.add_(add, alpha=beta)
+        if gamma:
+            c.diagonal(dim1=-2, dim2=-1).add_(gamma)
+        return c
+
+    def combine(self, weights: Tensor, terms: tuple[Tensor, Tensor, Tensor], minus: Tensor | None) -> Tensor:
+        first, second, third = (weights[:, i, None, None] * t for i, t in enumerate(terms, start=1))
+        sums = first + second + third
+        sums = sums if minus is None else sums - minus
+        sums.diagonal(dim1=-2, dim2=-1).add_(weights[:, :1])
+        return sums
+
+
+class PlainPrecision(_TorchPrecision):
+    """Products in the operands' dtype. In float32 on CUDA torch's own setting for TF32 decides."""
+
+    def __init__(self, root_shift: float) -> None:
+        self.root_shift = root_shift
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
-    if precision == "fp16x3-triton":
-        from fastrdm.kernels.linalg.fp16x3_triton import product_triton  # a CPU build of torch has no Triton
 
-        out: Tensor = product_triton(a, b, bounded)
-        return out
-    if bounded:
+    bounded_product = _step = product
+
+
+class Fp16x3(_TorchPrecision):
+    """Products of float32 matrices as three products of float16 ones, by torch."""
+
+    root_shift = 2e-6  # measured: rounding takes 5e-7
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        unit_a, unit_b = power_of_two(a), power_of_two(b)
+        return _split_product(a / unit_a, b / unit_b) * unit_a * unit_b
+
+    def bounded_product(self, a: Tensor, b: Tensor) -> Tensor:
         return _split_product(a * BOUNDED_SCALE, b * BOUNDED_SCALE) / BOUNDED_SCALE**2
-    unit_a, unit_b = power_of_two(a), power_of_two(b)
-    return _split_product(a / unit_a, b / unit_b) * unit_a * unit_b
 
-
-def axpby(
-    a: Tensor,
-    b: Tensor,
-    precision: str,
-    *,
-    alpha: float = 1.0,
-    beta: float = 0.0,
-    add: Tensor | None = None,
-    gamma: float = 0.0,
-) -> Tensor:
-    """alpha a b + beta add + gamma I for commuting symmetric (K, n, n) of entries below 65504; exactly symmetric."""
-    if precision == "fp16x3-triton":
-        from fastrdm.kernels.linalg.fp16x3_triton import axpby_triton  # a CPU build of torch has no Triton
-
-        out: Tensor = axpby_triton(a, b, add, alpha, beta, gamma)
-        return out
-    c = a @ b if precision in ("fp64", "fp32") else _split_product(a, b)
-    c = (0.5 * alpha) * (c + c.mT)  # rounding breaks the symmetry that keeps the chains stable
-    if add is not None:
-        c = c.add_(add, alpha=beta)
-    if gamma:
-        c.diagonal(dim1=-2, dim2=-1).add_(gamma)
-    return c
+    def _step(self, a: Tensor, b: Tensor) -> Tensor:
+        return _split_product(a, b)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.matmul import axpby
+from fastrdm.kernels.linalg.matmul import M, Precision
 
 WIDTH = 4  # T_1 .. T_4 are formed, higher ones reached by Clenshaw's recurrence in T_4 (Paterson and Stockmeyer)
 DEGREES = (3, 7, 11, 15, 19, 23, 31)  # one less than a multiple of WIDTH
@@ -34,7 +34,8 @@ def _blocks_matrix(degree: int) -> Tensor:
     From 2 T_i T_m = T_{m+i} + T_{m-i}, applied from the highest term down.
     """
     count = degree + 1
-    rows = torch.eye(count, dtype=torch.float64)  # row n: what stands before T_n, in terms of c
+    # Row n: the coefficient of T_n in terms of c.
+    rows = torch.eye(count, dtype=torch.float64)
     out = torch.zeros(count, count, dtype=torch.float64)
     for n in range(degree, -1, -1):
         block, i = divmod(n, WIDTH)
@@ -48,7 +49,7 @@ def _blocks_matrix(degree: int) -> Tensor:
 
 @lru_cache
 def _constants(degree: int, low: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes (degree + 1,) and the map from values there to blocks, float64; copied once, before any capture."""
+    """Nodes (degree + 1,) and the map from values there to blocks, float64, copied to the device once."""
     matrix = _blocks_matrix(degree) @ _chebyshev_matrix(degree)
     return torch.tensor(nodes(degree, low), dtype=torch.float64, device=device), matrix.to(device)
 
@@ -60,41 +61,31 @@ def blocks(function: Callable[[Tensor], Tensor], degree: int, low: float, device
     return values.reshape(len(values), -1, WIDTH)
 
 
-def evaluate(b: Tensor, y: Tensor, y_squared: Tensor, low: float, precision: str) -> Tensor:
+def evaluate(b: Tensor, y: M, y_squared: M, low: float, precision: Precision[M]) -> M:
     """The polynomial with blocks b (K, m, WIDTH) at symmetric y (K, n, n), eigenvalues in [low, 1]; m + 1 products."""
     slope, shift = 2 / (1 - low), -(1 + low) / (1 - low)
-    eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    t1 = slope * y + shift * eye
-    t2 = 2 * slope**2 * y_squared + 4 * slope * shift * y + (2 * shift**2 - 1) * eye
-    t3 = axpby(t1, t2, precision, alpha=2, beta=-1, add=t1)
-    t4 = axpby(t2, t2, precision, alpha=2, gamma=-1)
-    weights, count = b.to(y.dtype).unbind(1), b.shape[1]
-    terms = t1, t2, t3
-    u, previous = _block(weights[-1], terms, None, precision), None
-    for j in range(count - 2, 0, -1):
-        u, previous = axpby(t4, u, precision, alpha=2, beta=1, add=_block(weights[j], terms, previous, precision)), u
-    if count == 1:
+    dense, dense_squared = precision.dense(y), precision.dense(y_squared)
+    eye = torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device)
+    t1 = precision.matrix(slope * dense + shift * eye)
+    t2 = precision.matrix(2 * slope**2 * dense_squared + 4 * slope * shift * dense + (2 * shift**2 - 1) * eye)
+    t3 = precision.axpby(t1, t2, alpha=2, beta=-1, add=t1)
+    t4 = precision.axpby(t2, t2, alpha=2, gamma=-1)
+    weights, terms = b.to(dense.dtype).unbind(1), (t1, t2, t3)
+    u, previous = precision.combine(weights[-1], terms, None), None
+    # Clenshaw's recurrence in T_4, from the highest block down; the lowest is added without the factor 2.
+    for w in weights[-2:0:-1]:
+        u, previous = precision.axpby(t4, u, alpha=2, beta=1, add=precision.combine(w, terms, previous)), u
+    if len(weights) == 1:
         return u
-    return axpby(t4, u, precision, beta=1, add=_block(weights[0], terms, previous, precision))
-
-
-def _block(w: Tensor, terms: tuple[Tensor, Tensor, Tensor], minus: Tensor | None, precision: str) -> Tensor:
-    """w_0 I + w_1 T_1 + w_2 T_2 + w_3 T_3 - minus, of weights (K, WIDTH)."""
-    if precision == "fp16x3-triton":
-        from fastrdm.kernels.linalg.fp16x3_triton import combine_triton  # a CPU build of torch has no Triton
-
-        out: Tensor = combine_triton(w, terms, minus)
-        return out
-    first, second, third = (w[:, i, None, None] * t for i, t in enumerate(terms, start=1))
-    sums = first + second + third
-    sums = sums if minus is None else sums - minus
-    sums.diagonal(dim1=-2, dim2=-1).add_(w[:, :1])
-    return sums
+    return precision.axpby(t4, u, beta=1, add=precision.combine(weights[0], terms, previous))
 
 
 @lru_cache
 def plan(exponent: float, tolerance: float = 3e-4) -> tuple[int, int] | None:
-    """Square roots and degree with which s^exponent is a polynomial on [0, 1] to within `tolerance`; None: too many."""
+    """Number of square roots and degree with which s^exponent is a polynomial on [0, 1] to within `tolerance`.
+
+    None where no plan with at most two square roots and the highest of DEGREES keeps the tolerance.
+    """
     y = torch.linspace(0, 1, 4001, dtype=torch.float64)
     best: tuple[int, int, int] | None = None
     for depth in (1, 2):

@@ -1,13 +1,14 @@
-"""The filters as torch operators: opaque to torch.compile, with shapes known ahead and the gradient g W."""
+"""The filter as a torch operator: opaque to torch.compile, with shapes known ahead and the gradient g W."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.spectral.eigh_solver import filter64
+from fastrdm.kernels.linalg.precisions import precision_named
+from fastrdm.kernels.spectral.eigh_solver import filter_eigh
 from fastrdm.kernels.spectral.filter_factors import Factors, Function, no_factors, work_dtype
-from fastrdm.kernels.spectral.matmul_solvers import filter_even, filter_ladder
+from fastrdm.kernels.spectral.matmul_solvers import filter_gram_power, filter_newton_schulz
 
 
 @torch.library.custom_op("fastrdm::spectral_filter", mutates_args=())
@@ -24,18 +25,18 @@ def filter_op(
     solver: str,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x W (V, B, D) and, where `needs_grad`, the factors of W; no source: x itself."""
+    """x W (V, B, D) and, where `needs_grad`, the factors of W; without a source x is its own."""
     function = Function(kind, power, cutoff, unit)
     whole = x if source is None else source
     start = 0 if source is None else offset
     with torch.autocast(x.device.type, enabled=False):
         if solver == "eigh":
-            out, factors = filter64(x, whole, is_gram, source is None, function, needs_grad)
+            out, factors = filter_eigh(x, whole, is_gram, source is None, function, needs_grad)
         elif solver == "gram_power":
-            out, factors = filter_even(x, whole, is_gram, function, needs_grad, precision)
+            out, factors = filter_gram_power(x, whole, is_gram, function, needs_grad, precision_named(precision))
         else:
-            out, factors = filter_ladder(x, whole, start, function, needs_grad, precision)
-    # a product of transposed matrices may come out transposed; the shapes promised below are row by row
+            out, factors = filter_newton_schulz(x, whole, start, function, needs_grad, precision_named(precision))
+    # A product of transposed matrices may come out transposed; the shapes promised below are row by row.
     return out.contiguous(), factors.basis.contiguous(), factors.core.contiguous(), factors.gain.contiguous()
 
 
@@ -69,9 +70,9 @@ def _(
 
 @torch.library.custom_op("fastrdm::apply_factors", mutates_args=())
 def _apply_op(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> Tensor:
-    """x W (V, B, D) of W's factors."""
+    """x W (V, B, D) for the W with these factors."""
     with torch.autocast(x.device.type, enabled=False):
-        return Factors(basis, core, gain).apply(x, precision).contiguous()
+        return Factors(basis, core, gain).apply(x, precision_named(precision)).contiguous()
 
 
 @_apply_op.register_fake
@@ -80,7 +81,8 @@ def _(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> T
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)  # else a backward pass starts with zeros as large as the factors
+    # Else a backward pass starts with zeros as large as the factors.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
     ctx.precision = inputs[-1]
 

@@ -1,4 +1,4 @@
-"""Filters by a float64 eigendecomposition of the smaller Gram matrix: exact, the path on CPU and the tests' oracle."""
+"""Filters by a float64 eigendecomposition of the smaller Gram matrix: exact, and what a CPU uses."""
 
 import math
 
@@ -9,8 +9,9 @@ from fastrdm.kernels.linalg.gram import upper_gram
 from fastrdm.kernels.linalg.matmul import power_of_two, scaled_by
 from fastrdm.kernels.spectral.filter_factors import Factors, Function, no_factors, work_dtype
 
-HEADROOM = 2.0  # times float32's rounding error may grow before products go through float64
-FEW = 1 / 4  # share of the directions that it pays to take apart; with more of them all goes through float64
+HEADROOM = 2.0  # times that float32's rounding error may grow before products go through float64
+# Share of the directions that it pays to take apart; with more of them all goes through float64.
+MAX_APART = 1 / 4
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +20,8 @@ def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     Only the upper triangle is read: on an AMD EPYC MKL takes it some 5 % sooner than the lower one.
     """
     fine = gram.abs().amax((-2, -1), keepdim=True).isfinite()
-    values, vectors = torch.linalg.eigh(torch.where(fine, gram, 0.0), UPLO="U")  # LAPACK raises or hangs on NaN
+    # LAPACK raises or hangs on NaN.
+    values, vectors = torch.linalg.eigh(torch.where(fine, gram, 0.0), UPLO="U")
     return torch.where(fine[..., 0], values.clamp_min(0), math.nan), vectors
 
 
@@ -28,7 +30,7 @@ def _weights(values: Tensor, function: Function) -> tuple[Tensor, Tensor]:
     s = values.sqrt()
     keep = s > function.cutoff * s.amax(-1, keepdim=True)
     least = torch.where(keep, s, math.inf).amin(-1, keepdim=True)
-    # log and negative powers of a dropped 0 would make 0 * inf; NaN stays
+    # Logarithms and negative powers of a dropped 0 would make 0 * inf; NaN stays.
     s = torch.where(keep, s, torch.where(least == math.inf, 1.0, least) + 0 * s)
     return s, torch.where(keep, function(s), 0 * s)
 
@@ -55,13 +57,14 @@ def _split(s: Tensor, weights: Tensor, work: torch.dtype) -> tuple[torch.dtype, 
     noise = s.square().cumsum(-1) * weights.square().cumsum(-1)
     bar = HEADROOM**2 * n * (s * weights).square().sum(-1, keepdim=True)
     low = int((noise <= bar).sum(-1).min())
-    return (work, low) if work != torch.float64 and low >= (1 - FEW) * n else (torch.float64, n)
+    return (work, low) if work != torch.float64 and low >= (1 - MAX_APART) * n else (torch.float64, n)
 
 
 def _capped(vectors: Tensor, s: Tensor, weights: Tensor, x: Tensor, work: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """x = vectors diag(s) .. (V, n, d) with its largest s lowered, in float64, to the others' rms, rounded only then.
+    """x (V, n, d) = vectors diag(s) V^T with its largest s lowered to the others' rms in float64, then rounded.
 
-    With the lowered s, and the coordinates of x along the vectors (V, m, d) that they belong to, float64.
+    Returns it with the lowered s (V, n) and, in float64, the coordinates (V, m, d) of x along the vectors whose s was
+    lowered.
     """
     dtype, low = _split(s, weights, work)
     if low == s.shape[-1]:
@@ -76,7 +79,7 @@ def _capped(vectors: Tensor, s: Tensor, weights: Tensor, x: Tensor, work: torch.
 
 
 def _weighting(vectors: Tensor, s: Tensor, weights: Tensor, x: Tensor, work: torch.dtype) -> tuple[Tensor, Tensor]:
-    """m (V, n, n), symmetric, and y (V, n, d): m y = vectors diag(weights) vectors^T x, x = vectors diag(s) .."""
+    """Symmetric m (V, n, n) and y (V, n, d) with m y = vectors diag(weights) vectors^T x; x = vectors diag(s) V^T."""
     x, capped, _ = _capped(vectors, s, weights, x, work)
     return _matrix(vectors, weights * s / capped, x.dtype), x
 
@@ -91,7 +94,7 @@ def _right(left: Tensor, s: Tensor, weights: Tensor, x: Tensor, work: torch.dtyp
 
 
 def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: bool) -> tuple[Tensor, Factors]:
-    """No more rows than columns: U from x x^T, V only where a gradient or other rows ask for it."""
+    """x W for a source with no more rows than columns: U from x x^T, V only where a gradient or other rows need it."""
     work = work_dtype(x)
     values, left = _eigh(upper_gram(source.double()))
     s, weights = _weights(values, function)
@@ -100,7 +103,7 @@ def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: 
     if own and not needs_grad:
         matrix, rows = _weighting(left, s, weights, source, work)
         return scaled_by((matrix @ rows).to(work), unit).to(x.dtype), no_factors(x, work)
-    # x V is U S; of other rows it is made in float64 where rounding of small parts would be blown up
+    # x V is U S. For other rows it is made in float64 where rounding of small parts would be blown up.
     dtype = torch.float64 if function.amplifies and not own else work
     right = _right(left, s, weights, source, dtype)
     factors = Factors(right.to(work), weights.unsqueeze(-2).to(work), unit)
@@ -111,7 +114,7 @@ def _wide(x: Tensor, source: Tensor, own: bool, function: Function, needs_grad: 
 
 
 def _tall(x: Tensor, own: bool, gram: Tensor, function: Function, needs_grad: bool) -> tuple[Tensor, Factors]:
-    """More rows than columns, or only the Gram matrix: V, and W itself; `own`: gram is x^T x."""
+    """x W from a Gram matrix (V, D, D), by way of W itself. `own` says that it is x^T x."""
     work = work_dtype(x)
     values, right = _eigh(gram)
     s, weights = _weights(values, function)
@@ -130,7 +133,7 @@ def _tall(x: Tensor, own: bool, gram: Tensor, function: Function, needs_grad: bo
     return out, Factors(x.new_empty((len(x), 0, x.shape[-1]), dtype=work), core, unit)
 
 
-def filter64(
+def filter_eigh(
     x: Tensor, source: Tensor, is_gram: bool, own: bool, function: Function, needs_grad: bool
 ) -> tuple[Tensor, Factors]:
     """x W for x (V, B, D), from `source` (V, rows, D) or its Gram matrix (V, D, D); `own`: x is the source."""

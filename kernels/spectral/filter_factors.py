@@ -1,57 +1,122 @@
-"""What every solver hands out: W as a product of small factors, and the functions g of singular values."""
+"""The functions g of singular values that a filter can have, and W as a product of small factors."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.matmul import product, scaled_by
+from fastrdm.kernels.linalg.matmul import Precision, scaled_by
 
 # Smallest singular value kept, as a share of the largest, by the dtype the features were last rounded to. Rounding puts
 # up to 0.37 eps (measured on BatchNorm outputs) into an exactly null direction: the half types stand just above that;
 # float32 leaves room for the arithmetic that made the features, float64 for that of the Gram matrix (1e-13 in s^2).
 CUTOFF = {torch.float64: 3e-7, torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "log": torch.log,
-    "log1p": torch.log1p,
-    "log1p_sq": lambda s: torch.log1p(s * s),
+
+class ChebyshevFit(NamedTuple):
+    """How matrix products alone evaluate g: as a Chebyshev series in s^(1/4)."""
+
+    degree: int
+    """One of chebyshev.DEGREES."""
+    start: float = 0.0
+    """Share of the largest singular value from which g is fitted; above 0 where g is infinite at 0."""
+
+
+class FilterFunction(NamedTuple):
+    """A function g of singular values that a filter can have."""
+
+    g: Callable[[Tensor], Tensor]
+    """float64 singular values above 0, of any shape -> their weights, of the same shape."""
+    fit: ChebyshevFit | None = None
+    """None: not by products, so that the solver newton_schulz refuses g and `auto` takes eigh."""
+
+
+# The filter functions by name, one row each. (s^power is not here: products evaluate it without a fit of its own.) The
+# degrees keep 4e-4 of the largest weight up to s_max = 3000. ln s is fitted from below any singular value that is kept,
+# so that what is dropped stays bounded too.
+FILTER_FUNCTIONS: dict[str, FilterFunction] = {
+    "log": FilterFunction(torch.log, ChebyshevFit(degree=23, start=1e-6)),
+    "log1p": FilterFunction(torch.log1p, ChebyshevFit(degree=23)),
+    "log1p_sq": FilterFunction(lambda s: torch.log1p(s * s), ChebyshevFit(degree=31)),
 }
+KINDS = ("power", *FILTER_FUNCTIONS)
+
+# Callers' own functions by the name that own_function gave them, for as long as the caller keeps them.
+_OWN: WeakValueDictionary[str, Callable[[Tensor], Tensor]] = WeakValueDictionary()
+
+
+@torch.compiler.assume_constant_result
+def own_function(g: Callable[[Tensor], Tensor]) -> str:
+    """The name by which the operator, whose arguments are tensors, numbers and strings, finds a function g."""
+    name = f"{getattr(g, '__module__', None)}:{getattr(g, '__qualname__', type(g).__name__)}#{id(g)}"
+    _OWN[name] = g
+    return name
+
+
+def filter_function(kind: str) -> FilterFunction:
+    """The row of FILTER_FUNCTIONS, or a caller's own function, which is not by products."""
+    own = _OWN.get(kind)
+    return FILTER_FUNCTIONS[kind] if own is None else FilterFunction(own)
 
 
 class Function(NamedTuple):
-    """g(s / unit) above the cutoff, 0 below: s^power, ln s, ln(1 + s) or ln(1 + s^2)."""
+    """g(s / unit) above the cutoff, 0 below, for g one of the filter functions or s^power."""
 
     kind: str
+    """`power`, a name in FILTER_FUNCTIONS or one that own_function gave."""
     power: float | None
-    cutoff: float  # share of the largest singular value
-    unit: float  # 1, or sqrt(rows) for scale="rms"
+    """The exponent where `kind` is power."""
+    cutoff: float
+    """Share of the largest singular value."""
+    unit: float
+    """1, or sqrt(rows) for scale="rms"."""
+
+    @property
+    def name(self) -> str:
+        """The kind as messages show it."""
+        return self.kind.partition("#")[0]
+
+    @property
+    def fit(self) -> ChebyshevFit | None:
+        """How products evaluate a function that is no power."""
+        return filter_function(self.kind).fit
 
     @property
     def amplifies(self) -> bool:
-        """Whether small singular values get the large weights, so that float32 rounding of x would be blown up."""
-        return self.power is not None and self.power < 0
+        """True if small singular values may get large weights, so that float32 rounding of x would be blown up."""
+        return self.kind not in FILTER_FUNCTIONS if self.power is None else self.power < 0
 
     def __call__(self, s: Tensor) -> Tensor:
-        """g(s / unit) for s > 0, without the cutoff."""
-        return FUNCTIONS[self.kind](s / self.unit) if self.power is None else (s / self.unit) ** self.power
+        """g(s / unit) for s > 0, without the cutoff. ValueError for an own g that changes the shape."""
+        s = s / self.unit
+        if self.power is not None:
+            return s**self.power
+        weights = filter_function(self.kind).g(s)
+        if weights.shape != s.shape:
+            wanted = f"weights of their shape {tuple(s.shape)}, got {tuple(weights.shape)}"
+            raise ValueError(f"filter function {self.name} must map singular values to {wanted}")
+        return weights
 
 
 class Factors(NamedTuple):
     """W = gain basis^T core basis; an empty basis stands for the identity, a core of one row for a diagonal."""
 
-    basis: Tensor  # (V, n, D) or (V, 0, D)
-    core: Tensor  # (V, n, n) or (V, 1, n); magnitudes near 1
-    gain: Tensor  # (V, 1, 1) float64: apart, so that nothing overflows on the way
+    basis: Tensor
+    """(V, n, D) or (V, 0, D)."""
+    core: Tensor
+    """(V, n, n) or (V, 1, n), of magnitudes near 1."""
+    gain: Tensor
+    """(V, 1, 1) float64: apart, so that nothing overflows on the way."""
 
-    def apply(self, x: Tensor, precision: str) -> Tensor:
+    def apply(self, x: Tensor, precision: Precision[Any]) -> Tensor:
         """x W for x (V, B, D), in x's dtype."""
         c = x.to(self.core.dtype)
-        c = product(c, self.basis.mT, precision) if self.basis.shape[1] else c
-        c = c * self.core if self.core.shape[1] == 1 else product(c, self.core, precision)
-        c = product(c, self.basis, precision) if self.basis.shape[1] else c
+        c = precision.product(c, self.basis.mT) if self.basis.shape[1] else c
+        c = c * self.core if self.core.shape[1] == 1 else precision.product(c, self.core)
+        c = precision.product(c, self.basis) if self.basis.shape[1] else c
         return scaled_by(c, self.gain).to(x.dtype)
 
 
@@ -69,5 +134,5 @@ def work_dtype(x: Tensor) -> torch.dtype:
 
 
 def is_even(power: float | None) -> bool:
-    """Whether s^power is a polynomial in the Gram matrix without a constant term."""
+    """True if s^power is a polynomial in the Gram matrix without a constant term."""
     return power is not None and power > 0 and math.fmod(power, 2) == 0

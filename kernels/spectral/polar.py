@@ -1,21 +1,19 @@
 """Polar factor and square roots of a feature matrix by matrix products alone: minimax Newton-Schulz chains."""
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.matmul import axpby, power_of_two, product
+from fastrdm.kernels.linalg.matmul import M, Precision, power_of_two
 
 Step = tuple[float, float, float]  # p(s) = a s + b s^3 + c s^5
 CUSHION = 0.024  # no step aims lower: a steeper one would lose more to rounding than it gains
-SEGMENT = (
-    2  # steps after which the Gram matrix is formed anew: longer chains on it tilt U where singular values are tiny
-)
-# Added to the eigenvalues of H before its root is taken: more than rounding takes away (measured: 5e-7 in fp16x3).
-SHIFT = {"fp64": 1e-12, "fp32": 1e-6, "fp16x3": 2e-6, "fp16x3-triton": 2e-6}
+# Steps after which the Gram matrix is formed anew: longer chains on it tilt U where singular values are tiny.
+SEGMENT = 2
 
 
 def _minimax(low: float, high: float) -> Step:
@@ -50,58 +48,52 @@ def minimax_steps(low: float, tolerance: float = 1e-4) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-class Scaled(NamedTuple):
+@dataclass(frozen=True)
+class Scaled(Generic[M]):
     """A wide matrix divided by an upper bound on its largest singular value, at most n^(1/8) above it."""
 
-    x: Tensor  # (K, n, d), norm at most 1
-    gram: Tensor  # x x^T (K, n, n), exactly symmetric
-    bound: Tensor  # (K, 1, 1) float64; 0 for a zero matrix
+    x: M
+    """(K, n, d), of norm at most 1."""
+    gram: M
+    """x x^T (K, n, n), exactly symmetric."""
+    bound: Tensor
+    """(K, 1, 1) float64; 0 for a zero matrix."""
 
 
-def symmetric_product(x: Tensor, precision: str) -> Tensor:
-    """x x^T of (K, n, d) of entries below 512, exactly symmetric."""
-    if precision == "fp16x3-triton":
-        from fastrdm.kernels.linalg.fp16x3_triton import square_triton  # a CPU build of torch has no Triton
-
-        out: Tensor = square_triton(x)
-        return out
-    gram = product(x, x.mT, precision, bounded=True)
-    return 0.5 * (gram + gram.mT)
-
-
-def scale(x: Tensor, precision: str) -> Scaled:
-    """Scale by |G^2|_F^(1/4) >= s_max, G = x x^T: one product more, no power iteration and no host."""
+def scale(x: Tensor, precision: Precision[M]) -> Scaled[M]:
+    """Divide x (K, n, d) by |G^2|_F^(1/4) >= s_max, G = x x^T: one product more, no power iteration and no host."""
     unit = power_of_two(x)
     x = x / unit
-    gram = symmetric_product(x, precision)
+    gram = precision.dense(precision.square(precision.matrix(x)))
     tiny = torch.finfo(x.dtype).tiny
     size = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(tiny)
-    unit_gram = gram / size
-    square = axpby(unit_gram, unit_gram, precision)
+    unit_gram = precision.matrix(gram / size)
+    square = precision.dense(precision.axpby(unit_gram, unit_gram))
     bound = 1.001 * (size * torch.linalg.matrix_norm(square, keepdim=True).sqrt()).sqrt()
     safe = bound.clamp_min(math.sqrt(tiny))
-    return Scaled(x / safe, gram / safe**2, bound.double() * unit.double())
+    return Scaled(precision.matrix(x / safe), precision.matrix(gram / safe**2), bound.double() * unit.double())
 
 
-def _inverse_root_chain(r: Tensor, steps: tuple[Step, ...], precision: str) -> Tensor:
+def _inverse_root_chain(r: M, steps: tuple[Step, ...], precision: Precision[M]) -> M:
     """The product of p_t(s) / s over `steps`, as a function of symmetric r with eigenvalues s^2."""
-    q: Tensor | None = None
+    q: M | None = None
     for index, (a, b, c) in enumerate(steps):
-        step = axpby(r, r, precision, alpha=c, beta=b, add=r)
+        step = precision.axpby(r, r, alpha=c, beta=b, add=r)
         if index + 1 < len(steps):
-            next_r = axpby(r, step, precision, beta=a, add=r)
-            r = axpby(step, next_r, precision, beta=a, add=next_r)
+            next_r = precision.axpby(r, step, beta=a, add=r)
+            r = precision.axpby(step, next_r, beta=a, add=next_r)
         if q is None:
-            q = step.clone()
-            q.diagonal(dim1=-2, dim2=-1).add_(a)
+            first = precision.dense(step).clone()
+            first.diagonal(dim1=-2, dim2=-1).add_(a)
+            q = precision.matrix(first)
         else:
-            q = axpby(q, step, precision, beta=a, add=q)
+            q = precision.axpby(q, step, beta=a, add=q)
     assert q is not None
     return q
 
 
-def polar(scaled: Scaled, low: float, precision: str) -> Tensor:
-    """U q(S) V^T for scaled.x = U S V^T (K, n, d): q = 1 to 1e-5 on [low, 1] and falls like s^3 below.
+def polar(scaled: Scaled[M], low: float, precision: Precision[M]) -> M:
+    """U q(S) V^T (K, n, d) of scaled.x = U S V^T, where q is 1 to 1e-5 on [low, 1] and falls like s^3 below.
 
     The last step, p(q) = (5 q^3 - 3 q^5) / 2, is flat at 1 and clears what the others raised from below `low`.
     """
@@ -109,22 +101,27 @@ def polar(scaled: Scaled, low: float, precision: str) -> Tensor:
     x, gram = scaled.x, scaled.gram
     for start in range(0, len(steps), SEGMENT):
         q = _inverse_root_chain(gram, steps[start : start + SEGMENT], precision)
-        x = product(q, x, precision, bounded=True)
-        gram = symmetric_product(x, precision)
-    return product(axpby(gram, gram, precision, alpha=-1.5, beta=2.5, add=gram), x, precision, bounded=True)
+        x = precision.bounded_product(q, x)
+        gram = precision.square(x)
+    return precision.bounded_product(precision.axpby(gram, gram, alpha=-1.5, beta=2.5, add=gram), x)
 
 
-def square_root(h: Tensor, low: float, precision: str) -> Tensor:
+def square_root(h: M, low: float, precision: Precision[M]) -> M:
     """h^(1/2) of symmetric h (K, n, n), eigenvalues in (0, 1]: to 1e-4 above `low`, positive below."""
-    return axpby(h, _inverse_root_chain(h, minimax_steps(math.sqrt(low)), precision), precision)
+    return precision.axpby(h, _inverse_root_chain(h, minimax_steps(math.sqrt(low)), precision))
 
 
-def roots(scaled: Scaled, q: Tensor, low: float, depth: int, precision: str) -> list[Tensor]:
-    """[H, H^(1/2), H^(1/4), ...] down to `depth` square roots, H = U S U^T of scaled.x, S in [0, 1], or S + SHIFT."""
-    h = product(scaled.x, q.mT, precision, bounded=True)
-    levels = [0.5 * (h + h.mT)]
+def roots(scaled: Scaled[M], q: M, low: float, depth: int, precision: Precision[M]) -> list[M]:
+    """[H, H^(1/2), H^(1/4), ...] down to `depth` square roots of H = U S U^T, where scaled.x = U S V^T and q = U V^T.
+
+    With `depth` above 0 the precision's root_shift is added to S.
+    """
+    turned = precision.matrix(precision.dense(q).mT)
+    h = precision.dense(precision.bounded_product(scaled.x, turned))
+    h = 0.5 * (h + h.mT)
     if depth:
-        levels[0].diagonal(dim1=-2, dim2=-1).add_(SHIFT[precision])
+        h.diagonal(dim1=-2, dim2=-1).add_(precision.root_shift)
+    levels = [precision.matrix(h)]
     for level in range(depth):
         levels.append(square_root(levels[-1], low ** (0.5**level), precision))
     return levels

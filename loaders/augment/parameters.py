@@ -1,62 +1,47 @@
-"""What is drawn for a view: explicit parameters (B, P), a pure function of seed, epoch, sample and view."""
+"""The draw of a view: parameters (B, COLUMNS), a pure function of seed, epoch, sample and view."""
 
 import math
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from fastrdm.kernels.augment.layout import COLUMNS, SWITCHES, Column
 from fastrdm.loaders.augment.philox import uniforms
 from fastrdm.loaders.spec import ViewSpec
 
-COLUMNS = 16
 TRIES = 10  # boxes drawn before the central crop is taken, as in torchvision
-
-
-class Column(IntEnum):
-    """Columns of the parameters; ORDER to ORDER + 3 hold the jitter operation (0 to 3, in this order) of each turn."""
-
-    TOP = 0  # crop box, pixels
-    LEFT = 1
-    HEIGHT = 2
-    WIDTH = 3
-    FLIP = 4  # 0 or 1
-    BRIGHTNESS = 5  # factors; 1 leaves the image as it is
-    CONTRAST = 6
-    SATURATION = 7
-    HUE = 8  # turns, 0 leaves the image as it is
-    ORDER = 9
-    GRAYSCALE = 13  # 0 or 1
-    BLUR = 14  # sigma in pixels, 0 = none
-    SOLARIZE = 15  # 0 or 1
+BOX = 2 * TRIES + 2  # random numbers for a crop's box
+COLOR = 12  # random numbers for flip, jitter and blur
 
 
 def sample_parameters(
     spec: ViewSpec, seed: int, epoch: int | Tensor, index: Tensor, view: int, height: Tensor, width: Tensor
 ) -> Tensor:
-    """(B, 16) float32 for samples `index` (B,) int64 whose images measure `height` by `width` (B,) pixels.
+    """Parameters (B, COLUMNS) float32 for samples `index` (B,) int64 of `height` by `width` (B,) pixels.
 
-    Nothing waits for the device; `epoch` may be a tensor on it.
+    layout.Column names the columns. Nothing waits for the device; `epoch` may be a tensor on it.
     """
-    u = uniforms(seed, epoch, index, view, 2 * TRIES + 2 + 14)
-    flip, jitter, *scalars = u[:, 2 * TRIES + 2 :].unbind(1)
-    turns, strengths, (hue, blur, sigma, gray, solarize) = scalars[:4], scalars[4:7], scalars[7:]
+    u = uniforms(seed, epoch, index, view, BOX + COLOR + len(SWITCHES))
+    flip, jitter, *scalars = u[:, BOX : BOX + COLOR].unbind(1)
+    turns, strengths, (hue, blur, sigma) = scalars[:4], scalars[4:7], scalars[7:]
     drawn = jitter < spec.jitter
+    box = _crop_box(spec, u[:, :BOX], height.double()[:, None], width.double()[:, None])
+    order = torch.stack(turns, dim=1).argsort(dim=1, stable=True)
     factors = [
         torch.where(drawn, _between(draw, max(0.0, 1 - strength), 1 + strength), 1.0)
         for draw, strength in zip(strengths, (spec.brightness, spec.contrast, spec.saturation), strict=True)
     ]
-    columns = (
-        *_crop_box(spec, u[:, : 2 * TRIES + 2], height.double()[:, None], width.double()[:, None]),
-        flip < spec.flip,
-        *factors,
-        torch.where(drawn, _between(hue, -spec.hue, spec.hue), 0.0),
-        *torch.stack(turns, dim=1).argsort(dim=1, stable=True).unbind(1),
-        gray < spec.grayscale,
-        torch.where(blur < spec.blur, _between(sigma, *spec.blur_sigma), 0.0),
-        solarize < spec.solarize,
-    )
-    return torch.stack([column.float() for column in columns], dim=1)
+    columns: dict[int, Tensor] = {
+        **dict(enumerate(box, start=Column.TOP)),
+        Column.FLIP: flip < spec.flip,
+        **dict(enumerate(factors, start=Column.BRIGHTNESS)),
+        Column.HUE: torch.where(drawn, _between(hue, -spec.hue, spec.hue), 0.0),
+        **dict(enumerate(order.unbind(1), start=Column.ORDER)),
+        Column.BLUR: torch.where(blur < spec.blur, _between(sigma, *spec.blur_sigma), 0.0),
+    }
+    for name, draw in zip(SWITCHES, u[:, BOX + COLOR :].unbind(1), strict=True):
+        columns[Column[name.upper()]] = draw < getattr(spec, name)
+    return torch.stack([columns[number].float() for number in range(COLUMNS)], dim=1)
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
@@ -64,7 +49,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def _crop_box(spec: ViewSpec, u: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-    """Top, left, height and width (B,) of the crop from uniforms (B, 22) and sizes (B, 1), all float64.
+    """Top, left, height and width (B,) of the crop from uniforms (B, BOX) and sizes (B, 1), all float64.
 
     As torchvision's RandomResizedCrop; float64, so that it rounds as Python does there.
     """
@@ -73,7 +58,8 @@ def _crop_box(spec: ViewSpec, u: Tensor, rows: Tensor, columns: Tensor) -> tuple
     tall, wide = torch.round(torch.sqrt(area / ratio)), torch.round(torch.sqrt(area * ratio))
     fits = (tall > 0) & (tall <= rows) & (wide > 0) & (wide <= columns)
     found = fits.any(dim=1, keepdim=True)
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)  # of equal values, the first
+    # argmax takes the first of equal values.
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     central_tall = torch.minimum(rows, torch.round(columns / spec.ratio[0])).clamp(min=1)
     central_wide = torch.minimum(columns, torch.round(rows * spec.ratio[1])).clamp(min=1)
     tall = torch.where(found, tall.gather(1, first), central_tall)

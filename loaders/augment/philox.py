@@ -9,7 +9,7 @@ WORD = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four tensors of random 32-bit words in int64 for four of counter words in [0, 2**32); no host synchronisation."""
+    """Four tensors of random 32-bit words in int64 from four tensors of counter words in [0, 2**32). Nothing waits."""
     a, b, c, d = counter
     first, second = key
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Images to views by a chosen implementation, and the reference: plain torch, float32 in [0, 1], no synchronisation.
+"""Images to views by a chosen implementation, and the reference: plain torch, float32 in [0, 1], no synchronization.
 
 Torchvision v2 on float images defines every operation; after the crop the values are clamped to [0, 1], which
 torchvision leaves to the caller and 8-bit pipelines do by themselves.
@@ -13,22 +13,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fastrdm.kernels.augment.augment_cpu import NoCompiler, augment_cpu, crop_cpu, library
-from fastrdm.kernels.augment.layout import Ragged, ragged
-from fastrdm.kernels.linalg.matmul import HAS_TRITON
-from fastrdm.loaders.augment.parameters import Column
+from fastrdm.kernels.augment.layout import Adjustment, Column
+from fastrdm.kernels.augment.ragged import Ragged, ragged
+from fastrdm.kernels.triton_support import HAS_TRITON, triton_module
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.schema import Triple
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # operations of the jitter, as torchvision numbers them
+# Plain numbers, because torch.compile cannot trace a comparison with a member of an enum.
+_, CONTRAST, SATURATION, HUE = (int(kind) for kind in Adjustment)
 
-
-Images = Tensor | Ragged | Sequence[Tensor]  # (B, H, W, 3), any sizes in one buffer, or B times (H, W, 3); uint8
+# uint8: (B, H, W, 3), any sizes in one buffer, or B times (H, W, 3).
+Images = Tensor | Ragged | Sequence[Tensor]
 
 
 def augment(
     images: Images, parameters: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32, implementation: str = "auto"
 ) -> Tensor:
-    """Views (B, 3, S, S) `dtype`, channels-last, normalized, of uint8 images and their parameters (B, 16).
+    """Views (B, 3, S, S) `dtype`, channels-last, normalized, of uint8 images and their parameters (B, COLUMNS).
 
     `implementation` as LoaderConfig.augment. The reference waits for the device where images differ in size.
     """
@@ -36,10 +37,8 @@ def augment(
     if name == "cpu":
         return augment_cpu(ragged(images) if isinstance(images, Tensor) else images, parameters, spec).to(dtype)
     if name == "triton":
-        from fastrdm.kernels.augment.augment_triton import augment_triton  # a CPU build of torch has no Triton
-
         buffer = images if isinstance(images, Ragged) else ragged(images)
-        views: Tensor = augment_triton(buffer, parameters, spec, dtype)
+        views: Tensor = triton_module("augment.augment_triton").augment_triton(buffer, parameters, spec, dtype)
         return views
     if isinstance(images, Tensor):
         crops = crop_resize(images, parameters, spec)
@@ -59,11 +58,15 @@ def crop(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec, out: Tens
 
 
 def chosen(name: str, device: torch.device) -> str:
-    """What LoaderConfig.augment stands for on `device`: reference, cpu or triton; ValueError where it cannot run."""
+    """The implementation that LoaderConfig.augment means on `device`: reference, cpu or triton.
+
+    ValueError where it cannot run.
+    """
     if device.type != {"cpu": "cpu", "triton": "cuda"}.get(name, device.type):
         raise ValueError(f"loader.augment={name} does not run on {device.type}: take auto or reference")
     if name == "cpu":
-        library()  # NoCompiler now, not in a thread later
+        # NoCompiler now, not in a thread later.
+        library()
     if name != "auto":
         return name
     return _best_on_cpu() if device.type == "cpu" else _best_on_cuda()
@@ -88,7 +91,7 @@ def _best_on_cpu() -> str:
 
 
 def color(x: Tensor, parameters: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Everything behind the crop, on crops (B, 3, S, S) float32 in [0, 1], which it may overwrite."""
+    """Views of crops (B, 3, S, S) float32 in [0, 1], which it may overwrite: every operation behind the crop."""
     if spec.jitter > 0:
         x = jitter(x, parameters)
     if spec.grayscale > 0:
@@ -101,7 +104,7 @@ def color(x: Tensor, parameters: Tensor, spec: ViewSpec, dtype: torch.dtype = to
 
 
 def crop_resize(images: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor:
-    """Crops (B, 3, S, S) float32 in [0, 1], flipped where told, of images (B, H, W, 3) uint8."""
+    """Crops (B, 3, S, S) float32 in [0, 1], flipped where drawn, of images (B, H, W, 3) uint8."""
     top, left, tall, wide, flip = parameters[:, : Column.FLIP + 1, None].unbind(1)
     place = torch.arange(spec.size, device=images.device, dtype=torch.float32)
     columns = torch.where(flip > 0, spec.size - 1 - place, place)
@@ -111,10 +114,14 @@ def crop_resize(images: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor:
 
 
 def crop_resize_one(image: Tensor, parameters: Tensor, spec: ViewSpec) -> Tensor:
-    """The same (3, S, S) for one image (H, W, 3) uint8 on the CPU and its row (P,) of parameters."""
+    """The crop (3, S, S) float32 in [0, 1], flipped where drawn, of one image (H, W, 3) uint8 on the CPU.
+
+    `parameters` is the image's row (COLUMNS,).
+    """
     top, left, tall, wide, flip = (int(value) for value in parameters[: Column.FLIP + 1])
     box = image[top : top + tall, left : left + wide].permute(2, 0, 1)[None]
-    box = box.to(torch.float32, memory_format=torch.contiguous_format)  # planes: a third faster than channels-last
+    # Planes are a third faster than channels-last.
+    box = box.to(torch.float32, memory_format=torch.contiguous_format)
     x = interpolate(box, size=(spec.size, spec.size), mode=spec.interpolation, antialias=True, align_corners=False)
     return (x[0].flip(2) if flip else x[0]).div_(255).clamp_(0, 1)
 

@@ -1,4 +1,4 @@
-"""What training waits for, in words: storage, a page cache that is too small, decoding, or nothing."""
+"""Diagnosis of what training waits for: storage, a page cache that is too small, decoding, or nothing."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from fastrdm.loaders.sources.source import ReadTime
 
 WAITS = 0.15  # share of time waiting for data above which something is said
 SLOWER = 4.0  # times as slow as its best reading: what was in memory no longer is
-LEAST = 10.0  # seconds to judge from: the first batch of an epoch is always waited for
+MIN_SECONDS = 10.0  # seconds to judge from: the first batch of an epoch is always waited for
 IDLE = 0.5  # share of the threads' time at work below which they are not what is missing
 
 
@@ -33,10 +33,10 @@ class Diagnosis:
             self.read, self.decode = self.read + spent.read, self.decode + spent.decode
             self.images += images
 
-    def words(self) -> str | None:
-        """A line when the state has changed, judged over the time since the last judgement, LEAST seconds at least."""
+    def describe(self) -> str | None:
+        """A line if the state has changed, else None; judged over at least MIN_SECONDS since the last call."""
         seconds = time.perf_counter() - self.began
-        if seconds < LEAST:
+        if seconds < MIN_SECONDS:
             return None
         with self.lock:
             state, text = self._state(seconds)

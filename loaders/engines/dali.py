@@ -33,7 +33,7 @@ MISSING = "loader.engine=dali needs NVIDIA DALI: pip install 'fastrdm[dali]', or
 
 @dataclass
 class Fed:
-    """What the graph gets for a batch, b = batch_size / world."""
+    """Inputs of DALI's graph for one batch of b = batch_size / world images."""
 
     asked: Indices  # (b,) the samples that the order names
     index: Tensor  # (b,) int64, those that were read in their place
@@ -100,7 +100,7 @@ class DaliLoader(EpochLoader):
         )
 
     def _feed(self) -> tuple[Any, ...]:
-        """What the pipeline asks for, two batches ahead of the one that it hands out."""
+        """Inputs for the batch that the pipeline asks for, two ahead of the one that it returns."""
         fed = next(self.ahead)
         self.fed.append(fed)
         return fed.images, *fed.parameters
@@ -154,7 +154,7 @@ class DaliLoader(EpochLoader):
         return Fed(indices, index, images, drawn)
 
     def _image(self, index: int, judged: bool) -> tuple[Pixels, int, int]:
-        """What the pipeline gets for an image, and its height and width; raises CorruptImage.
+        """Encoded bytes of an image for the pipeline, and its height and width; raises CorruptImage.
 
         A JPEG whose header is plain and whose end is there goes as it is. Anything else, and everything where `judged`,
         is decoded here, as by the other engines, and goes as a portable pixmap, which DALI reads beside JPEGs.

@@ -9,12 +9,12 @@ from typing import Any
 
 from nvidia.dali import fn, math, pipeline_def, types
 
-from fastrdm.loaders.augment.parameters import Column
-from fastrdm.loaders.augment.reference import BRIGHTNESS, CONTRAST, HUE
+from fastrdm.kernels.augment.layout import Adjustment, Column
 from fastrdm.loaders.spec import ViewSpec
 
-GRAYSCALE = 0.2989, 0.587, 0.114  # ITU-R 601-2
+LUMA = 0.2989, 0.587, 0.114  # ITU-R 601-2
 LEVELS = 255
+BRIGHTNESS, CONTRAST, HUE = int(Adjustment.BRIGHTNESS), int(Adjustment.CONTRAST), int(Adjustment.HUE)
 Node = Any  # nvidia.dali.data_node.DataNode
 
 
@@ -117,13 +117,13 @@ def blend(x: Node, other: Node, factor: Node) -> Node:
 
 def gray(x: Node) -> Node:
     """(S, S, 1)."""
-    return fn.coord_transform(x, M=GRAYSCALE)
+    return fn.coord_transform(x, M=LUMA)
 
 
 def grayscale(x: Node, drawn: Node) -> Node:
     """Gray in all channels where it was drawn."""
     if drawn[Column.GRAYSCALE] > 0:
-        x = fn.coord_transform(x, M=GRAYSCALE * 3)
+        x = fn.coord_transform(x, M=LUMA * 3)
     return x
 
 

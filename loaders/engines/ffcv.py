@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment.layout import Ragged, ragged
+from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
 from fastrdm.loaders.order import EpochLoader, Process

@@ -25,7 +25,7 @@ class WholeImage(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no ty
         return replace(previous_state, jit_mode=True, shape=shape, dtype=kind), AllocationQuery(shape, kind)
 
     def generate_code(self) -> Callable[..., Any]:
-        """What numba compiles."""
+        """The function that numba compiles to decode an image."""
         read, decode, parallel = self.memory_read, Compiler.compile(imdecode), Compiler.get_iterator()
 
         def whole(batch_indices: Any, rows: Any, metadata: Any, storage_state: Any) -> Any:
@@ -42,7 +42,7 @@ class WholeImage(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no ty
 
 
 class Given(TraversalOrder):  # type: ignore[misc]
-    """The order that it is told."""
+    """A traversal order that is given from outside."""
 
     order: NDArray[np.int64]
 

@@ -1,23 +1,25 @@
 """Engine for files: threads decode each image once into a ring of buffers, and every view is cut from there.
 
-On a CPU the threads also make the views. A GPU gets the decoded images where its own kernel cuts the views
-(loader.augment=triton), else crops of 8 bits, which it colors; both on a stream beside the training step's.
+Who does what is left after decoding depends on loader.augment: the threads make finished views (FinishedInThreads), or
+the device makes them from the decoded images (MadeOnDevice), or the threads cut crops of 8 bits and the device colors
+them (ColoredOnDevice). What a GPU does runs on a stream beside the training step's.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment.augment_cpu import augment_cpu
-from fastrdm.kernels.augment.layout import Ragged
+from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen, color, crop
 from fastrdm.loaders.engines.bottleneck import Diagnosis
@@ -31,6 +33,9 @@ from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
 
 CHUNK = 16  # images a task
 SQUARES = 64  # images a task that only copies, which takes a hundredth of the time of decoding
+CPU = torch.device("cpu")
+Views = tuple[ViewSpec, ...]
+Draw = Callable[[ViewSpec, int, Tensor, Ragged], Tensor]  # a view, its number, indices (b,), images -> parameters
 
 
 @dataclass
@@ -38,13 +43,109 @@ class Pending:
     """A batch in the making, b = batch_size / world."""
 
     slot: Slot
-    index: Tensor  # (b,) int64
-    label: Tensor  # (b,) int64
-    left: int  # decoding tasks that have not ended
+    index: Tensor
+    """(b,) int64."""
+    label: Tensor
+    """(b,) int64."""
+    left: int
+    """Decoding tasks that have not ended."""
     tasks: list[Future[None]] = field(default_factory=list)
-    views: list[Tensor] = field(default_factory=list)  # each (b, 3, S, S): crops uint8, or finished float32
-    parameters: list[Tensor] = field(default_factory=list)  # of each view (b, P) float32
-    dropped: bool = False  # nobody waits for it
+    views: list[Tensor] = field(default_factory=list)
+    """Each (b, 3, S, S): crops uint8, or finished float32."""
+    parameters: list[Tensor] = field(default_factory=list)
+    """(b, COLUMNS) float32 for each view."""
+    dropped: bool = False
+    """True when nobody waits for the batch any more."""
+
+
+Cut = tuple[ViewSpec, Tensor, Tensor]  # a view, its parameters (n, COLUMNS), the memory it goes to (n, 3, S, S)
+
+
+class Cutter(Protocol):
+    """What the threads make of decoded images."""
+
+    def room(self, count: int, side: int) -> Tensor:
+        """Memory (count, 3, side, side) for one view of a batch."""
+
+    def cut(self, images: Ragged, cuts: Iterable[Cut]) -> None:
+        """Make all views of some images."""
+
+
+class ViewMaker(Protocol):
+    """How a batch's decoded images become views on the device, in the training dtype."""
+
+    @property
+    def cutter(self) -> Cutter | None:
+        """None where the threads have nothing to do but decode."""
+
+    def finish(self, pending: Pending, index: Tensor, specs: Views, draw: Draw) -> list[Tensor]:
+        """The batch's views (b, 3, S, S); `index` (b,) lies on the device."""
+
+
+class FinishedViews:
+    """The threads make whole views by the compiled augmentation, on a CPU."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.cutter, self.dtype = self, dtype
+
+    def room(self, count: int, side: int) -> Tensor:
+        return torch.empty(count, side, side, 3).permute(0, 3, 1, 2)
+
+    def cut(self, images: Ragged, cuts: Iterable[Cut]) -> None:
+        for spec, parameters, out in cuts:
+            augment_cpu(images, parameters, spec, out)
+
+    def finish(self, pending: Pending, index: Tensor, specs: Views, draw: Draw) -> list[Tensor]:
+        return [view.to(self.dtype) for view in pending.views]
+
+
+class ColoredCrops:
+    """The threads cut crops of 8 bits, by `cpu` or `reference`, which the device colors in plain torch."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, cut_by: str) -> None:
+        self.cutter, self.device, self.dtype, self.cut_by = self, device, dtype, cut_by
+
+    def room(self, count: int, side: int) -> Tensor:
+        return torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+
+    def cut(self, images: Ragged, cuts: Iterable[Cut]) -> None:
+        singles = [images.image(k) for k in range(len(images.offset))]
+        for spec, parameters, out in cuts:
+            crop(singles, parameters, spec, out, self.cut_by)
+
+    def finish(self, pending: Pending, index: Tensor, specs: Views, draw: Draw) -> list[Tensor]:
+        return [
+            color(self._moved(crops).float().div_(255), self._moved(parameters), spec, self.dtype)
+            for spec, crops, parameters in zip(specs, pending.views, pending.parameters, strict=True)
+        ]
+
+    def _moved(self, pinned: Tensor) -> Tensor:
+        return pinned.to(self.device, non_blocking=True)
+
+
+class TritonViews:
+    """The decoded images go to the GPU, whose kernels cut the views."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.cutter, self.device, self.dtype = None, device, dtype
+
+    def finish(self, pending: Pending, index: Tensor, specs: Views, draw: Draw) -> list[Tensor]:
+        images = pending.slot.images().to(self.device, non_blocking=True)
+        return [
+            augment(images, draw(spec, view, index, images), spec, self.dtype, "triton")
+            for view, spec in enumerate(specs)
+        ]
+
+
+def view_maker(augmentation: str, device: torch.device, dtype: torch.dtype) -> ViewMaker:
+    """The maker that loader.augment names on `device`. ValueError where it cannot run."""
+    name = chosen(augmentation, device)
+    if name == "cpu":
+        return FinishedViews(dtype)
+    if name == "triton":
+        return TritonViews(device, dtype)
+    # Where the user asked for the reference, it cuts the crops too.
+    return ColoredCrops(device, dtype, "reference" if augmentation == "reference" else chosen("auto", CPU))
 
 
 class NativeLoader(EpochLoader):
@@ -55,12 +156,11 @@ class NativeLoader(EpochLoader):
         super().__init__(
             len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
         )
-        self.source, self.specs, self.device, self.dtype = source, config.views, process.device, process.dtype
-        self.views = self.specs
+        self.source, self.views, self.device = source, config.views, process.device
+        self.epoch_views = self.views  # each at the size that it has in the epoch at hand
         self.labels = np.asarray(source.labels, np.int64)
         self.prefetch, self.limit = config.prefetch, config.prefetch_mb * 2**20
-        self.implementation = chosen(config.augment, process.device)
-        self.cropper = "reference" if config.augment == "reference" else chosen("auto", torch.device("cpu"))
+        self.maker = view_maker(config.augment, process.device, process.dtype)
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.side = source.side
         self.cuda = process.device.type == "cuda"
@@ -72,33 +172,34 @@ class NativeLoader(EpochLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come; what a thread raises is raised here."""
-        self.views = tuple(spec.at(self.epoch) for spec in self.specs)
-        for pending in self.decoded(cut=self.implementation != "triton"):
+        self.epoch_views = tuple(spec.at(self.epoch) for spec in self.views)
+        for pending in self.decoded(self.maker.cutter):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
-        """What training waits for, in a line, where that has changed since this was last called."""
-        return self.watch.words() or super().diagnosis()
+        """Message on what training waits for, if that has changed since the last call, else what the source tells."""
+        return self.watch.describe() or super().diagnosis()
 
     def close(self) -> None:
         """End the threads, after the images they are at."""
         self.pool.shutdown(cancel_futures=True)
 
-    def decoded(self, cut: bool = False) -> Iterator[Pending]:
-        """Batches whose images are decoded, and cut into views where told; their slots are to be given back."""
+    def decoded(self, cutter: Cutter | None = None) -> Iterator[Pending]:
+        """Batches whose images are decoded, and cut into views by `cutter`; their slots are to be given back."""
         remaining = self._remaining()
         ahead: deque[Pending] = deque()
         try:
             while True:
-                self._fill(ahead, remaining, cut)
+                self._fill(ahead, remaining, cutter)
                 if not ahead:
                     return
                 began = time.perf_counter()
-                for task in ahead[0].tasks:  # the last one to decode adds those that cut
+                # The last task to decode adds those that cut.
+                for task in ahead[0].tasks:
                     task.result()
                 self.watch.waited += time.perf_counter() - began
                 self.ring.learn(ahead[0].slot)
-                self._fill(ahead, remaining, cut)
+                self._fill(ahead, remaining, cutter)
                 yield ahead.popleft()
         finally:
             for pending in ahead:
@@ -106,18 +207,18 @@ class NativeLoader(EpochLoader):
                 for task in pending.tasks:
                     task.cancel()
 
-    def _fill(self, ahead: deque[Pending], remaining: Iterator[Indices], cut: bool) -> None:
+    def _fill(self, ahead: deque[Pending], remaining: Iterator[Indices], cutter: Cutter | None) -> None:
         """Start batches behind the one that is due, while their number and bytes stay within the limits."""
         while not ahead or (len(ahead) <= self.prefetch and self.ring.fits(len(ahead) + 1, self.limit)):
             indices = next(remaining, None)
             if indices is None:
                 return
-            ahead.append(self._start(indices, cut))
+            ahead.append(self._start(indices, cutter))
 
     def _read_ahead_of(self, shards: set[int]) -> None:
         self.pool.submit(self.source.read_ahead, shards)
 
-    def _start(self, indices: Indices, cut: bool) -> Pending:
+    def _start(self, indices: Indices, cutter: Cutter | None) -> Pending:
         size = len(indices)
         index = torch.empty(size, dtype=torch.int64, pin_memory=self.cuda)
         chunk = CHUNK if self.side is None else SQUARES
@@ -125,10 +226,10 @@ class NativeLoader(EpochLoader):
         pending = Pending(self.ring.take(size), index, torch.empty_like(index, pin_memory=self.cuda), len(starts))
         for start in starts:
             place = slice(start, min(start + chunk, size))
-            pending.tasks.append(self.pool.submit(self._decode, pending, place, indices[place], self.epoch, cut))
+            pending.tasks.append(self.pool.submit(self._decode, pending, place, indices[place], self.epoch, cutter))
         return pending
 
-    def _decode(self, pending: Pending, place: slice, indices: Indices, epoch: int, cut: bool) -> None:
+    def _decode(self, pending: Pending, place: slice, indices: Indices, epoch: int, cutter: Cutter | None) -> None:
         """One task of a thread: decode some images; the last one starts the cutting."""
         spent = ReadTime()
         numbers = self._squares(pending, place, indices, spent) or [
@@ -140,8 +241,8 @@ class NativeLoader(EpochLoader):
         with self.lock:
             pending.left -= 1
             last = pending.left == 0
-        if last and cut and not pending.dropped:
-            self._draw(pending, epoch)
+        if last and cutter is not None and not pending.dropped:
+            self._cut_all(pending, epoch, cutter)
 
     def _squares(self, pending: Pending, place: slice, indices: Indices, spent: ReadTime) -> list[int] | None:
         """Copy images that are stored as squares of one size; None where they are not."""
@@ -160,32 +261,28 @@ class NativeLoader(EpochLoader):
         spent.read += time.perf_counter() - began
         return numbers
 
-    def _draw(self, pending: Pending, epoch: int) -> None:
+    def _cut_all(self, pending: Pending, epoch: int, cutter: Cutter) -> None:
         """Draw the parameters of all views at once, which costs as much as for one image, and start the cutting."""
         images, size = pending.slot.images(), len(pending.index)
-        for view, spec in enumerate(self.views):
-            drawn = sample_parameters(spec, self.seed, epoch, pending.index, view, images.height, images.width)
+        for view, spec in enumerate(self.epoch_views):
+            drawn = self._draw(epoch, spec, view, pending.index, images)
             pending.parameters.append(drawn.pin_memory() if self.cuda else drawn)
-            pending.views.append(self._room(size, spec.size))
+            pending.views.append(cutter.room(size, spec.size))
         pending.tasks += [
-            self.pool.submit(self._cut, pending, images, slice(start, start + CHUNK)) for start in range(0, size, CHUNK)
+            self.pool.submit(self._cut, pending, images, slice(start, start + CHUNK), cutter)
+            for start in range(0, size, CHUNK)
         ]
 
-    def _room(self, count: int, side: int) -> Tensor:
-        if self.implementation == "cpu":
-            return torch.empty(count, side, side, 3).permute(0, 3, 1, 2)
-        return torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=self.cuda)
+    def _draw(self, epoch: int, spec: ViewSpec, view: int, index: Tensor, images: Ragged) -> Tensor:
+        """Parameters (b, COLUMNS) of view number `view` for samples `index` (b,)."""
+        return sample_parameters(spec, self.seed, epoch, index, view, images.height, images.width)
 
-    def _cut(self, pending: Pending, images: Ragged, place: slice) -> None:
+    def _cut(self, pending: Pending, images: Ragged, place: slice, cutter: Cutter) -> None:
         """One task of a thread: the views of some images."""
         began = time.perf_counter()
         part = Ragged(images.pixels, images.offset[place], images.height[place], images.width[place])
-        singles = [] if self.implementation == "cpu" else [part.image(k) for k in range(len(part.offset))]
-        for spec, parameters, made in zip(self.views, pending.parameters, pending.views, strict=True):
-            if self.implementation == "cpu":
-                augment_cpu(part, parameters[place], spec, made[place])
-            else:
-                crop(singles, parameters[place], spec, made[place], self.cropper)
+        parts = zip(self.epoch_views, pending.parameters, pending.views, strict=True)
+        cutter.cut(part, ((spec, parameters[place], made[place]) for spec, parameters, made in parts))
         self.watch.add(ReadTime(decode=time.perf_counter() - began), 0)
 
     def _hand_out(self, pending: Pending) -> Batch:
@@ -206,26 +303,13 @@ class NativeLoader(EpochLoader):
 
     def _finish(self, pending: Pending) -> Batch:
         index, label = self._moved(pending.index), self._moved(pending.label)
-        if self.implementation == "cpu":
-            views = [view.to(self.dtype) for view in pending.views]
-        elif self.implementation == "triton":
-            images = pending.slot.images().to(self.device, non_blocking=True)
-            views = [self._augmented(images, index, view, spec) for view, spec in enumerate(self.views)]
-        else:
-            views = [
-                color(self._moved(crops).float().div_(255), self._moved(parameters), spec, self.dtype)
-                for spec, crops, parameters in zip(self.views, pending.views, pending.parameters, strict=True)
-            ]
+        views = self.maker.finish(pending, index, self.epoch_views, partial(self._draw, self.epoch))
         return Batch(tuple(views), index, label)
-
-    def _augmented(self, images: Ragged, index: Tensor, view: int, spec: ViewSpec) -> Tensor:
-        drawn = sample_parameters(spec, self.seed, self.epoch, index, view, images.height, images.width)
-        return augment(images, drawn, spec, self.dtype, self.implementation)
 
     def _moved(self, pinned: Tensor) -> Tensor:
         return pinned.to(self.device, non_blocking=True)
 
 
 def _row(rows: Pixels, number: int, *_: int) -> Pixels:
-    """Where image `number` goes, whatever stands in for it."""
+    """Memory of image `number`, whatever the size of the image that stands in for it."""
     return rows[number]  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrdm.kernels.augment.layout import Ragged
+from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.sources.decode import Pixels
 
 ALIGN = 64  # bytes, of a cache line: two threads never write to the same one
@@ -94,5 +94,8 @@ class Ring:
         self.largest = max(self.largest, slot.used)
 
     def fits(self, batches: int, limit: int) -> bool:
-        """Whether so many batches stay below `limit` bytes; unknown, so False, before the first."""
+        """True if so many batches stay below `limit` bytes.
+
+        False before the first batch, whose size is not known yet.
+        """
         return 0 < self.largest * batches <= limit

@@ -11,7 +11,7 @@ from fastrdm.loaders.spec import Batch, LoaderConfig
 
 
 class SyntheticLoader(EpochLoader):
-    """The same noise in every batch, on `device` from the start; length, order and labels are the source's."""
+    """Batches of one fixed noise tensor on `device`. Length, order and labels are the source's."""
 
     def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
         super().__init__(len(source), config.batch_size, *process[:3])

@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment.layout import ragged
+from fastrdm.kernels.augment.ragged import ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
 from fastrdm.loaders.engines.threads import start_threads

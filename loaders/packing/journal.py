@@ -1,4 +1,7 @@
-"""What is finished of a pack, so that a killed one goes on; the packed folder itself appears in one step at the end."""
+"""Journal of the finished shards of a pack, so that a killed one goes on.
+
+The packed folder appears in one step at the end.
+"""
 
 import fcntl
 import hashlib

@@ -28,7 +28,7 @@ from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.sources.store import Store, is_remote, upload_folder
 from fastrdm.loaders.spec import LoaderConfig
 
-SHOWN = 100  # repaired or refused files printed; meta.json has all
+MAX_LISTED = 100  # repaired or refused files printed; meta.json has all
 NAMED = 5  # refused files named where they stop the work
 ASSUMED_BYTES = 2**17  # of an image, where a source does not know how large its images are
 BETON_PLAN = "plan"
@@ -262,13 +262,13 @@ class Progress:
 
 
 def report(out: Path, meta: dict[str, Any]) -> list[str]:
-    """What was made, and every file that is not in it as it was."""
+    """Summary for the terminal: size of the pack, then the first repaired and the first refused files."""
     size = sum(told["bytes"] for told in meta["files"].values())
     lines = [f"{out}: {meta['count']:,} images of {len(meta['classes']):,} classes, {size / 1e9:,.2f} GB"]
     for kind in ("repaired", "refused"):
         listed = meta[kind]
-        lines += [f"{kind}: {file}: {what}" for file, what in listed[:SHOWN]]
-        if len(listed) > SHOWN:
-            lines.append(f"{kind}: {len(listed) - SHOWN:,} more, all of them in {out / 'meta.json'}")
+        lines += [f"{kind}: {file}: {what}" for file, what in listed[:MAX_LISTED]]
+        if len(listed) > MAX_LISTED:
+            lines.append(f"{kind}: {len(listed) - MAX_LISTED:,} more, all of them in {out / 'meta.json'}")
     reasons = Counter(what for _, what in meta["repaired"])
     return lines + [f"repaired in all: {count:,} x {what}" for what, count in reasons.most_common()]

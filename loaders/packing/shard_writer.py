@@ -37,7 +37,7 @@ TURNS: dict[int, Callable[[Pixels], Pixels]] = {  # what puts an image of this E
 
 
 class Settings(NamedTuple):
-    """What is the same for all shards of a pack."""
+    """Settings that all shards of a pack share."""
 
     folder: str  # where shards go
     mode: str  # raw or jpeg
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What is stored of one file."""
+    """Stored form of one image file."""
 
     data: bytes
     height: int
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
 
 
 def entry(data: bytes, name: str, settings: Settings) -> Entry:
-    """What to store of a file's bytes; raises CorruptImage."""
+    """Stored form of a file's bytes; raises CorruptImage."""
     pixels = decode_plain(data)
     plain = pixels is not None
     repairs, flags = [], 0
@@ -102,7 +102,7 @@ def center_square(pixels: Pixels, size: int) -> Pixels:
 
 
 def _oddities(data: bytes, name: str, mode: str) -> list[str]:
-    """What is worth telling of a file that is no plain JPEG."""
+    """Repairs to report for a file that is no plain JPEG."""
     image = Image.open(io.BytesIO(data))
     kind, called = str(image.format), Path(name).suffix.lower()
     if data[:2] == JPEG_START:

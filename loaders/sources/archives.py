@@ -29,7 +29,7 @@ class Arrays(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a CIFAR archive holds, and under which names."""
+    """Names of an archive, its files and its keys."""
 
     archive: str
     md5: str

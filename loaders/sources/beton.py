@@ -29,7 +29,7 @@ def check_ffcv(what: str) -> None:
 
 
 class _Entries:
-    """What the writer asks for, one image after the other: (bytes, height, width) and label."""
+    """Items for ffcv's writer: ((bytes, height, width), label) of each image."""
 
     def __init__(self, packed: PackedSource) -> None:
         self.packed = packed
@@ -59,7 +59,7 @@ def write_beton(packed: Path, out: Path, workers: int) -> None:
 
 
 def _store(_: Any, entry: Any, image: tuple[bytes, int, int], malloc: Any) -> None:
-    """In place of RGBImageField.encode, which takes pixels and compresses them."""
+    """Replacement of ffcv's RGBImageField.encode that stores encoded bytes instead of compressing pixels."""
     data, entry["height"], entry["width"] = image
     entry["mode"] = JPEG_MODE
     entry["data_ptr"], memory = malloc(len(data))

@@ -8,6 +8,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fastrdm.errors import RunError
+
 Pixels = NDArray[np.uint8]
 Allocate = Callable[[int, int], Pixels]  # (height, width) -> the array (height, width, 3) that takes the pixels
 
@@ -17,7 +19,7 @@ ORIENTATION = 0x0112  # EXIF tag
 PIXELS_A_BYTE = 1024  # twice what the sparsest JPEG has: a damaged header must not cost gigabytes
 
 
-class CorruptImage(ValueError):
+class CorruptImage(RunError, ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
 
 
@@ -65,7 +67,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_any(data: bytes, name: str) -> Pixels:
-    """The same by Pillow, which tells what is damaged from what is only odd; raises CorruptImage."""
+    """RGB pixels of an image that Pillow reads, also of a JPEG with harmless faults; raises CorruptImage."""
     if not data:
         raise CorruptImage(f"{name}: the file is empty")
     try:

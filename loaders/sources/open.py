@@ -1,4 +1,4 @@
-"""Where images come from: index -> pixels and label, whatever the files look like."""
+"""The table of sources, and how a source is opened by its name."""
 
 import difflib
 import importlib
@@ -58,7 +58,7 @@ def open_parts(config: LoaderConfig) -> dict[str, Source]:
 
 
 def of_classes(source: Source, name: str, where: str) -> Subset:
-    """Only the images of the classes in list `name`, numbered and labelled as in a folder that holds no others."""
+    """Only the images of the classes in list `name`, numbered and labeled as in a folder that holds no others."""
     wanted = read_class_list(name)
     check_classes(wanted, source.classes, name, where)
     old = np.array([source.classes.index(label) for label in wanted])

@@ -142,6 +142,7 @@ class PackedSource(RangeSource):
         return not self.raw
 
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
+        """Read the image into the memory that `allocate` gives, and add the seconds that this takes to `spent`."""
         if not self.raw:
             return super().read_into(index, allocate, spent)
         began = time.perf_counter()

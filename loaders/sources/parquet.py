@@ -60,7 +60,7 @@ class ParquetSource(Source):
     name = "parquet"
     shards: NDArray[np.int64]
 
-    def __init__(self, paths: Sequence[Path], keep: int, others: Sequence[Path] = (), labelled: bool = True) -> None:
+    def __init__(self, paths: Sequence[Path], keep: int, others: Sequence[Path] = (), labeled: bool = True) -> None:
         """`keep`: row groups held in memory at most. `others`: files of other splits, for the names of classes."""
         self.paths = [str(path) for path in paths]
         self.columns = _columns(paths[0])
@@ -74,11 +74,11 @@ class ParquetSource(Source):
         self.keep = keep
         if self.group_bytes * keep > LARGE:
             self.note = f"{keep} row groups in memory take {self.group_bytes * keep / 1e9:.1f} GB: lower loader.window"
-        self._label(paths, others if labelled else (), labelled)
+        self._label(paths, others if labeled else (), labeled)
         self._opening()
 
-    def _label(self, paths: Sequence[Path], others: Sequence[Path], labelled: bool) -> None:
-        column = self.columns.label if labelled else None
+    def _label(self, paths: Sequence[Path], others: Sequence[Path], labeled: bool) -> None:
+        column = self.columns.label if labeled else None
         if column is None:
             self.classes, self.labels = [], np.full(int(self.first[-1]), -1)
             return

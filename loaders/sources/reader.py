@@ -1,4 +1,4 @@
-"""What happens where an image cannot be read: a neighbour stands in, it is named, and too many stop the run."""
+"""Reading with replacement: the next readable image stands in for one that cannot be read, until too many cannot."""
 
 from collections.abc import Callable
 from itertools import chain

@@ -1,4 +1,4 @@
-"""What a source of images is, images in memory, and some images of another source."""
+"""The base class of sources, images in memory, and subsets of a source."""
 
 import time
 from collections.abc import Sequence
@@ -51,10 +51,10 @@ class Source:
     """
 
     name: str
-    """What the set is called at the start of a run."""
+    """Name of the set, shown at the start of a run."""
 
     classes: list[str]
-    """Names of the classes; [] where nothing is labelled."""
+    """Names of the classes; [] where nothing is labeled."""
 
     labels: NDArray[np.int64]
     """(N,) int64, the number of each image's class, -1 where it is unknown."""
@@ -66,10 +66,10 @@ class Source:
     """Mean of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
 
     std: Triple | None = None
-    """Their standard deviation likewise."""
+    """Standard deviation of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
 
     note: str | None = None
-    """What a user should know of this set, told at the start."""
+    """Note about this set that is shown at the start of a run."""
 
     shards: NDArray[np.int64] | None = None
     """(N,) int64, the file that each image lies in: loader.order=windowed mixes a few of them at a time."""
@@ -85,7 +85,7 @@ class Source:
 
     @property
     def encoded(self) -> bool:
-        """Whether `fetch` hands out images as they are stored, for engines that decode by themselves."""
+        """True if `fetch` returns images as they are stored, for engines that decode by themselves."""
         return type(self).fetch is not Source.fetch
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class Source:
         return self.read_into(index, new_pixels, ReadTime())
 
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
-        """As `read`, into the memory that `allocate` gives; the seconds that it takes are added to `spent`."""
+        """Read an image into the memory that `allocate` gives, and add the seconds that this takes to `spent`."""
         began = time.perf_counter()
         if not self.encoded:
             read = self.read(index)

@@ -1,4 +1,4 @@
-"""The instruments on a method: what they see, that they leave no trace, and what they refuse."""
+"""The analysis of a method: what they see, that they leave no trace, and what they refuse."""
 
 import json
 import subprocess
@@ -12,7 +12,16 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from fastrdm.analysis.branch_comparison import Interval
-from fastrdm.analysis.spectral_analysis import Branches, collect, compare, measure, ranks, told, untouched, verdict
+from fastrdm.analysis.spectral_analysis import (
+    Branches,
+    collect,
+    compare,
+    measure,
+    ranks,
+    summary_lines,
+    untouched,
+    verdict,
+)
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.kernels.linalg.effective_rank import effective_rank
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
@@ -126,13 +135,13 @@ def test_rows_are_those_of_training_steps_one_after_the_other() -> None:
 def test_a_filter_is_applied_batch_by_batch_and_the_rows_are_then_joined() -> None:
     """A whitened batch of fewer rows than columns is flat on its own span by construction, whatever the model."""
     x = collect(built("rdm", width=32), batches(20), batch_size=BATCH)["outputs"]
-    centerd = BATCH - 1  # by the last BatchNorm
+    centered = BATCH - 1  # by the last BatchNorm
     for rows in x.target.split(BATCH, dim=1):
-        assert effective_rank(rows).tolist() == pytest.approx([centerd] * 2, rel=1e-3)
+        assert effective_rank(rows).tolist() == pytest.approx([centered] * 2, rel=1e-3)
     batchwise = [spectral_filter(rows, "power", -1.0, side="target") for rows in x.online.split(BATCH, dim=1)]
     joined = effective_rank(torch.cat(batchwise, dim=1))
     assert effective_rank(x.target).tolist() == pytest.approx(joined.tolist(), rel=1e-4)
-    assert ((joined > centerd + 1) & (joined < 32 - 1)).all(), joined
+    assert ((joined > centered + 1) & (joined < 32 - 1)).all(), joined
 
 
 def test_images_are_counted_and_cut() -> None:
@@ -174,12 +183,12 @@ def test_a_figure_of_few_images_says_that_it_is_biased() -> None:
     x = torch.randn(2, 300, 40, generator=torch.Generator().manual_seed(0))
     few, images_needed = (compare(Branches(x[..., :d], x[..., :d], d), 10).metrics for d in (40, 20))
     assert few["biased"] == 1 and images_needed["biased"] == 0
-    assert "biased: with so few images a white spectrum reads 37" in told(few)[0]
-    assert "biased" not in told(images_needed)[0]
+    assert "biased: with so few images a white spectrum reads 37" in summary_lines(few)[0]
+    assert "biased" not in summary_lines(images_needed)[0]
 
 
 def test_too_few_images_are_refused() -> None:
-    expected = r"instruments: images must be at least the 9 dimensions, and 10 times that .*, got 8"
+    expected = r"analysis: images must be at least the 9 dimensions, and 10 times that .*, got 8"
     with pytest.raises(ValueError, match=expected):
         measure(built("swav"), batches(1), batch_size=BATCH, images=8)
 
@@ -199,16 +208,16 @@ def test_a_verdict_needs_more_than_the_null_shows() -> None:
     assert verdict(Interval(0.3, -0.1, 0.5), Interval(0.0, -0.1, 0.1)) == 0
 
 
-def test_words_follow_the_figures() -> None:
+def test_words_follow_the_metrics() -> None:
     generator = torch.Generator().manual_seed(0)
     decay = torch.arange(1, 13, dtype=torch.float64) ** -0.5
     x = torch.randn(2, 2000, 12, generator=generator, dtype=torch.float64) * decay
-    lines = told(compare(Branches(x * decay, x, 12), 20).metrics)
+    lines = summary_lines(compare(Branches(x * decay, x, 12), 20).metrics)
     assert lines[0] == "2,000 images in 12 dimensions"
     assert "difference +" in lines[1]
     assert lines[2].startswith("filter of online against target: low-pass, Spearman +")
     assert lines[3].startswith("eigenspaces: alignment 0.9")
-    unfiltered = told(compare(Branches(x, x, 12), 20).metrics)
+    unfiltered = summary_lines(compare(Branches(x, x, 12), 20).metrics)
     assert "no filter, Spearman +0.00 [+0.00, +0.00] over 12 directions" in unfiltered[2]
     assert unit_rows(x).dtype == torch.float64
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -12,24 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.cifar10.record import ALIASES, files, present, publish, table
+from benchmarks.cifar10.reproduce import BUDGETS, FIRST, ORDER, jobs, recipe
+from benchmarks.cifar10.rows import DIFFERENCE, FIELDS, MEASURED, METRICS, append, at, over_directions
+from benchmarks.common import read_rows
 from fastrdm.config import run_config
 from fastrdm.methods.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 DATA = ROOT / "data" / "cifar10"
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmarks import each other from their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def test_names_that_are_not_run_mean_the_same_run() -> None:
-    from benchmarks.cifar10.record import ALIASES
-    from benchmarks.cifar10.reproduce import ORDER
-
     for alias, preset in ALIASES.items():
         assert PRESETS[alias] == PRESETS[preset]
     assert sorted([*ORDER, *ALIASES]) == sorted(PRESETS)
@@ -37,8 +30,6 @@ def test_names_that_are_not_run_mean_the_same_run() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_run_is_a_configuration(preset: str) -> None:
-    from benchmarks.cifar10.reproduce import BUDGETS, recipe
-
     for budget in BUDGETS.values():
         c = run_config.load([recipe(preset, budget.device), f"preset={preset}", *budget.settings])
         assert c.preset == preset and c.train.device == budget.device and c.analysis.every != "0st"
@@ -52,10 +43,6 @@ def test_every_run_is_a_configuration(preset: str) -> None:
 
 
 def test_runs_come_in_order_of_priority_and_none_twice(tmp_path: Path) -> None:
-    from benchmarks.cifar10.record import files
-    from benchmarks.cifar10.reproduce import FIRST, ORDER, jobs
-    from benchmarks.cifar10.rows import FIELDS, append
-
     found = files("cpu", tmp_path)
     found.rows.parent.mkdir()
     whole = [(job.preset, job.seed) for job in jobs(ORDER, 3, found, tmp_path)]
@@ -74,14 +61,11 @@ def row(preset: str, seed: int, trained: float, **more: Any) -> dict[str, Any]:
 
 
 def test_the_record_holds_mean_spread_rank_difference_and_alarms(tmp_path: Path) -> None:
-    from benchmarks.cifar10.record import files, publish
-    from benchmarks.cifar10.rows import DIFFERENCE, FIELDS, FIGURES, MEASURED, append
-
     found = files("cpu", tmp_path)
     found.rows.parent.mkdir()
     for seed, trained in enumerate((0.375, 0.40, 0.425)):
         append(found.rows, row("simsiam", seed, trained), FIELDS)
-        measured = dict.fromkeys(FIGURES, 1.0) | {DIFFERENCE: 2.0 + seed, f"{DIFFERENCE}/low": 1.5 + seed}
+        measured = dict.fromkeys(METRICS, 1.0) | {DIFFERENCE: 2.0 + seed, f"{DIFFERENCE}/low": 1.5 + seed}
         measured |= {f"{DIFFERENCE}/high": 2.5 + seed, "null/online/erank_l/unit/moment": -0.25 * seed}
         where = {"cpu_seconds": 8, "commit": "abc", "torch": "2", "device": "a CPU"}
         append(found.measured, {"preset": "simsiam", "seed": seed, **measured, **where}, MEASURED)
@@ -89,7 +73,7 @@ def test_the_record_holds_mean_spread_rank_difference_and_alarms(tmp_path: Path)
     found.notes.write_text("What somebody read.\n")
     publish(found, "a title", "the command")
     text = found.record.read_text()
-    gain = 4.303 * 2.5 / 3**0.5
+    gain = 4.3027 * 2.5 / 3**0.5
     line = f"| simsiam | 3 | 25.0 % | 40.0 % | 2.5 | +15.0 ± {gain:.1f} | 50.0 % | +3.00 [+1.50, +4.50] | 1.00 |"
     assert f"{line} low-pass |  |" in text.splitlines()
     assert (
@@ -99,28 +83,23 @@ def test_the_record_holds_mean_spread_rank_difference_and_alarms(tmp_path: Path)
     assert "- `symsimsiam`, +1.0: alarms: dimensional collapse (1)." in text and "`simsiam`, +" not in text
     assert "What somebody read." in text and "`rdm_byol_target0.5` is `rdm_byol` by another name" in text
     assert "torch 2, a CPU; commits abc." in text
-    assert "| simsiam | 3 | 1.0 | 1.0 | +3.00 [+1.50, +4.50] | 1.00 |" in found.instruments.read_text()
+    assert "| simsiam | 3 | 1.0 | 1.0 | +3.00 [+1.50, +4.50] | 1.00 |" in found.analysis.read_text()
     drawn = {path.name for path in found.record.parent.glob("*.svg")}
     assert drawn == {"cifar10_cpu_gains.svg", "cifar10_cpu_ranks.svg"}
-    assert all(f"({name})" in text + found.instruments.read_text() for name in drawn)
+    assert all(f"({name})" in text + found.analysis.read_text() for name in drawn)
 
 
 def test_a_budget_without_runs_has_an_empty_record(tmp_path: Path) -> None:
-    from benchmarks.cifar10.record import files, publish
-
     found = files("gpu", tmp_path)
     publish(found, "ResNet-18", "the command")
     assert "No run has been made yet" in found.record.read_text()
-    assert not found.instruments.exists()
+    assert not found.analysis.exists()
 
 
 def test_rows_of_the_record_are_read_as_they_are() -> None:
     """Files of earlier versions of the script."""
-    from benchmarks.cifar10.record import files, present, table
-    from benchmarks.cifar10.rows import FIELDS, MEASURED, done
-
     found = files("cpu")
-    rows, measured = done(found.rows), done(found.measured)
+    rows, measured = read_rows(found.rows), read_rows(found.measured)
     assert list(rows[0]) == FIELDS and list(measured[0]) == MEASURED
     assert len({(r["preset"], r["seed"]) for r in rows}) == len(rows)
     assert len(table(rows, measured)) == 2 + len(present(rows))
@@ -130,8 +109,6 @@ def test_rows_of_the_record_are_read_as_they_are() -> None:
 
 
 def test_curves_are_joined_over_seeds() -> None:
-    from benchmarks.cifar10.rows import at, over_directions
-
     assert at(([1.0, 4.0], [1.0, 16.0]), 2) == pytest.approx(4.0)
     x, y = over_directions([([1.0, 2.0, 4.0], [1.0, 1.0, 1.0]), ([1.0, 4.0, 8.0], [4.0, 16.0, 1.0])])
     assert x == [1.0, 2.0, 3.0, 4.0] and y[0] == 2.0 and y[1] == pytest.approx(8**0.5, rel=1e-3) and y[-1] == 4.0
@@ -147,13 +124,13 @@ def tiny(root: Path) -> None:
 
 def test_a_run_is_interrupted_goes_on_and_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(tmp_path)
-    run = "import reproduce_cifar as r; r.LEAST = 0.0; r.main()"
+    run = "from benchmarks.cifar10 import reproduce as r; r.MINUTES_LEFT = 0.0; r.main()"
     call = [sys.executable, "-c", run, "--root", str(tmp_path), "--seeds", "1", "--jobs", "1"]
     call += ["--presets", "rdm_simsiam_log1p", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     call += ["train.length=3ep", "loader.subset=160", "loader.batch_size=32", "encoder.width=8"]
     call += ["loader.views.*.size=16", "method.projector.hidden=16", "method.projector.out=16"]
     call += ["analysis.every=50%", "analysis.replicates=10"]
-    monkeypatch.setenv("PYTHONPATH", f"{BENCHMARKS}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     short = subprocess.run([*call, "--minutes", "0.02"], capture_output=True, text=True, timeout=900)
     assert short.returncode == 0, short.stderr
     assert "rdm_simsiam_log1p, seed 0: saved, goes on at the next call" in short.stdout
@@ -164,11 +141,11 @@ def test_a_run_is_interrupted_goes_on_and_becomes_a_row(tmp_path: Path, monkeypa
         rows = list(csv.DictReader(file))
     (found,) = rows
     assert found["preset"] == "rdm_simsiam_log1p" and float(found["cpu_seconds"]) > 0
-    with (tmp_path / "results" / "instruments_cifar10_cpu.csv").open(newline="") as file:
+    with (tmp_path / "results" / "analysis_cifar10_cpu.csv").open(newline="") as file:
         (measured,) = csv.DictReader(file)
     assert (measured["preset"], measured["images"]) == ("rdm_simsiam_log1p", "160")
-    curves = json.loads((tmp_path / "results" / "instruments_cifar10_cpu.json").read_text())["rdm_simsiam_log1p"]
-    assert curves["filter/root"][0][0] == 1 and curves["throughout/difference"][0] == [3.0]
+    curves = json.loads((tmp_path / "results" / "analysis_cifar10_cpu.json").read_text())["rdm_simsiam_log1p"]
+    assert curves["filter/root"][0][0] == 1 and curves["training/difference"][0] == [3.0]
     again = subprocess.run(call, capture_output=True, text=True, timeout=300)
     assert "1 rows, 0 runs not begun" in again.stdout
 
@@ -177,8 +154,8 @@ def test_a_run_is_interrupted_goes_on_and_becomes_a_row(tmp_path: Path, monkeypa
 @pytest.mark.skipif(not DATA.exists(), reason="needs CIFAR-10 in data/cifar10, which is no part of the repository")
 def test_training_beats_the_random_encoder_by_five_points(tmp_path: Path) -> None:
     presets = ["simsiam", "byol", "rdm_simsiam", "rdm_simsiam_log1p"]
-    command = [sys.executable, str(BENCHMARKS / "reproduce_cifar.py"), "--root", str(DATA), "--presets", *presets]
-    subprocess.run([*command, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)], check=True)
+    command = [sys.executable, "-m", "benchmarks.cifar10.reproduce", "--root", str(DATA), "--presets", *presets]
+    subprocess.run([*command, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)], check=True, cwd=ROOT)
     with (tmp_path / "results" / "cifar10_cpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for preset in presets:

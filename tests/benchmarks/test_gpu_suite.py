@@ -1,9 +1,8 @@
-"""The benchmarks of steps and of training with its loader run and tell sound ratios; the suite around them goes on."""
+"""Benchmarks of steps and of training with its loader give sound ratios; the suite around them can be resumed."""
 
 import argparse
 import csv
 import importlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,19 +15,13 @@ import pytest
 from fastrdm.config import run_config
 from fastrdm.methods.presets import PRESETS
 
-pytest.importorskip("torchvision")
-pytest.importorskip("kornia")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def suite(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("gpu_suite", BENCHMARKS / "gpu_suite.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def suite() -> ModuleType:
+    return importlib.import_module("benchmarks.gpu_suite")
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
@@ -37,8 +30,9 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.slow
 def test_the_dry_run_measures_and_records(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu_suite.py"), str(tmp_path), "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    pytest.importorskip("torchvision")
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", str(tmp_path), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     step = table(tmp_path / "step.txt")
     assert step.keys() == {"step", "ceiling", "reference", "svd", "base"}
@@ -104,6 +98,11 @@ def test_parts_that_succeeded_are_not_run_again(
     assert ran[5:] == ["good"], "another commit is measured anew"
 
 
+def module_of(command: list[str]) -> str | None:
+    """The module of benchmarks that a command runs, or None."""
+    return next((word for word in command if word.startswith("benchmarks.")), None)
+
+
 def test_the_whole_suite_names_scripts_and_presets_that_exist(suite: ModuleType) -> None:
     parts = list(suite.parts("C", "I", Path("R")))
     assert len({part.name for part in parts}) == len(parts)
@@ -111,6 +110,8 @@ def test_the_whole_suite_names_scripts_and_presets_that_exist(suite: ModuleType)
     for part in parts:
         assert part.needs is None or part.needs in suite.NEEDS
         assert part.command[0] == "-m" or Path(part.command[0]).exists(), part.name
+        module = module_of(part.command)
+        assert module is None or part.command[part.command.index(module) - 1] == "-m", part.name
         if "fastrdm" in part.command[0]:
             run_config.load(part.command[1:])
 
@@ -129,24 +130,24 @@ def test_the_suites_benchmarks_take_their_arguments(suite: ModuleType, monkeypat
         monkeypatch.setattr(argparse.ArgumentParser, name, stop)
     seen = []
     for part in suite.parts("C", "I", Path("R")):
-        script = next((i for i, word in enumerate(part.command) if Path(word).parent == BENCHMARKS), None)
-        if script is None:
+        name = module_of(part.command)
+        if name is None:
             continue
-        name = Path(part.command[script]).stem
         module = importlib.import_module(name)
-        monkeypatch.setattr(sys, "argv", part.command[script:])
+        monkeypatch.setattr(sys, "argv", part.command[part.command.index(name) :])
         with pytest.raises(Parsed) as parsed:
             module.main()
-        seen.append(name)
-        settings_are_sound(name, module, parsed.value.args[0], monkeypatch)
-    assert {"bench_step", "bench_first_step", "bench_end_to_end", "bench_loader", "bench_augment"} <= set(seen)
+        seen.append(name.removeprefix("benchmarks."))
+        settings_are_sound(seen[-1], module, parsed.value.args[0], monkeypatch)
+    assert {"training.step", "training.first_step", "training.end_to_end"} <= set(seen)
+    assert {"loaders.throughput", "loaders.augment"} <= set(seen)
 
 
 def settings_are_sound(name: str, module: ModuleType, args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a benchmark would train makes a configuration."""
-    if name == "bench_end_to_end":
+    if name == "training.end_to_end":
         assert run_config.load(args.settings).train.capture
-    if name == "bench_step":
+    if name == "training.step":
         monkeypatch.setattr(module, "Trainer", lambda settings: settings)
         for preset in args.presets:
             made = module.trainer_of(preset, args, args.compile == "yes", args.capture == "yes")

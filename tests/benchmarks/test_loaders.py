@@ -3,44 +3,36 @@
 import csv
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torchvision")
-pytest.importorskip("kornia")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks.loaders import engine_runs, throughput
+from benchmarks.plots import loader
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script of benchmarks/."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return import_module
-
-
-def test_a_call_adds_the_rows_that_are_missing(benchmarks: Any, tmp_path: Path) -> None:
+def test_a_call_adds_the_rows_that_are_missing(tmp_path: Path) -> None:
     for k in range(260):
         path = tmp_path / "images" / f"class{k % 2}" / f"{k:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((24, 24, 3), k % 256, np.uint8)).save(path)
     out = tmp_path / "rows.csv"
     with out.open("w") as file:
-        writer = csv.DictWriter(file, benchmarks("bench_loader").FIELDS)
+        writer = csv.DictWriter(file, throughput.FIELDS)
         writer.writeheader()
         writer.writerow(
             {"contestant": "loop pillow", "workers": 1, "plain": "loop simplejpeg", "device": "cpu", "rate": 7}
         )
-    command = [sys.executable, str(BENCHMARKS / "bench_loader.py"), "decode", str(tmp_path / "images")]
+    command = [sys.executable, "-m", "benchmarks.loaders.throughput", "decode", str(tmp_path / "images")]
     command += ["--threads", "1", "--rounds", "2", "--seconds", "0.1", "--out", str(out), "--device", "cpu"]
     command += ["--only", "engine files", "loop pillow"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     old, row = csv.DictReader(out.open())
     assert (old["contestant"], old["rate"], row["contestant"]) == ("loop pillow", "7", "engine files")
@@ -51,8 +43,8 @@ def test_a_call_adds_the_rows_that_are_missing(benchmarks: Any, tmp_path: Path) 
     assert float(row["mib"]) > 50 and 0 < float(row["times_core"]) < 20
 
 
-def test_a_contestant_that_makes_other_views_is_refused(benchmarks: Any) -> None:
-    measured, entry = benchmarks("bench_loader").measured, SimpleNamespace(bar=2.0, plain="a")
+def test_a_contestant_that_makes_other_views_is_refused() -> None:
+    measured, entry = throughput.measured, SimpleNamespace(bar=2.0, plain="a")
     child = SimpleNamespace(levels=1.9, first=90.0, views=2, mib=100.0, rates=lambda _: (100.0, 50.0))
     plain = SimpleNamespace(rates=lambda _: (40.0, 25.0))
     row = measured("one", entry, child, plain, 3, 1.0)
@@ -75,20 +67,34 @@ def runs(shift: float) -> list[dict[str, str]]:
     return rows
 
 
-def test_engines_that_differ_by_more_than_seeds_do_are_named(benchmarks: Any) -> None:
-    comparison = benchmarks("loader_runs").comparison
+def test_engines_that_differ_by_more_than_seeds_do_are_named() -> None:
+    comparison = engine_runs.comparison
     assert comparison(runs(0.02), "photos")[-1] == "No engine differs from native."
     assert comparison(runs(0.03), "photos")[-1] == "They differ: ffcv in k-NN, trained."
     assert "| native | 3 | -0.0100 ± 0.0000 | -0.4900 ± 0.0100 | 31.0 ± 1.0 % |" in comparison(runs(0.0), "photos")[2]
 
 
-def test_the_plot_shows_every_contestant_but_synthetic(benchmarks: Any, tmp_path: Path) -> None:
-    plot = benchmarks("plot_loader")
+def test_a_contestant_without_its_package_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    build = throughput.decode_table()["loop pillow"].build
+    entries = {
+        "here": throughput.Contestant(build, "here"),
+        "gone": throughput.Contestant(build, "here", needs=("no_such_package",)),
+        "beside": throughput.Contestant(build, "gone"),
+    }
+    assert throughput.wanted(entries, None) == ["here"]
+    assert throughput.wanted(entries, ["he"]) == ["here"]
+    told = capsys.readouterr().err
+    assert "gone: skipped, no_such_package cannot be imported: No module named 'no_such_package'\n" in told
+    assert "beside: skipped, no_such_package" in told
+
+
+def test_the_plot_shows_every_contestant_but_synthetic(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     heads = "contestant,workers,rate,times,times_p20,times_p80,times_core,plain,device,cpu,cores"
     path = tmp_path / "loader_views.csv"
     lines = ["slow,2,30,1,0.9,1.1,1", "native files,2,1234,4.2,4,4.4,3", "synthetic,2,9,9,9,9,9", "old,1,7,7,7,7,7"]
     path.write_text("\n".join([heads, *(f"{line},slow,cpu,A,2" for line in lines)]))
-    drawing = plot.drawing(plot.tables_of(path))
+    drawing = loader.drawing([loader.table_of(path)])
     ElementTree.fromstring(drawing)
     assert drawing.index("native files") < drawing.index(">slow<") and "1,234" in drawing and "2 of 2 cores" in drawing
     assert "synthetic" not in drawing and ">old<" not in drawing

@@ -1,4 +1,4 @@
-"""Doctor: what is broken is told and breaks nothing, what is required decides the exit status."""
+"""Doctor: what is broken is summary_lines and breaks nothing, what is required decides the exit status."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastrdm.commands import doctor
-from fastrdm.commands.doctor import Package, imports, told
+from fastrdm.commands.doctor import Package, imports, summary_lines
 
 GOOD = Package("torch", "2.11", "", "2.14.1", "")
 NO_COMPILER = {"c++": "", "nvcc": "", "triton": ""}
@@ -168,4 +168,4 @@ def test_this_machine_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert found["engines"]["native"]
     assert found["used"]["SyncBN"].startswith("fastrdm's own")
     assert "a-secret" not in out
-    assert any(line.startswith("ok torch") for line in told({**found, "required": []}))
+    assert any(line.startswith("ok torch") for line in summary_lines({**found, "required": []}))

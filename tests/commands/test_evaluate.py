@@ -126,7 +126,7 @@ def test_transfer_to_another_source(run: Path, tmp_path: Path, monkeypatch: pyte
     assert found["source"]["view"]["size"] == 12
     told = refusal(run, "--source", "transfer_source:Other", "--method", "knn")
     assert "the splits of bright must have the same classes, got 2 and 3" in told
-    told = refusal(run, "--source", "transfer_source:Unlabelled", "--method", "knn")
+    told = refusal(run, "--source", "transfer_source:Unlabeled", "--method", "knn")
     assert "the training images of bright must have labels, got none" in told
 
 
@@ -154,7 +154,7 @@ class Other(Bright):
         if split == "test":
             self.classes = ["dark", "grayscale", "bright"]
 
-class Unlabelled(Bright):
+class Unlabeled(Bright):
     def __init__(self, root, split):
         super().__init__(root, split)
         self.labels[:] = -1
@@ -234,4 +234,4 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         offline.main(["--help"])
     shown = capsys.readouterr().out
     assert "linear.epochs = 100" in shown
-    assert "images a step; a smaller set makes one batch" in shown, "comments of inherited fields are found"
+    assert "A set with fewer images makes one batch." in shown, "descriptions of inherited fields are found"

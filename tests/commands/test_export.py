@@ -31,7 +31,7 @@ SMALL = [
 
 
 def pretrained(name: str) -> Pretrained:
-    """An encoder with running statistics that no initialisation gives."""
+    """An encoder with running statistics that no initialization gives."""
     torch.manual_seed(0)
     settings = EncoderConfig(name=name)
     encoder = build_encoder(settings)

@@ -61,7 +61,7 @@ def test_resnet18_has_torchvisions_parameters() -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "states"), [("sgd", 1), ("lars", 1), ("adamw", 2)])
-def test_optimiser_state(optimizer: str, states: int) -> None:
+def test_optimizer_state(optimizer: str, states: int) -> None:
     f = footprint(load(f"optim.name={optimizer}"))
     steps = 4 * 60 if optimizer == "adamw" else 0  # a counter a parameter tensor
     assert 0 <= f.optimizer - states * f.gradients <= steps

@@ -1,37 +1,102 @@
-"""The fields of configs: every one has its line in --help, with a comment."""
+"""The settings of configs: each has its place in `--help`, with a sentence of its own."""
+
+import dataclasses
+import re
+import sys
+from typing import Any
 
 import pytest
 
 from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
+from fastrdm.evaluation.evaluator import EvalConfig
 from fastrdm.methods.dual_branch import TransformConfig
 
+CONSTANTS = {  # tables and two-word names, such as RESNETS and HEADLINE_CONVENTION
+    name
+    for key, module in sys.modules.items()
+    if key.startswith("fastrdm.")
+    for name in vars(module)
+    if name.isupper() and ("_" in name or name.endswith("S"))
+}
 
-def test_help_tells_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+
+def settings() -> list[help.Setting]:
+    """All settings of `train`, of its transforms and of `eval`."""
+    transforms = [
+        setting
+        for transform in help.options(TransformConfig)
+        for setting in help.walk(transform, f"{transform.name}.")
+        if setting.key != f"{transform.name}.name"
+    ]
+    return [*help.walk(Config), *transforms, *help.walk(EvalConfig)]
+
+
+@pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.key)
+def test_a_description_is_a_sentence(setting: help.Setting) -> None:
+    text = setting.description
+    assert len(text.split()) >= 3, f"{setting.key} has no docstring below it"
+    assert text[0].isupper()
+    assert text.endswith(".")
+    assert "RESNETS" in CONSTANTS
+    assert not CONSTANTS & set(re.findall(r"\w+", text))
+    assert len(text) < 300
+
+
+def declared(kind: Any) -> dict[tuple[str, str], str]:
+    """The descriptions below a config, by the class that declares the field."""
+    found = {}
+    for option in help.options(kind):
+        for setting in help.walk(option):
+            *path, name = setting.key.split(".")
+            if not path:
+                (owner, *_) = [base for base in option.__mro__ if name in vars(base).get("__annotations__", {})]
+                found[owner.__name__, name] = setting.description
+        for field in dataclasses.fields(option):
+            found |= declared(field.type)
+    return {key: text for key, text in found.items() if text}
+
+
+def test_no_description_is_used_twice() -> None:
+    texts = {**declared(Config), **declared(EvalConfig)}
+    assert len(texts) > 120
+    seen: dict[str, tuple[str, str]] = {}
+    for key, text in texts.items():
+        assert text not in seen, f"{key} and {seen[text]} say the same"
+        seen[text] = key
+
+
+def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("usage: torchrun")
-    settings = [*help.walk(Config)]
-    for transform in help.options(TransformConfig):
-        settings += [s for s in help.walk(transform, f"{transform.name}.") if s.key != f"{transform.name}.name"]
-    assert len(settings) > 90
-    for setting in settings:
-        assert setting.note, f"{setting.key} has no comment beside it"
-        (line,) = (line for line in lines if line.startswith(f"  {setting.key} = "))
-        assert line.endswith(setting.note)
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert lines[0].startswith("usage: fastrdm train")
+    assert max(map(len, lines)) <= 120
+    for setting in settings()[: -len([*help.walk(EvalConfig)])]:
+        (line,) = (i for i, line in enumerate(lines) if line.startswith(f"  {setting.key} = "))
+        below = " ".join(lines[line + 1 : line + 6]).split()
+        assert below[: len(setting.description.split())] == setting.description.split()
 
 
 @pytest.mark.parametrize(
-    ("key", "default", "note"),
+    ("key", "default", "choices", "description"),
     [
-        ("train.device", "auto", "auto | cpu | cuda"),
-        ("evaluate.temperature", 0.07, "a neighbour's vote weighs exp(cosine / temperature)"),
-        ("method.ema.momentum", 0.99, "share of the old value, at the start"),
-        ("loader.views.*.size", 32, "output height and width, pixels"),
-        ("method.target", ["stop"], "and of the branch that it is compared with"),
+        ("train.device", "auto", ("auto", "cpu", "cuda"), "Where the run computes. `auto` takes a CUDA device if ther"),
+        ("evaluate.temperature", 0.07, (), "Temperature of the vote: a neighbor weighs exp(cosine / temperature)."),
+        ("method.ema.momentum", 0.99, (), "Share of the old weights kept in each update at the start of the run. "),
+        ("loader.views.*.size", 32, (), "Height and width of the view, in pixels."),
+        ("method.target", ["stop"], (), "Transforms of the target branch, with which the online branch is compare"),
     ],
 )
-def test_fields(key: str, default: object, note: str) -> None:
+def test_fields(key: str, default: object, choices: tuple[str, ...], description: str) -> None:
     (found,) = (setting for setting in help.walk(Config) if setting.key == key)
-    assert (found.default, found.note) == (default, note)
+    assert (found.default, found.choices) == (default, choices)
+    assert found.description.startswith(description)
+
+
+def test_an_inherited_field_keeps_its_description() -> None:
+    texts = {setting.key: setting.description for setting in help.walk(EvalConfig)}
+    assert texts["linear.epochs"] == "Epochs for which the classifier is trained."
+    assert texts["finetune.epochs"] == "Epochs of fine-tuning."  # declared anew
+    assert texts["finetune.gamma"] == texts["linear.gamma"] == "Factor of the step schedule."

@@ -77,7 +77,7 @@ def test_peaks_are_found_by_the_devices_name() -> None:
         assert half == pytest.approx(2 * tf32, rel=0.02), "tensor cores do half as much in TF32"
 
 
-def test_a_run_prints_and_logs_its_figures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_and_logs_its_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["preset=rdm_simsiam_log1p", f"run={tmp_path}", "log.every=4", "log.peak_tflops=0.5"]
     assert cli.train([*SMALL, *RUN, *arguments]) == 0
     out = capfd.readouterr().out
@@ -87,11 +87,11 @@ def test_a_run_prints_and_logs_its_figures(tmp_path: Path, capfd: pytest.Capture
     flops = step_flops(load("preset=rdm_simsiam_log1p"), HORIZON, 10, 16, [8, 8])
     for line in (first, second):
         assert line["gflops"] == pytest.approx(line["images_per_second"] / 16 * flops / 1e9)
-        assert line["flop_utilisation"] == pytest.approx(line["gflops"] / 500)
+        assert line["flop_utilization"] == pytest.approx(line["gflops"] / 500)
         assert 0 < line["filter_share"] < 1
         assert 50 < line["peak_memory_mib"] < 64_000
         assert line["seconds_to_first_step"] == first["seconds_to_first_step"] > 0
-    assert f"{second['gflops']:,.1f} GFLOP/s of a process ({100 * second['flop_utilisation']:.1f} % of the peak)" in out
+    assert f"{second['gflops']:,.1f} GFLOP/s of a process ({100 * second['flop_utilization']:.1f} % of the peak)" in out
     assert f"spectral filters {100 * second['filter_share']:.1f} %" in out
     assert f"first step {first['seconds_to_first_step']:.1f} s" in out
 
@@ -102,7 +102,7 @@ def test_without_a_peak_or_a_filter_there_are_no_shares(tmp_path: Path, capfd: p
     assert capfd.readouterr().out.count(told) == 1
     (line,) = (line for line in lines(tmp_path) if "loss" in line)
     assert line["gflops"] > 0
-    assert not {"flop_utilisation", "filter_share"} & line.keys()
+    assert not {"flop_utilization", "filter_share"} & line.keys()
 
 
 def test_filters_are_timed_with_their_gradient_and_without_what_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:

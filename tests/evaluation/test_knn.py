@@ -125,7 +125,7 @@ def probe_and_batch() -> tuple[OnlineProbe, Tensor, Tensor]:
     return OnlineProbe(4, 3).double(), torch.randn(2, 5, 4, dtype=torch.float64), torch.tensor([0, -1, 2, 1, -1])
 
 
-def test_probe_is_cross_entropy_over_labelled_rows_of_all_views() -> None:
+def test_probe_is_cross_entropy_over_labeled_rows_of_all_views() -> None:
     probe, features, labels = probe_and_batch()
     known = [0, 2, 3]
     logits = torch.cat([probe.linear(features[view, known]) for view in (0, 1)])

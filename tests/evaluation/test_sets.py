@@ -65,9 +65,9 @@ def test_holdout_beside_a_split_is_refused(tmp_path: Path) -> None:
         opened(classes(tmp_path / "flat", "a", "b"), holdout=20)
 
 
-def test_unlabelled_images_are_judged_on_a_labelled_set(tmp_path: Path) -> None:
+def test_unlabeled_images_are_judged_on_a_labeled_set(tmp_path: Path) -> None:
     put(tmp_path / "photos", *(f"{k}.jpg" for k in range(8)))
-    sets = opened(tmp_path / "photos", root=str(classes(tmp_path / "labelled", "x", "y")))
+    sets = opened(tmp_path / "photos", root=str(classes(tmp_path / "labeled", "x", "y")))
     assert len(sets.train) == 8 and len(sets.bank) == 16 and np.bincount(sets.test.labels).tolist() == [2, 2]
     assert sets.judged and not sets.probed
     assert any("are used without labels" in note for note in sets.notes)
@@ -79,11 +79,11 @@ def test_unlabelled_images_are_judged_on_a_labelled_set(tmp_path: Path) -> None:
     assert len(digits.bank) == 1437 and len(digits.test) == 360
 
 
-def test_a_run_on_unlabelled_images_is_judged_while_it_trains(tmp_path: Path) -> None:
+def test_a_run_on_unlabeled_images_is_judged_while_it_trains(tmp_path: Path) -> None:
     put(tmp_path / "photos", *(f"deep/{k % 2}/{k}.jpg" for k in range(20)))
-    classes(tmp_path / "labelled", "x", "y")
+    classes(tmp_path / "labeled", "x", "y")
     arguments = ["loader.source=folder", f"loader.root={tmp_path / 'photos'}", f"run={tmp_path / 'run'}"]
-    arguments += [f"evaluate.root={tmp_path / 'labelled'}", "encoder.width=4", "loader.batch_size=8"]
+    arguments += [f"evaluate.root={tmp_path / 'labeled'}", "encoder.width=4", "loader.batch_size=8"]
     arguments += ["loader.views.*.size=8", "train.length=2st", "optim.warmup=1st", "method.projector.out=8"]
     trainer = Trainer(run_config.load(arguments))
     assert trainer.learner.probe is None and trainer.train()

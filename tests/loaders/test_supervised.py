@@ -1,4 +1,4 @@
-"""Shares of a labelled set, and the loader of one view."""
+"""Shares of a labeled set, and the loader of one view."""
 
 import numpy as np
 import pytest
@@ -7,34 +7,34 @@ from pydantic import ValidationError
 
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
-from fastrdm.loaders.supervised import SupervisedConfig, crop_and_flip, labelled_share, supervised_loader
+from fastrdm.loaders.supervised import SupervisedConfig, crop_and_flip, labeled_share, supervised_loader
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
 def test_shares_are_balanced_and_deterministic(share: float) -> None:
-    chosen = labelled_share(LABELS, share, seed=3)
+    chosen = labeled_share(LABELS, share, seed=3)
     assert np.bincount(LABELS[chosen]).tolist() == [round(200 * share)] * 10
     assert np.array_equal(chosen, np.unique(chosen))
-    assert np.array_equal(chosen, labelled_share(LABELS, share, seed=3))
-    assert not np.array_equal(chosen, labelled_share(LABELS, share, seed=4))
+    assert np.array_equal(chosen, labeled_share(LABELS, share, seed=3))
+    assert not np.array_equal(chosen, labeled_share(LABELS, share, seed=4))
 
 
 def test_a_smaller_share_lies_within_a_larger_one() -> None:
-    one, ten, all_ = (labelled_share(LABELS, share, seed=0) for share in (0.01, 0.1, 1.0))
+    one, ten, all_ = (labeled_share(LABELS, share, seed=0) for share in (0.01, 0.1, 1.0))
     assert set(one) < set(ten) < set(all_)
     assert np.array_equal(all_, np.arange(len(LABELS)))
 
 
 def test_the_images_of_a_seed_never_change() -> None:
-    assert labelled_share(np.arange(40) % 2, 0.1, seed=0).tolist() == [2, 25, 27, 32]
+    assert labeled_share(np.arange(40) % 2, 0.1, seed=0).tolist() == [2, 25, 27, 32]
 
 
 def test_small_classes_give_what_they_have() -> None:
     labels = np.array([0] * 90 + [1] * 10)
-    assert np.bincount(labels[labelled_share(labels, 0.5, seed=0)]).tolist() == [25, 10]
-    assert np.bincount(labels[labelled_share(labels, 0.001, seed=0)]).tolist() == [1, 1]
+    assert np.bincount(labels[labeled_share(labels, 0.5, seed=0)]).tolist() == [25, 10]
+    assert np.bincount(labels[labeled_share(labels, 0.001, seed=0)]).tolist() == [1, 1]
 
 
 def test_crops_and_flips_are_all_that_is_random() -> None:

@@ -235,10 +235,10 @@ def test_under_autocast_everything_from_the_last_norm_on_is_float32(
     assert all(p.grad.dtype == torch.float32 for p in method.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "lars"])
-def test_frozen_prototypes_do_not_move_by_a_bit(branch: Build, views: Draw, optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_frozen_prototypes_do_not_move_by_a_bit(branch: Build, views: Draw, optimizer: str) -> None:
     method = branch(METHODS["swav"])
-    config = OptimConfig(name=optimiser, weight_decay=0.1, exclude_bias_norm=False)  # type: ignore[arg-type]
+    config = OptimConfig(name=optimizer, weight_decay=0.1, exclude_bias_norm=False)  # type: ignore[arg-type]
     optimizer = build_optimizer(parameter_groups(method.roles(), config), config, torch.device("cpu"))
     layer = method.online.prototypes
     assert layer is not None

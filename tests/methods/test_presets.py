@@ -11,7 +11,7 @@ from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
 BASE = ("symsimsiam", "simsiam", "byol", "swav", "dino", "rdm_simsiam", "rdm_byol")
-LIKE = {  # the recipe (projector, optimiser, views, EMA, loss) that a preset shares
+LIKE = {  # the recipe (projector, optimizer, views, EMA, loss) that a preset shares
     "simsiam": {"symsimsiam", "simsiam_target", *(p for p in PRESETS if p.startswith("rdm_simsiam"))},
     "byol": {p for p in PRESETS if p.startswith("rdm_byol")},
     "swav": {"swav_target"},
@@ -60,7 +60,8 @@ GROUPS: dict[str, list[tuple[str, int, float, float, str, bool]]] = {
 }
 
 SIMSIAM_JITTER, BYOL_JITTER, SWAV_JITTER = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1), (0.8, 0.8, 0.8, 0.2)
-RECIPES: dict[str, dict[str, Any]] = {  # paper.md 5.1 and 5.4
+# solo-learn's CIFAR scripts (bash_files/pretrain/cifar), and its own defaults where they are silent (solo/methods)
+RECIPES: dict[str, dict[str, Any]] = {
     "simsiam": {
         "projector": (3, 2048, 2048, False, "relu", True, "plain", "torch"),
         "ema": None,

@@ -1,4 +1,4 @@
-"""One optimiser step around a method: rates by step, the target after the step, frozen prototypes, accumulation."""
+"""One optimizer step around a method: rates by step, the target after the step, frozen prototypes, accumulation."""
 
 import copy
 import itertools

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastrdm.kernels.augment.layout import COLUMNS, Column
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import COLUMNS, Column, sample_parameters
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec

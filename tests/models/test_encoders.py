@@ -17,7 +17,7 @@ def images(count: int = 2, size: int = 32) -> Tensor:
 
 
 def jolted(net: nn.Module) -> nn.Module:
-    """Weights and running statistics that no initialisation gives, so that a swapped pair shows."""
+    """Weights and running statistics that no initialization gives, so that a swapped pair shows."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():
@@ -44,7 +44,7 @@ def test_weights_move_both_ways_with_torchvision(name: str) -> None:
     assert ours.features == models.get_model(name, weights=None).fc.in_features
 
 
-def test_initialisation_is_torchvisions() -> None:
+def test_initialization_is_torchvisions() -> None:
     models = pytest.importorskip("torchvision.models")
     ours, theirs = build_encoder(EncoderConfig(name="resnet50")).state_dict(), models.resnet50().state_dict()
     for name, tensor in ours.items():

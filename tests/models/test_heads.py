@@ -68,7 +68,7 @@ def test_trunc_normal_start() -> None:
             assert float(tensor.std()) == pytest.approx(0.02, rel=0.02) and float(tensor.mean()) < 1e-4
 
 
-def test_plain_last_norm_gives_centerd_unit_columns() -> None:
+def test_plain_last_norm_gives_centered_unit_columns() -> None:
     out = Head(HeadConfig(hidden=32, out=16, last_norm="plain"), 8)(torch.randn(64, 8))
     torch.testing.assert_close(out.mean(0), torch.zeros(16), rtol=0, atol=1e-5)
     torch.testing.assert_close(out.var(0, correction=0), torch.ones(16), rtol=0, atol=1e-2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastrdm.monitoring.moments import add, of_views, pooled, unit_rows, zeros
+from fastrdm.monitoring.moments import add, join_views, pooled, unit_rows, zeros
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_half_sums_and_half_differences_hold_both_views() -> None:
     add(parts[1], (x[:1] - x[1:]) / 2)
     whole = zeros(4, 1, CPU)
     add(whole, x)
-    for found, expected in zip(of_views(*parts), whole, strict=True):
+    for found, expected in zip(join_views(*parts), whole, strict=True):
         torch.testing.assert_close(found, expected)
 
 

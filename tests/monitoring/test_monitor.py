@@ -133,7 +133,7 @@ def test_the_amplified_branch_has_the_lower_rank_and_the_null_none(tmp_path: Pat
 def test_taps_wider_than_asked_are_sampled_and_say_so(tmp_path: Path) -> None:
     watcher = watch(tmp_path, "monitor.max_width=12", "method.projector.out=30", "monitor.rows=64")
     assert watcher.shape.wide("online") and not watcher.shape.wide("features")
-    assert any("online, target, hidden above monitor.max_width=12" in line for line in watcher.introduction())
+    assert any("online, target, hidden above monitor.max_width=12" in line for line in watcher.describe())
     fill(watcher, 2, **watcher.shape.widths)
     reading = poll(watcher)
     rows = output(seed=10, **watcher.shape.widths).target.flatten(0, 1)[:12]
@@ -153,7 +153,7 @@ def test_windows_open_where_they_should_and_can_be_switched_off(tmp_path: Path) 
     off = watch(tmp_path / "off", "monitor.every=0st")
     fill(off, 5, **watcher.shape.widths)
     assert watch(tmp_path / "short", "monitor.every=0.5%").every == 1, "a share of a short run is not switched off"
-    assert off.window is None and off.introduction() == ["monitor: metrics of batches only"]
+    assert off.window is None and off.describe() == ["monitor: metrics of batches only"]
 
 
 def test_figures_of_a_batch_are_means_over_views(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_too_few_rows_for_a_spectrum_are_refused_with_the_bound(tmp_path: Path) 
 
 
 def test_a_run_too_short_for_a_window_is_told(tmp_path: Path) -> None:
-    told = make(tmp_path, "monitor.rows=1000").monitor.introduction()
+    told = make(tmp_path, "monitor.rows=1000").monitor.describe()
     assert "note: the run has 256 rows, no window fills; ranks of batches are at most 16" in told
 
 

@@ -103,9 +103,12 @@ def test_what_both_populations_share_does_not_widen_the_interval() -> None:
     assert near[2] - near[1] < 0.1 * (other[2] - other[1])
 
 
-def test_students_t_is_as_tabulated() -> None:
-    for degrees, quantile in ((3, 3.182), (7, 2.365), (15, 2.131), (31, 2.040)):
-        assert rank_statistics.student_t(degrees) == pytest.approx(quantile, rel=0.01)
+def test_the_half_width_is_students_t_times_the_standard_error() -> None:
+    for groups, quantile in ((2, 12.7062), (4, 3.1824), (8, 2.3646), (32, 2.0395)):  # published tables, 97.5 %
+        effects = torch.arange(groups, dtype=torch.float64)
+        shares = torch.full((groups,), 1 / groups, dtype=torch.float64)
+        half = quantile * effects.std().item() / groups**0.5
+        assert rank_statistics.half_width(effects, shares) == pytest.approx(half, rel=1e-4)
 
 
 def test_the_filters_negative_directions_are_counted() -> None:
@@ -138,9 +141,9 @@ def test_lidar_counts_directions_that_tell_images_apart() -> None:
 
 
 def test_a_shown_spectrum_is_shares_of_the_whole() -> None:
-    line = rank_statistics.shown(eigen(moments(rows_with([3.0, 2.0, 1.0]))))
+    line = rank_statistics.spectrum_points(eigen(moments(rows_with([3.0, 2.0, 1.0]))))
     assert line["ranks"] == [1, 2, 3]
     assert line["eigenvalues"] == pytest.approx([0.5, 1 / 3, 1 / 6])
-    wide = rank_statistics.shown(eigen(moments(draw(400, 300))))
+    wide = rank_statistics.spectrum_points(eigen(moments(draw(400, 300))))
     assert len(wide["ranks"]) <= 128 and wide["ranks"][0] == 1 and wide["ranks"][-1] == 300
     assert sum(wide["eigenvalues"]) < 1

@@ -217,14 +217,14 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "kernels/spectral/filter_factors.py": [
         (
             "power off by one",
-            "(s / self.unit) ** self.power",
-            "(s / self.unit) ** (self.power + 1)",
+            "return s**self.power",
+            "return s ** (self.power + 1)",
             f"{TRANSFORMS}power_is_the_exponent_of_the_multiplier[-0.5]",
         ),
     ],
     "fastrdm/training/step.py": [
         (
-            "target moved before the optimiser's step",
+            "target moved before the optimizer's step",
             "self.scaler.step(self.optimizer)",
             "self.method.after_step(), self.scaler.step(self.optimizer)",
             f"{STEP}the_target_follows_what_the_step_made",
@@ -315,8 +315,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "loaders/engines/native.py": [
         (
             "files: every view with the first one's crop",
-            "sample_parameters(spec, self.seed, epoch, pending.index, view, images.height, images.width)",
-            "sample_parameters(spec, self.seed, epoch, pending.index, 0, images.height, images.width)",
+            "sample_parameters(spec, self.seed, epoch, index, view, images.height, images.width)",
+            "sample_parameters(spec, self.seed, epoch, index, 0, images.height, images.width)",
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[native]",
         ),
     ],

@@ -1,4 +1,4 @@
-"""Groups are tabulated; each optimiser follows its formula, resumes bit for bit and never reads the device."""
+"""Groups are tabulated; each optimizer follows its formula, resumes bit for bit and never reads the device."""
 
 import copy
 import io
@@ -48,7 +48,7 @@ def built(params: dict[str, nn.Parameter], config: OptimConfig, **role: Any) -> 
 
 
 def lars_by_hand(w: Tensor, g: Tensor, v: Tensor, rate: float, config: OptimConfig) -> tuple[Tensor, Tensor]:
-    """Weight and momentum after one step, as in paper.md 5.4."""
+    """Weight and momentum after one step, as in solo-learn (solo/utils/lars.py, lines 131 to 165)."""
     if not (config.exclude_bias_norm and w.ndim <= 1) and w.norm() > 0 and g.norm() > 0:
         local = config.eta * w.norm() / (g.norm() + config.weight_decay * w.norm() + 1e-8)
         if config.clip:

@@ -1,4 +1,4 @@
-"""`python measured.py OUT`: the instruments on one method, on 1 and on 2 processes with half of each batch.
+"""`python measured.py OUT`: the analysis of one method, on 1 and on 2 processes with half of each batch.
 
 Writes OUT/<world>-<rank>.json: every process's metrics.
 """

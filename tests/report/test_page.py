@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm import cli
+from fastrdm.commands import train
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.page import main, page, verdict, write
 from fastrdm.report.run_files import read_runs
@@ -184,9 +184,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, name: str) -> None:
 def test_an_empty_run_is_shown(tmp_path: Path) -> None:
     run = make(tmp_path / "run", [], summary_json=None)
     told = text(page(read_runs([run])))
-    assert "no figures yet" in told
+    assert "no metrics yet" in told
     assert "Not logged: loss." in told
-    assert "metrics.jsonl: no figures yet" in told
+    assert "metrics.jsonl: no metrics yet" in told
     (run / "metrics.jsonl").unlink()
     assert "no metrics.jsonl" in text(page(read_runs([run])))
 
@@ -278,17 +278,17 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
-    assert cli.main([*short, f"run={tmp_path / 'a'}"]) == 0
+    assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
-    assert cli.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
+    assert train.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
     assert not (tmp_path / "b" / "report.html").exists()
 
     def fail(paths: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(cli.page, "write", fail)
-    assert cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
+    monkeypatch.setattr(train.page, "write", fail)
+    assert train.main([*short, f"run={tmp_path / 'c'}"]) == 0
     assert "no report: RuntimeError: broken" in capsys.readouterr().out
 
 
@@ -311,7 +311,7 @@ def measured(epoch: float, difference: float, few: bool = False) -> dict[str, An
     return {"step": int(epoch * 10), "epoch": epoch, "metrics": figures, "curves": curves}
 
 
-def test_the_analysis_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
+def test_analyses_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
     lines = jsonl(measured(0, 1.0), measured(2, 3.0, few=True))
     told = text(html := page(read_runs([make(tmp_path / "run", analysis_jsonl=lines)])))
     row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
@@ -347,7 +347,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     assert "throughout training, two" not in told
 
 
-def test_the_analysis_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_analyses_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken = jsonl({"epoch": 1, "metrics": {}}) + '{"epoch": 2, "fig'
     told = text(page(read_runs([make(tmp_path / "run", analysis_jsonl=broken, analysis_json="[1]")])))
     assert "analysis.jsonl: 2 of 2 lines could not be read, the last one cut off" in told
@@ -356,9 +356,9 @@ def test_the_analysis_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_what_a_run_took_of_its_device_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
-    used = {"gflops": 20.0, "flop_utilisation": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
+    used = {"gflops": 20.0, "flop_utilization": 0.4, "peak_memory_mib": 500.0, "seconds_to_first_step": 7.25}
     said = text(page(read_runs([make(tmp_path / "new", [line(10, loss=1.0, monitor_share=0.01, **used)])])))
-    for title in ("Model FLOP utilisation", "Arithmetic of a device", "Time in the monitor", "Memory"):
+    for title in ("Model FLOP utilization", "Arithmetic of a device", "Time in the monitor", "Memory"):
         assert f" {title} " in said, title
     assert "From the start to the first step: 7.2 s (new)." in said
     assert "seconds_to_first_step" not in said and "Time in spectral filters" not in said

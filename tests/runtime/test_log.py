@@ -100,7 +100,7 @@ def test_the_live_line_stays_one_on_a_terminal(
     )
 
 
-def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_same_metrics(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for step, values in ((0, (10, 20, 30)), (20, (25, 30))):  # killed after step 30, continued from 20
         log = open_log(tmp_path, step=step, tensorboard=True)
@@ -126,7 +126,7 @@ def test_what_is_not_installed_is_refused_with_the_command(
     assert steps(tmp_path) == [10]
 
 
-def test_wandb_gets_the_settings_and_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_settings_and_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     class Run:

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrdm.config import run_config
-from fastrdm.kernels.linalg.matmul import HAS_TRITON
+from fastrdm.kernels.triton_support import HAS_TRITON
 from fastrdm.methods import dual_branch
 from fastrdm.methods.alignment import align
 from fastrdm.methods.presets import PRESETS
@@ -19,6 +19,8 @@ from fastrdm.models import encoders
 from fastrdm.schema import Horizon
 from fastrdm.trainer import Trainer
 from fastrdm.training.learner import build_method
+
+pytestmark = pytest.mark.traced
 
 STEPS, SETTLED = 20, 3  # steps of a run; from the third step of a phase on nothing may be compiled
 SMALL = [

@@ -1,4 +1,4 @@
-"""The instruments while a run goes on: what they write, that the run does not notice, and what they refuse."""
+"""The analysis while a run goes on: what they write, that the run does not notice, and what they refuse."""
 
 import json
 import subprocess
@@ -55,8 +55,8 @@ def test_they_measure_at_the_start_every_so_often_and_at_the_end(runs: Path) -> 
     assert summary["analysis/filter/body"] == found[-1]["metrics"]["filter/body"]
     assert summary["analysis/seconds"] > 0
     said = (runs / "on.0.log").read_text()
-    assert said.count("instruments: rank online ") == 4
-    assert "note: instruments on 80 images are biased: a white spectrum of 12 dimensions reads 11" in said
+    assert said.count("analysis: rank online ") == 4
+    assert "note: the analysis of 80 images is biased: a white spectrum of 12 dimensions reads 11" in said
 
 
 def test_the_end_is_what_the_command_measures(runs: Path) -> None:
@@ -75,12 +75,12 @@ def test_the_run_does_not_notice(runs: Path, off: str, on: str) -> None:
     assert not (runs / off / "analysis.jsonl").exists()
 
 
-def test_processes_do_not_change_the_figures(runs: Path) -> None:
+def test_processes_do_not_change_the_metrics(runs: Path) -> None:
     for one, two in zip(metrics(runs / "on"), metrics(runs / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-8, abs=1e-8)
 
 
-def test_a_stopped_run_goes_on_with_the_same_figures(runs: Path) -> None:
+def test_a_stopped_run_goes_on_with_the_same_metrics(runs: Path) -> None:
     assert weights(runs / "resumed") == weights(runs / "on")
     for name in ("analysis", "metrics"):
         assert lines(runs / "resumed", name) == lines(runs / "on", name)

@@ -8,7 +8,7 @@ POINTS = 600  # of a line, at most
 
 
 class Axis(NamedTuple):
-    """What an axis says and how it divides; limits are widened by the data."""
+    """Label and scale of an axis. The data widen its limits."""
 
     label: str
     log: bool = False
@@ -31,7 +31,7 @@ class Scale:
             self.low, self.high = min(low, self.ticks[0]), max(high, self.ticks[-1])
 
     def holds(self, value: float) -> bool:
-        """Whether it can be drawn: finite, and above 0 on a logarithmic axis."""
+        """True if the value can be drawn: finite, and above 0 on a logarithmic axis."""
         return math.isfinite(value) and (value > 0 or not self.axis.log)
 
     def __call__(self, value: float) -> float:
@@ -89,7 +89,7 @@ def thin(y: Sequence[float], most: int = POINTS) -> list[int]:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places moved as little as needed to lie `gap` apart in [low, high], in the same order; closer if too many."""
+    """Move places as little as needed to lie `gap` apart in [low, high], in the same order; closer if too many."""
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
     order = sorted(range(len(places)), key=places.__getitem__)
     moved = [min(max(places[i], low), high) for i in order]

@@ -10,7 +10,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#0
 DASHES = ("", "7 3", "2 3")  # after the last color the first one comes again, dashed
 TIME = ((94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))  # viridis, light to dark: early to late
 HALO = ' paint-order="stroke" stroke="#fff" stroke-width="3"'  # keeps words readable on lines
-GRAYSCALE, INK, GRID = "#666666", "#222222", "#e4e4e4"
+GRAY, INK, GRID = "#666666", "#222222", "#e4e4e4"
 WIDTH, HEIGHT = 640, 320  # units of the drawing; the page scales it
 LEFT, TOP, BOTTOM = 62, 30, 44
 LINE, LETTER = 13, 5.9  # height of a line of text, mean width of a letter at 11 units
@@ -34,7 +34,7 @@ class Level(NamedTuple):
 
     y: float
     label: str
-    color: str = GRAYSCALE
+    color: str = GRAY
 
 
 class Mark(NamedTuple):
@@ -82,8 +82,8 @@ def chart(
 ) -> str:
     """A whole SVG of the lines, each of at most so many points; `key`: texts for both ends of a scale of time, in
     place of names at the lines' ends."""
-    labelled = [] if key else [line for line in lines if line.label]
-    letters = max((len(shorten(line.label)) for line in labelled), default=0)
+    labeled = [] if key else [line for line in lines if line.label]
+    letters = max((len(shorten(line.label)) for line in labeled), default=0)
     right = WIDTH - (24 + LETTER * letters if letters else 16)
     across = Scale(x, (v for line in lines for v in line.x), LEFT, right)
     values = (v for line in lines for series in (line.y, line.low, line.high) for v in series)
@@ -95,7 +95,7 @@ def chart(
         *_marks(marks, across),
         *(_line(line, across, up, points) for line in lines),
         *_levels([level for level in levels if up.holds(level.y)], across, up),
-        *_labels(labelled, across, up),
+        *_labels(labeled, across, up),
         *(_key(key, right) if key else ()),
         "</svg>",
     ]

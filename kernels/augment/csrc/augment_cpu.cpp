@@ -11,7 +11,8 @@
 #include <thread>
 #include <vector>
 
-extern "C" struct Spec {  // as kernels/augment/augment_cpu.py's _Spec
+// As Spec in kernels/augment/augment_cpu.py, which a test compares with it.
+extern "C" struct Spec {
     int32_t size;         // output height and width, pixels
     int32_t cubic;        // 0: bilinear
     int32_t blur_kernel;  // pixels, odd
@@ -23,9 +24,10 @@ extern "C" struct Spec {  // as kernels/augment/augment_cpu.py's _Spec
 
 namespace {
 
-// Columns of the parameters, as fastrdm.loaders.parameters.Column.
-enum { TOP, LEFT, HEIGHT, WIDTH, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAYSCALE = 13, BLUR, SOLARIZE, COLUMNS };
-enum { OP_BRIGHTNESS, OP_CONTRAST, OP_SATURATION, OP_HUE };
+// Columns of the parameters and operations of the jitter, as Column and Adjustment in kernels/augment/layout.py, which a
+// test compares with them.
+enum Column { TOP, LEFT, HEIGHT, WIDTH, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAYSCALE = 13, BLUR, SOLARIZE, COLUMNS };
+enum Adjustment { OP_BRIGHTNESS, OP_CONTRAST, OP_SATURATION, OP_HUE };
 
 constexpr int WIDE = 16;
 using Floats = float __attribute__((vector_size(4 * WIDE)));
@@ -364,7 +366,7 @@ int64_t run(const uint8_t* const* images, const int32_t* heights, const int32_t*
 
 }  // namespace
 
-// Views (count, size, size, 3) float32 of images (height, width, 3) and parameters (count, 16).
+// Views (count, size, size, 3) float32 of images (height, width, 3) and parameters (count, COLUMNS).
 // Returns -1, or the number of the first image whose box does not lie in it or whose order is none.
 extern "C" int64_t augment_views(const uint8_t* const* images, const int32_t* heights, const int32_t* widths,
                                  const float* parameters, int64_t count, const Spec* spec, float* out,
@@ -372,7 +374,7 @@ extern "C" int64_t augment_views(const uint8_t* const* images, const int32_t* he
     return run(images, heights, widths, parameters, count, spec, out, threads);
 }
 
-// The same for crops alone, flipped where told: (count, 3, size, size) uint8.
+// Crops alone, flipped where drawn: (count, 3, size, size) uint8; arguments and result as for augment_views.
 extern "C" int64_t crop_views(const uint8_t* const* images, const int32_t* heights, const int32_t* widths,
                               const float* parameters, int64_t count, const Spec* spec, uint8_t* out,
                               int32_t threads) {

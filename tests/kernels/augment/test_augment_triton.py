@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment import augment_cpu
-from fastrdm.kernels.augment.layout import COLUMNS, Ragged, ragged
+from fastrdm.kernels.augment.layout import COLUMNS, Column
+from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import Column, sample_parameters
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
 
 CUDA = torch.cuda.is_available()
@@ -40,7 +41,7 @@ def kernel(request: pytest.FixtureRequest) -> tuple[Augment, float]:
 
 
 def pictures(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> list[Tensor]:
-    """One (H, W, 3) uint8 a size: noise, a ramp, black and white halves, gray noise, in turn."""
+    """One (H, W, 3) uint8 a size: noise, a ramp, black above white, gray noise, in turn."""
     generator, images = torch.Generator().manual_seed(seed), []
     for number, (height, width) in enumerate(sizes):
         image = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)

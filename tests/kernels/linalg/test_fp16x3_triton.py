@@ -1,4 +1,4 @@
-"""Products of halves by Triton, on a CPU through its interpreter (conftest.py)."""
+"""Products in three float16 products by Triton, on a CPU through its interpreter (conftest.py)."""
 
 import pytest
 import torch
@@ -6,15 +6,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fastrdm.kernels.linalg import fp16x3_triton
-from fastrdm.kernels.linalg.fp16x3_triton import (
-    axpby_reference,
-    axpby_triton,
-    combine_triton,
-    product_triton,
-    square_triton,
-)
+from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton, Parts, SplitMatrix, split_dense
+from fastrdm.kernels.linalg.matmul import SPLIT
 
+TRITON = Fp16x3Triton()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -24,6 +19,30 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def close(got: Tensor, exact: Tensor, bar: float = 1e-6) -> None:
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=bar * exact.abs().max().item())
+
+
+def axpby_triton(a: Tensor, b: Tensor, add: Tensor | None, alpha: float, beta: float, gamma: float) -> Tensor:
+    added = None if add is None else SplitMatrix(add)
+    return TRITON.axpby(SplitMatrix(a), SplitMatrix(b), alpha=alpha, beta=beta, add=added, gamma=gamma).dense
+
+
+def axpby_reference(a: Tensor, b: Tensor, add: Tensor | None, alpha: float, beta: float, gamma: float) -> Tensor:
+    """alpha a b + beta add + gamma I for commuting symmetric matrices (K, n, n), by the definition."""
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    return alpha * (a @ b) + (0 if add is None else beta * add) + gamma * eye
+
+
+def product_triton(a: Tensor, b: Tensor, bounded: bool) -> Tensor:
+    return TRITON.bounded_product(SplitMatrix(a), SplitMatrix(b)).dense if bounded else TRITON.product(a, b)
+
+
+def square_triton(x: Tensor) -> Tensor:
+    return TRITON.square(SplitMatrix(x)).dense
+
+
+def combine_triton(weights: Tensor, terms: tuple[Tensor, Tensor, Tensor], minus: Tensor | None) -> Tensor:
+    t1, t2, t3 = (SplitMatrix(t) for t in terms)
+    return TRITON.combine(weights, (t1, t2, t3), None if minus is None else SplitMatrix(minus)).dense
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 64), (2, 65)])
@@ -84,19 +103,39 @@ def test_combine(rows: int, with_minus: bool) -> None:
     close(combine_triton(weights.float(), (t1, t2, t3), None if minus is None else minus.float()), exact)
 
 
-def test_halves_are_kept_until_the_matrix_changes() -> None:
-    a = rand(1, 20, 20)
-    a = (a + a.mT).float() / 20
-    out = axpby_triton(a, a, a, 1.0, 0.5, 0.0)
-    kept = fp16x3_triton.halves(out, 1.0)
-    assert kept is fp16x3_triton.halves(out, 1.0)
-    close(kept.high.double() + kept.low.double() / 2048, out.double(), 5e-7)
-    out.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    again = fp16x3_triton.halves(out, 1.0)
-    assert again is not kept
-    close(again.high.double() + again.low.double() / 2048, out.double(), 5e-7)
-    scaled = fp16x3_triton.halves(out, 64.0)
-    close((scaled.high.double() + scaled.low.double() / 2048) / 64, out.double(), 5e-7)
+def joined(parts: Parts) -> Tensor:
+    return parts.high.double() + parts.low.double() / SPLIT
+
+
+def test_a_product_leaves_the_parts_of_its_result_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, x = rand(1, 20, 20), SplitMatrix(rand(1, 20, 30).float())
+    symmetric = SplitMatrix((a + a.mT).float() / 20)
+    made = {
+        1.0: (TRITON.axpby(symmetric, symmetric, add=symmetric), TRITON.square(x)),
+        64.0: (TRITON.bounded_product(symmetric, x),),
+    }
+    monkeypatch.setattr("fastrdm.kernels.linalg.fp16x3_triton.split_dense", None)
+    for scale, results in made.items():
+        for result in results:
+            close(joined(result.parts(scale)) / scale, result.dense.double(), 5e-7)
+
+
+def test_a_matrix_is_split_once_for_a_scale_and_anew_for_another() -> None:
+    matrix = SplitMatrix(rand(2, 7, 30).float())
+    first = matrix.parts(1.0)
+    assert matrix.parts(1.0) is first
+    scaled = matrix.parts(64.0)
+    close(joined(scaled) / 64, matrix.dense.double(), 5e-7)
+    close(joined(first), matrix.dense.double(), 5e-7)
+
+
+def test_a_split_over_its_own_unit_keeps_any_scale() -> None:
+    x = (rand(2, 7, 30) * torch.tensor([1e-20, 1e20], dtype=torch.float64, device=DEVICE)[:, None, None]).float()
+    parts = split_dense(x, None)
+    assert parts.largest is not None
+    unit = torch.exp2(torch.floor(torch.log2(parts.largest.double())))[:, None, None]
+    for view, exact in zip(joined(parts) * unit, x.double(), strict=True):
+        close(view, exact, 5e-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -60,7 +60,7 @@ def test_ragged_features_are_padded_with_zeros() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("precision, bar", [("auto", 1e-6), ("fp16x3", 1e-6), ("half", 1e-3)])
-def test_ragged_features_of_each_dtype_centerd_and_normalized(dtype: torch.dtype, precision: str, bar: float) -> None:
+def test_ragged_features_of_each_dtype_centered_and_normalized(dtype: torch.dtype, precision: str, bar: float) -> None:
     parts = [(3 * rand(*shape, seed=i) + 1).to(dtype) for i, shape in enumerate([(70, 90), (70, 33), (70, 140)])]
     got = gram(parts, center=True, normalize=True, precision=precision)
     assert got.shape == (3, 70, 70) and got.dtype == torch.float32

@@ -35,11 +35,11 @@ def test_gram(shape: tuple[int, int, int], dtype: torch.dtype, center: bool, nor
 
 def test_sums_are_split_and_added_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rand(1, 5, 200).float()
-    whole = gram_triton(x, True, False, "fp16x3")
-    assert torch.equal(whole, gram_triton(x, True, False, "fp16x3"))
+    whole = gram_triton(x, True, False, three=True)
+    assert torch.equal(whole, gram_triton(x, True, False, three=True))
     for tiles in (1, 3):
         monkeypatch.setattr("fastrdm.kernels.linalg.gram_triton.TARGET_TILES", tiles)
-        torch.testing.assert_close(gram_triton(x, True, False, "fp16x3"), whole, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(gram_triton(x, True, False, three=True), whole, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_of_zeros_and_tiny_scales() -> None:
@@ -52,12 +52,12 @@ def test_rows_of_zeros_and_tiny_scales() -> None:
 
 
 def test_refuses_what_it_has_no_kernel_for() -> None:
-    with pytest.raises(ValueError, match="takes half or fp16x3 of at most float32"):
-        gram_triton(torch.zeros(1, 2, 2, dtype=torch.float64, device=DEVICE), False, False, "half")
+    with pytest.raises(ValueError, match="take features of at most float32, got float64"):
+        gram_triton(torch.zeros(1, 2, 2, dtype=torch.float64, device=DEVICE), False, False, three=False)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 20), (2, 20, 7)])
-def test_the_ladder_runs_on_the_kernels(shape: tuple[int, int, int]) -> None:
+def test_newton_schulz_runs_on_the_kernels(shape: tuple[int, int, int]) -> None:
     x = rand(*shape).float()
     for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", -0.7, "target")):
         how = {"kind": kind, "power": power, "side": side}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.matmul import axpby, power_of_two, product, resolve, scaled_by, split
+from fastrdm.kernels.linalg.matmul import power_of_two, scaled_by, split
+from fastrdm.kernels.linalg.precisions import precision_named, resolve
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -26,7 +27,7 @@ def test_three_half_products_are_as_good_as_float32(shape: tuple[int, int, int, 
     exact = a.double() @ b.double()
     size = a.double().abs() @ b.double().abs()
     for precision in ("fp16x3", "fp32"):
-        assert ((product(a, b, precision).double() - exact).abs() / size).max() <= 5e-7, precision
+        assert ((precision_named(precision).product(a, b).double() - exact).abs() / size).max() <= 5e-7, precision
 
 
 def test_power_of_two() -> None:
@@ -48,7 +49,7 @@ def test_axpby_is_symmetric_and_right(precision: str) -> None:
     a = (a + a.mT) / 2
     b = 0.3 * a @ a - a
     x, y = (a, b) if precision == "fp64" else (a.float(), b.float())
-    got = axpby(x, y, precision, alpha=1.5, beta=-0.5, add=x, gamma=2.0)
+    got = precision_named(precision).axpby(x, y, alpha=1.5, beta=-0.5, add=x, gamma=2.0)
     assert torch.equal(got, got.mT)
     want = 1.5 * a @ b - 0.5 * a + 2 * torch.eye(9)
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-12 if precision == "fp64" else 2e-5)

@@ -23,7 +23,7 @@ FILTERS: list[tuple[str, float | None, str]] = [
     *[("power", p, "online") for p in (0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0)],
     *[(kind, None, side) for kind in FUNCTIONS for side in ("online", "target")],
 ]
-SPECTRA = ["pow0.5", "pow1", "pow2", "dominant", "drawn0", "relu", "centerd"]
+SPECTRA = ["pow0.5", "pow1", "pow2", "dominant", "drawn0", "relu", "centered"]
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -40,7 +40,7 @@ def features(name: str, b: int, d: int, seed: int = 0) -> Tensor:
         x = (left * index ** (-float(name[3:]) / 2)) @ right.mT
     elif name == "dominant":  # one eigenvalue 1e4 times each other
         x = (left * torch.where(index == 1, 100.0, 1.0)) @ right.mT
-    elif name == "centerd":  # as after BatchNorm: a null direction where b <= d
+    elif name == "centered":  # as after BatchNorm: a null direction where b <= d
         x = features("pow1", b, d, seed)
         x = x - x.mean(0)
     elif name == "relu":
@@ -99,7 +99,7 @@ def worst(x: Tensor, kind: str, power: float | None, side: str, floor: float, **
 
 @pytest.mark.parametrize("b, d", SHAPES)
 @pytest.mark.parametrize("kind, power, side", FILTERS)
-def test_eigh64_is_the_definition(kind: str, power: float | None, side: str, b: int, d: int) -> None:
+def test_eigh_is_the_definition(kind: str, power: float | None, side: str, b: int, d: int) -> None:
     for dtype, bar in ((torch.float32, 1e-6), (torch.float64, 1e-7)):
         x = torch.stack([features(name, b, d) for name in [*SPECTRA, "drawn0.5", "drawn1", "drawn2"]]).to(dtype)
         solver = "gram_power" if power in (2, 4) else "eigh"
@@ -109,8 +109,8 @@ def test_eigh64_is_the_definition(kind: str, power: float | None, side: str, b: 
 @pytest.mark.parametrize("precision", ["fp32", "fp16x3"])
 @pytest.mark.parametrize("b, d", SHAPES)
 @pytest.mark.parametrize("kind, power, side", FILTERS)
-def test_ladder_is_within_1e3(kind: str, power: float | None, side: str, b: int, d: int, precision: str) -> None:
-    names = ["pow0.5", "pow1", "pow2", "dominant", "centerd"]
+def test_newton_schulz_is_within_1e3(kind: str, power: float | None, side: str, b: int, d: int, precision: str) -> None:
+    names = ["pow0.5", "pow1", "pow2", "dominant", "centered"]
     if b != d:  # square draws reach below the range: next test
         names += ["relu", "drawn0", "drawn0.5", "drawn1", "drawn2"]
     x = torch.stack([features(name, b, d) for name in names]).float()
@@ -128,7 +128,7 @@ def test_each_of_any_number_of_views_is_the_definition(b: int, d: int, views: in
 
 
 def faded(x: Tensor, kind: str, power: float | None, low: float) -> Tensor:
-    """W of the ladder as documented, wide x: g(s) q(s)^2, for whole rows of a negative power g(s) q(s).
+    """W of newton_schulz as documented, wide x: g(s) q(s)^2, for whole rows of a negative power g(s) q(s).
 
     q composes the minimax steps at s over the bound of polar.scale: 1 down to `low`, then falling to 0.
     """
@@ -145,7 +145,7 @@ def faded(x: Tensor, kind: str, power: float | None, low: float) -> Tensor:
 @pytest.mark.parametrize(
     "kind, power, side", [("power", -1.0, "target"), ("log1p", None, "online"), ("power", 1.0, "online")]
 )
-def test_below_its_range_the_ladder_fades_as_documented(
+def test_below_its_range_newton_schulz_fades_as_documented(
     kind: str, power: float | None, side: str, record_property: Callable[[str, object], None]
 ) -> None:
     n = 32
@@ -187,7 +187,7 @@ def test_square_draws_reach_below_the_range_and_fade_there(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp16x3", "fp16x3-triton"])
 @pytest.mark.parametrize("shape", [(2, 512, 2048), (1, 2048, 512), (8, 256, 1024)])
-def test_ladder_on_cuda_at_full_size(shape: tuple[int, int, int], precision: str) -> None:
+def test_newton_schulz_on_cuda_at_full_size(shape: tuple[int, int, int], precision: str) -> None:
     x = torch.stack([features("drawn1", *shape[1:], seed=i) for i in range(shape[0])]).float().cuda()
     for kind, power, side in FILTERS:
         solver = "gram_power" if power in (2, 4) else "newton_schulz"
@@ -200,7 +200,7 @@ def test_ladder_on_cuda_at_full_size(shape: tuple[int, int, int], precision: str
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16x3"])
 def test_null_directions_are_cleared(precision: str) -> None:
-    x = features("centerd", 32, 96).float()
+    x = features("centered", 32, 96).float()
     left, s, right = torch.linalg.svd(x.double(), full_matrices=False)
     assert s[-1] < 1e-7 * s[0]
     out = spectral_filter(x, "power", -1.0, side="target", solver="newton_schulz", precision=precision)
@@ -236,7 +236,7 @@ def test_rounded_features_with_the_cutoff_of_their_dtype(
     kind: str, power: float | None, side: str, solver: str, bar: float, dtype: torch.dtype, b: int, d: int
 ) -> None:
     cutoff = CUTOFF[dtype]
-    names = ["pow1", "centerd"]  # wide ones of the latter have a direction that only rounding fills
+    names = ["pow1", "centered"]  # wide ones of the latter have a direction that only rounding fills
     for name in names if b == d else [*names, "drawn0", "drawn1"]:
         x = features(name, b, d).to(dtype).float()
         out, grad, probe = value_and_gradient(x, side, kind=kind, power=power, solver=solver, cutoff=cutoff)
@@ -261,7 +261,7 @@ STEEP = {  # singular values of 64 directions
 
 @pytest.mark.parametrize("scale", [2.0**-66, 1.0, 2.0**66])  # x itself is not rounded anew
 @pytest.mark.parametrize("spectrum", STEEP)
-def test_eigh64_loses_nothing_where_small_singular_values_get_large_weights(spectrum: str, scale: float) -> None:
+def test_eigh_loses_nothing_where_small_singular_values_get_large_weights(spectrum: str, scale: float) -> None:
     left, right = torch.linalg.qr(rand(64, 64))[0], torch.linalg.qr(rand(200, 64, seed=1))[0]
     x = ((left * STEEP[spectrum]) @ right.mT).float()
     for power in (-1.0, -0.5):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastrdm.kernels.linalg.precisions import precision_named
 from fastrdm.kernels.spectral.polar import minimax_steps, polar, roots, scale
 
 
@@ -26,7 +27,7 @@ def test_steps_compose_to_one(low: float, count: int) -> None:
 @pytest.mark.parametrize("shape", [(2, 5, 40), (1, 1, 1), (3, 16, 16)])
 def test_scale_bounds_the_largest_singular_value(shape: tuple[int, int, int]) -> None:
     x = rand(*shape) * torch.logspace(-8, 8, shape[0]).double()[:, None, None]
-    scaled = scale(x, "fp64")
+    scaled = scale(x, precision_named("fp64"))
     largest = torch.linalg.matrix_norm(x, 2)
     ratio = scaled.bound[:, 0, 0] / largest
     assert (ratio >= 1).all() and (ratio <= 1.002 * shape[1] ** (1 / 8)).all()
@@ -39,11 +40,12 @@ def test_polar_factor_and_roots(precision: str, bar: float) -> None:
     u, v = torch.linalg.qr(rand(2, 20, 20))[0], torch.linalg.qr(rand(2, 50, 20, seed=1))[0]
     s = torch.logspace(0, -3.5, 20, dtype=torch.float64)
     x = (u * s) @ v.mT
-    scaled = scale(x if precision == "fp64" else x.float(), precision)
-    q = polar(scaled, 1e-4, precision)
+    by = precision_named(precision)
+    scaled = scale(x if precision == "fp64" else x.float(), by)
+    q = polar(scaled, 1e-4, by)
     torch.testing.assert_close(q.double(), u @ v.mT, rtol=0, atol=bar)
     share = s / scaled.bound[:, 0]
-    for level, root in enumerate(roots(scaled, q, 1e-4, 2, precision)):
+    for level, root in enumerate(roots(scaled, q, 1e-4, 2, by)):
         want = (u * (share ** (0.5**level)).unsqueeze(-2)) @ u.mT
         assert torch.equal(root, root.mT)
         torch.testing.assert_close(root.double(), want, rtol=0, atol=2e-3)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastrdm.kernels.augment.layout import COLUMNS, Column
 from fastrdm.loaders.augment import reference
-from fastrdm.loaders.augment.parameters import COLUMNS, Column, sample_parameters
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
+
+pytestmark = pytest.mark.traced
 
 tv = pytest.importorskip("torchvision.transforms.v2.functional")
 LEVEL = 1 / 255  # one step of an 8-bit image

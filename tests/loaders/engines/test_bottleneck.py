@@ -18,7 +18,7 @@ def told(watch: Diagnosis, *, waited: float, read: float, decode: float, images:
     """What is said after 20 seconds of these."""
     watch.add(ReadTime(read, decode), images)
     watch.waited, watch.began = waited, time.perf_counter() - 20
-    return watch.words()
+    return watch.describe()
 
 
 def test_every_state_is_told_once() -> None:
@@ -45,7 +45,7 @@ def test_short_times_are_not_judged() -> None:
     watch = Diagnosis(workers=1)
     watch.add(ReadTime(1.0, 1.0), 10)
     watch.waited = 5.0
-    assert watch.words() is None and watch.images == 10
+    assert watch.describe() is None and watch.images == 10
 
 
 class Disk(PackedSource):
@@ -66,7 +66,7 @@ class Disk(PackedSource):
 
 
 def test_a_source_that_slows_down_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bottleneck, "LEAST", 0.0)
+    monkeypatch.setattr(bottleneck, "MIN_SECONDS", 0.0)
     source = Disk()
     loader = build_loader(LoaderConfig(batch_size=10, views=(ViewSpec(size=4),) * 2), source, seed=0)
     said = []

@@ -1,18 +1,21 @@
 """Threads: faults are replaced, counted, named and limited; errors arrive; nothing is left running."""
 
+import itertools
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fastrdm.loaders.build import build_loader
-from fastrdm.loaders.engines.native import NativeLoader
+from fastrdm.loaders.engines.native import NativeLoader, TritonViews
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels
 from fastrdm.loaders.sources.source import Source
@@ -238,6 +241,31 @@ def test_decoded_images_are_handed_out_as_they_are() -> None:
         loader.ring.give(pending.slot)
     assert sorted(seen) == list(range(40))
     loader.close()
+
+
+@pytest.mark.parametrize("augment", ["auto", "cpu", "reference"])
+def test_views_of_the_device_are_those_of_the_threads(augment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TritonViews, as on a GPU, by Triton's interpreter where there is none."""
+    pytest.importorskip("triton")
+    views = (ViewSpec(size=9, blur=0.5, blur_kernel=5, solarize=0.5), ViewSpec(size=4, progressive=((1, 3),)))
+    config = LoaderConfig(batch_size=10, views=views, augment=augment)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    if not cuda:
+        monkeypatch.setattr("fastrdm.loaders.augment.reference.chosen", lambda name, device: name)
+    by_threads = build_loader(config, Large(), seed=0)
+    on_device = build_loader(replace(config, augment="auto"), Large(), seed=0, device=device)
+    assert isinstance(on_device, NativeLoader)
+    on_device.maker = TritonViews(device, torch.float32)
+    std = torch.tensor(views[0].std)[:, None, None]
+    for wanted, got in itertools.islice(zip(by_threads, on_device, strict=True), 1):
+        assert torch.equal(wanted.index, got.index.cpu()) and torch.equal(wanted.label, got.label.cpu())
+        assert [view.shape[-1] for view in got.views] == [9, 3]
+        for a, b in zip(wanted.views, got.views, strict=True):
+            error = ((a - b.cpu()) * std).abs()
+            assert error.max() < 3 / 255 and error.mean() < 0.5 / 255  # crops of 8 bits are rounded
+    by_threads.close()
+    on_device.close()
 
 
 RESIDENT = """

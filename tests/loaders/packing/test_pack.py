@@ -358,14 +358,14 @@ def test_a_dying_worker_is_told(folder: Path, tmp_path: Path, monkeypatch: pytes
         main([str(folder), str(tmp_path / "out"), "--workers", "1"])
 
 
-def labelled(tmp_path: Path, rows: str) -> str:
+def labeled(tmp_path: Path, rows: str) -> str:
     path = tmp_path / "labels.csv"
     path.write_text(rows)
     return str(path)
 
 
 def test_labels_from_a_csv(folder: Path, tmp_path: Path) -> None:
-    csv = labelled(tmp_path, "file,label\na/00.jpg,10\na/01.jpg,9\nb/plain.JPEG,10\n")
+    csv = labeled(tmp_path, "file,label\na/00.jpg,10\na/01.jpg,9\nb/plain.JPEG,10\n")
     main([str(folder), str(tmp_path / "out"), "--labels", csv, "--max-bad", "0.5", "--workers", "1"])
     source = PackedSource(tmp_path / "out")
     assert source.classes == ["9", "10"]
@@ -403,11 +403,11 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "the source": (lambda p: [str(p / "images"), str(p / "images")], r"OUT must not lie in SRC"),
     "no CSV": (lambda p: [str(p / "images"), str(p / "o"), "--labels", "x.csv"], r"got 'x\.csv', which is no file"),
     "other columns": (
-        lambda p: [str(p / "images"), str(p / "o"), "--labels", labelled(p, "name,kind\n")],
+        lambda p: [str(p / "images"), str(p / "o"), "--labels", labeled(p, "name,kind\n")],
         r"columns file and label in its first line, got 'name,kind'",
     ),
     "absent file": (
-        lambda p: [str(p / "images"), str(p / "o"), "--labels", labelled(p, "file,label\nz.jpg,1\n")],
+        lambda p: [str(p / "images"), str(p / "o"), "--labels", labeled(p, "file,label\nz.jpg,1\n")],
         r"names none of the images of .*, but for instance z\.jpg",
     ),
 }

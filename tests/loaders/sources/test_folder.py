@@ -58,7 +58,7 @@ def test_classes_are_in_order_of_their_names_not_of_their_paths(tmp_path: Path) 
         (["only/1.jpg", "only/deep/2.jpg"], ["only/1.jpg", "only/deep/2.jpg"]),  # one class is none
     ],
 )
-def test_without_class_folders_nothing_is_labelled(tmp_path: Path, files: list[str], found: list[str]) -> None:
+def test_without_class_folders_nothing_is_labeled(tmp_path: Path, files: list[str], found: list[str]) -> None:
     source = FolderSource(put(tmp_path, *files))
     assert source.files == found and source.classes == [] and set(source.labels) == {-1}
     assert source.note == f"the images of {tmp_path} are used without labels"
@@ -119,7 +119,7 @@ def test_splits_number_their_classes_alike(tmp_path: Path) -> None:
         (["train/a/1.jpg", "val/a/1.jpg"], {"train": "train", "val": "val"}),
         (["train/a/1.jpg", "val/a/1.jpg", "test/1.jpg"], {"train": "train", "val": "val", "test": "test"}),
         (["training/a/1.jpg", "valid/a/1.jpg"], {"train": "training", "val": "valid"}),
-        (["train/1.jpg", "val/1.jpg"], {"train": "train", "val": "val"}),  # flat, unlabelled
+        (["train/1.jpg", "val/1.jpg"], {"train": "train", "val": "val"}),  # flat, unlabeled
         (["train/a/1.jpg", "extra/1.jpg"], {"train": "train"}),
         (["car/1.jpg", "plane/1.jpg", "train/1.jpg"], {}),  # vehicles
         (["a/1.jpg", "b/1.jpg"], {}),
