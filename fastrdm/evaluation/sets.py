@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.sources.open import balanced, open_whole
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import LoaderConfig
@@ -25,14 +26,9 @@ class Sets(NamedTuple):
     notes: list[str]  # what a user should know of them, a line each
 
     @property
-    def judged(self) -> bool:
-        """Whether accuracies can be measured: both the bank and the test set have labels."""
-        return has_labels(self.bank) and has_labels(self.test)
-
-    @property
     def probed(self) -> bool:
         """Whether a classifier of the training images can be judged on the test images."""
-        return self.judged and has_labels(self.train) and self.train.classes == self.test.classes
+        return no_accuracy(self.bank, self.test) is None and no_accuracy(self.train, self.test) is None
 
 
 def open_sets(loader: LoaderConfig, evaluate: EvaluateConfig) -> Sets:
@@ -64,8 +60,6 @@ def open_sets(loader: LoaderConfig, evaluate: EvaluateConfig) -> Sets:
     if loader.subset is not None:
         train = balanced(train, loader.subset, "loader.subset")
         bank = bank if own else train
-    if evaluate.bank is not None and evaluate.bank < len(bank):
-        bank = balanced(bank, evaluate.bank, "evaluate.bank")
     return Sets(train, bank, test, list(dict.fromkeys(filter(None, notes))))
 
 
@@ -77,8 +71,3 @@ def set_aside(source: Source, holdout: float) -> tuple[Source, Source]:
     held[labeled_share(source.labels, share, DRAW)] = True
     require(not held.all(), "evaluate.holdout", "small enough to leave images of each class", holdout)
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
-
-
-def has_labels(source: Source) -> bool:
-    """Whether any image's class is known."""
-    return bool(len(source)) and int(source.labels.max()) >= 0

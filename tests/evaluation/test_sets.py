@@ -10,6 +10,7 @@ from PIL import Image
 from fastrdm.config import run_config
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.evaluation.sets import Sets, open_sets
+from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.trainer import Trainer
 
@@ -31,18 +32,13 @@ def classes(root: Path, *names: str, each: int = 10) -> Path:
 
 
 def test_digits_are_judged_as_ever() -> None:
-    sets = opened(None, "digits", subset=200, bank=50)
-    assert [len(s) for s in sets[:3]] == [200, 50, 360] and sets.judged and sets.probed and not sets.notes
-
-
-def test_a_bank_larger_than_the_set_is_the_set() -> None:
-    sets = opened(None, "digits", bank=100_000)
-    assert sets.bank is sets.train
+    sets = opened(None, "digits", subset=200)
+    assert [len(s) for s in sets[:3]] == [200, 200, 360] and sets.probed and not sets.notes
 
 
 def test_train_only_is_not_judged_and_says_what_would_help(tmp_path: Path) -> None:
     sets = opened(classes(tmp_path, "a", "b"))
-    assert len(sets.train) == 20 and len(sets.test) == 0 and not sets.judged and not sets.probed
+    assert len(sets.train) == 20 and len(sets.test) == 0 and not sets.probed
     assert "evaluate.holdout=0.1 sets some aside, evaluate.root names others" in sets.notes[-1]
 
 
@@ -54,7 +50,7 @@ def test_holdout_is_of_each_class_and_never_trained_on(tmp_path: Path, holdout: 
     assert not keys[0] & keys[1] and len(keys[0] | keys[1]) == 20
     again = opened(tmp_path, holdout=holdout)
     assert [again.test.key(k) for k in range(6)] == [sets.test.key(k) for k in range(6)]
-    assert sets.judged and sets.probed
+    assert sets.probed
 
 
 def test_holdout_beside_a_split_is_refused(tmp_path: Path) -> None:
@@ -69,7 +65,7 @@ def test_unlabeled_images_are_judged_on_a_labeled_set(tmp_path: Path) -> None:
     put(tmp_path / "photos", *(f"{k}.jpg" for k in range(8)))
     sets = opened(tmp_path / "photos", root=str(classes(tmp_path / "labeled", "x", "y")))
     assert len(sets.train) == 8 and len(sets.bank) == 16 and np.bincount(sets.test.labels).tolist() == [2, 2]
-    assert sets.judged and not sets.probed
+    assert no_accuracy(sets.bank, sets.test) is None and not sets.probed
     assert any("are used without labels" in note for note in sets.notes)
     digits = (
         opened(tmp_path / "photos", source="folder", **{})
