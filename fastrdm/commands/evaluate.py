@@ -19,8 +19,9 @@ from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_r
 from fastrdm.config import help, run_config
 from fastrdm.config import tree as trees
 from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
+from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.evaluation.published_settings import RECIPES
-from fastrdm.loaders.sources.open import open_source
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig
 from fastrdm.models.foreign_weights import LAYOUTS
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add_trust(p)
     p.add_argument("--source", help="images to use; the run's own without it (digits, cifar10, folder, pkg.mod:Class)")
     p.add_argument("--root", help="folder of the images")
+    p.add_argument("--holdout", type=float, metavar="N", help="share or number of the images to test on, without val")
     p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
     p.add_argument("--method", help="of knn, linear, finetune, separated by commas; default knn,linear")
     p.add_argument("--recipe", choices=RECIPES, help="published settings, see docs/evaluation.md")
@@ -101,14 +103,16 @@ def main(arguments: Sequence[str]) -> int:
     for method in methods.split(","):
         require(method in METHODS, "--method", f"of {', '.join(METHODS)}", method)
     pretrained = opened(paths[0] if paths else None, options)
-    data = images(options, pretrained)
+    data, judged = images(options, pretrained)
     live = Live()
     machine = Machine(
         distributed.start(options.device).device, options.precision == "bf16", options.batch_size, options.workers
     )
     view = sized(pretrained.view, options.size)
-    train, test = open_source(data, "train"), open_source(data, "test")
-    measures = Evaluator(pretrained.encoder, view, train, test, machine, live.tell)
+    found = open_sets(data, judged)
+    for note in found.notes:
+        live.say(f"note: {note}")
+    measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for method in methods.split(","):
         for name, part, result in measured(measures, config, method):
             record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}
@@ -142,13 +146,15 @@ def _explain(error: Any) -> str:
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
-def images(options: argparse.Namespace, pretrained: Pretrained) -> LoaderConfig:
-    """Loader settings of the images to measure on: those of --source, else the run's own."""
+def images(options: argparse.Namespace, pretrained: Pretrained) -> tuple[LoaderConfig, EvaluateConfig]:
+    """The images to measure on, and how they are split: those of --source, else what the run is judged on."""
     if options.source:
-        return LoaderConfig(source=options.source, root=options.root)
+        return LoaderConfig(source=options.source, root=options.root), EvaluateConfig(holdout=options.holdout)
     if pretrained.loader is None:
         raise ValueError("--source must name the images: a file of weights does not know them")
-    return replace(pretrained.loader, root=options.root or pretrained.loader.root)
+    loader = replace(pretrained.loader, root=options.root or pretrained.loader.root)
+    judged = replace(pretrained.evaluate, holdout=options.holdout or pretrained.evaluate.holdout)
+    return loader, replace(judged, source=None, root=None) if options.root else judged
 
 
 def measured(measures: Evaluator, config: EvalConfig, method: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:

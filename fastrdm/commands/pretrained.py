@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastrdm.config import run_config
+from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.loaders.evaluation import center_view
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
@@ -42,6 +43,7 @@ class Pretrained(NamedTuple):
     loader: LoaderConfig | None  # the run's own data; none for a file of another project
     folder: Path  # where results go
     origin: dict[str, Any]  # path, step, SHA-256 of the weights, branch, layout: for the record
+    evaluate: EvaluateConfig = EvaluateConfig()  # what the run itself is judged on
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def from_run(
         "encoder": settings.encoder.name,
         "versions": found.meta["versions"],
     }
-    return Pretrained(model.eval(), settings.encoder, settings.loader.views[0], settings.loader, path, origin)
+    data, judged = settings.loader, settings.evaluate
+    return Pretrained(model.eval(), settings.encoder, data.views[0], data, path, origin, judged)
 
 
 def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -> Pretrained:

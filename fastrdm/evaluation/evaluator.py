@@ -67,6 +67,8 @@ class Evaluator:
         tell: Callable[[str], None],
     ) -> None:
         """ValueError if an accuracy on these splits would mean nothing, for want of labels or of common classes."""
+        if not len(test):
+            raise ValueError(f"{train.name} has no images to test on: set some aside with --holdout 0.2")
         if reason := no_accuracy(train, test):
             raise ValueError(f"{reason}: an accuracy would mean nothing")
         self.encoder = encoder.to(machine.device).to(memory_format=torch.channels_last)

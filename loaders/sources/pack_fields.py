@@ -21,7 +21,7 @@ def _count(value: object, most: int = LARGEST) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def check_fields(path: Path, meta: dict[str, Any]) -> None:
+def check_fields(path: Path | str, meta: dict[str, Any]) -> None:
     """ValueError names `path` and the first field of a meta.json that is not what packing writes."""
     files = meta.get("files")
     sound = {

@@ -156,9 +156,8 @@ def test_splits_and_sets_without_labels(packs: Path, tmp_path: Path) -> None:
     def opened(root: Path, split: str) -> int:
         return len(open_source(LoaderConfig(source="packed", root=str(root)), split))  # type: ignore[arg-type]
 
-    assert opened(packs / "bare", "train") == opened(packs / "bare", "test") == COUNT
-    with pytest.raises(ValueError, match=r"must hold packed folders train and val, got .*jpeg, which is one"):
-        opened(packs / "jpeg", "test")
+    for name in ("bare", "jpeg"):
+        assert opened(packs / name, "train") == COUNT and opened(packs / name, "test") == 0
     os.symlink(packs / "jpeg", tmp_path / "train")
     os.symlink(packs / "raw", tmp_path / "val")
     assert opened(tmp_path, "train") == opened(tmp_path, "test") == COUNT
@@ -184,10 +183,11 @@ def test_no_file_stays_open(packs: Path) -> None:
     def held() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    gc.collect()  # what other tests left
     before = held()
     source = PackedSource(packs / "raw")
-    assert held() > before
     source.read(0)
+    assert held() > before
     del source
     gc.collect()
     assert held() == before
