@@ -47,13 +47,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def write(pretrained: Pretrained, file: Path) -> None:
     """Write the encoder's weights under their public keys. The file appears when it is complete."""
-    weights = {key: x.contiguous() for key, x in pretrained.encoder.backbone.state_dict().items()}
+    weights = pretrained.encoder.backbone.state_dict()
+    for key, x in weights.items():
+        weights[key] = x.contiguous()
     partial = file.with_name(f".partial-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".safetensors":
         about = {key: str(pretrained.origin[key]) for key in ("encoder", "preset", "step", "branch", "sha256")}
-        save_file(weights, partial, {**about, "stem": pretrained.config.stem, DESCRIPTION: description(pretrained)})
+        save_file(weights, partial, {**about, "stem": pretrained.config.stem, **description(pretrained)})
     else:
+        # Torch keeps versions of modules in this attribute of a state dict. Loading ignores names of no module.
+        weights._metadata[DESCRIPTION] = description(pretrained)  # type: ignore[attr-defined]
         torch.save(weights, partial)
     os.replace(partial, file)
 

@@ -1,8 +1,9 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +13,18 @@ from numpy.typing import ArrayLike
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrdm.config import run_config
+from fastrdm.files import sha256
 from fastrdm.loaders.evaluation import center_view
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
-from fastrdm.models.foreign_weights import Branch, load_foreign
+from fastrdm.models.foreign_weights import Branch, load_foreign, read_tree
+from fastrdm.models.heads import Head
 from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import META, WEIGHTS
-from fastrdm.schema import Triple
+from fastrdm.schema import Triple, require
 
 DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the encoder's settings and its preprocessing
 
@@ -58,6 +61,24 @@ class Preprocess:
         view = ViewSpec(size=self.size, interpolation=self.interpolation, mean=self.mean, std=self.std)  # type: ignore[arg-type]
         return center_view(torch.as_tensor(pixels.copy()[None]), view)[0]
 
+    def torchvision(self) -> nn.Module:
+        """The same preprocessing as a torchvision v2 transform of PIL images, or of tensors (..., 3, H, W) uint8.
+
+        It gives float32 and differs from this class by rounding only. Raises ImportError without torchvision.
+        """
+        v2 = import_module("torchvision.transforms.v2")
+        resized = v2.Lambda(partial(_resize_short_side, size=self.size, interpolation=self.interpolation))
+        steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), resized, v2.CenterCrop(self.size)]
+        return v2.Compose([*steps, v2.Normalize(self.mean, self.std), v2.ToPureTensor()])  # type: ignore[no-any-return]
+
+
+def _resize_short_side(image: Tensor, size: int, interpolation: str) -> Tensor:
+    """Resize an image (..., H, W) for a center crop of `size` pixels, as `fastrdm.loaders.evaluation.center_view`."""
+    functional: Any = import_module("torchvision.transforms.v2.functional")
+    short = size if min(image.shape[-2:]) <= size else round(size * 256 / 224)
+    how = import_module("torchvision.transforms").InterpolationMode(interpolation)
+    return functional.resize(image, [short], interpolation=how, antialias=True).clamp(0, 1)  # type: ignore[no-any-return]
+
 
 class LoadedEncoder(NamedTuple):
     """An encoder for use elsewhere: `encoder(preprocess(image)[None])` gives the features (1, F) of an image."""
@@ -70,14 +91,16 @@ def load_encoder(path: str | Path, branch: Branch = "online") -> LoadedEncoder:
     """Load the encoder of a run folder, of one of its checkpoints, or of a file that `fastrdm export` wrote.
 
     `branch`: the online network, or "target", its moving average; an exported file holds one of them. A file must be a
-    safetensors file, which describes its encoder and preprocessing. Raises ValueError for anything else, and
-    CheckpointError for a checkpoint that is damaged.
+    safetensors file or a torch file, which describe their encoder and preprocessing. Raises ValueError for anything
+    else, and CheckpointError for a checkpoint that is damaged.
     """
-    path = Path(path)
-    if path.is_file():
-        return _exported(path, branch)
-    found = from_run(path, branch)
+    found = from_path(Path(path), branch)
     return LoadedEncoder(found.encoder, preprocess_of(found.view))
+
+
+def from_path(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
+    """The encoder of a run folder, a step folder, or a file that `fastrdm export` wrote."""
+    return from_export(path, branch) if path.is_file() else from_run(path, branch, encoder)
 
 
 def preprocess_of(view: ViewSpec) -> Preprocess:
@@ -85,26 +108,36 @@ def preprocess_of(view: ViewSpec) -> Preprocess:
     return Preprocess(view.size, view.interpolation, view.mean, view.std)
 
 
-def description(pretrained: Pretrained) -> str:
-    """JSON of what `load_encoder` needs besides the weights; stored in the metadata of an exported file."""
+def description(pretrained: Pretrained) -> dict[str, str]:
+    """What an exported file says of itself: `load_encoder` needs the encoder's settings and its preprocessing."""
     encoder = TypeAdapter(EncoderConfig).dump_python(pretrained.config, mode="json")
-    return json.dumps({"encoder": encoder, "preprocess": asdict(preprocess_of(pretrained.view))})
+    about = {"encoder": encoder, "preprocess": asdict(preprocess_of(pretrained.view)), "origin": pretrained.origin}
+    return {"branch": str(pretrained.origin["branch"]), DESCRIPTION: json.dumps(about)}
 
 
-def _exported(file: Path, branch: Branch) -> LoadedEncoder:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no safetensors file, which load_encoder takes: {error}") from None
+def from_export(file: Path, branch: Branch) -> Pretrained:
+    """The encoder in a file that `fastrdm export` wrote for torch or as safetensors; ValueError for another file."""
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file: {error}") from None
+        weights = load_file(file)
+    else:
+        weights = read_tree(file)
+        metadata = getattr(weights, "_metadata", {}).get(DESCRIPTION, {})
     if DESCRIPTION not in metadata:
         raise ValueError(f"{file} does not say which encoder it holds: write it by `fastrdm export`")
     if metadata["branch"] != branch:
         raise ValueError(f"{file} holds the {metadata['branch']} branch, not the {branch} one")
     stored = json.loads(metadata[DESCRIPTION])
-    encoder = build_encoder(TypeAdapter(EncoderConfig).validate_python(stored["encoder"]))
-    encoder.backbone.load_state_dict(load_file(file))
-    return LoadedEncoder(encoder.eval(), TypeAdapter(Preprocess).validate_python(stored["preprocess"]))
+    config = TypeAdapter(EncoderConfig).validate_python(stored["encoder"])
+    encoder = build_encoder(config)
+    encoder.backbone.load_state_dict(weights)
+    view = replace(ViewSpec(), **stored["preprocess"])
+    origin = {**stored.get("origin", {}), "path": str(file), "sha256": sha256(file), "branch": branch}
+    return Pretrained(encoder.eval(), config, view, None, file.parent, origin)
 
 
 def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
@@ -145,9 +178,21 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
     origin = {
         "path": str(file),
         "layout": layout,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256(file),
         "branch": branch,
         "encoder": encoder.name,
         "stem": encoder.stem,
     }
     return Pretrained(model.eval(), encoder, view, None, file.parent, origin)
+
+
+def load_projector(pretrained: Pretrained) -> Head:
+    """The projector that was trained with this encoder, in evaluation mode; a file of weights holds none."""
+    require(pretrained.loader is not None, "--tap", "a module of the encoder for a file of weights", "the projector")
+    found = checkpoint.read(Path(pretrained.origin["path"]))
+    settings = run_config.resolve(found.meta["config"])
+    prefix = f"method.{pretrained.origin['branch']}.projector."
+    weights = {key.removeprefix(prefix): x for key, x in found.weights.items() if key.startswith(prefix)}
+    projector = Head(settings.method.projector, pretrained.encoder.features)
+    checkpoint.load_weights(projector, found._replace(weights=weights))
+    return projector.eval()

@@ -37,6 +37,9 @@ class FolderSource(Source):
         except OSError as error:
             raise CorruptImage(f"{path}: {error.strerror}") from error
 
+    def key(self, index: int) -> str:
+        return f"{self.classes[self.labels[index]]}/{self.files[index]}"
+
 
 def read_file(path: str) -> bytes:
     """Content of a file; raises OSError. Path.read_bytes takes 30 microseconds more, two per cent of decoding."""

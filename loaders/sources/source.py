@@ -113,6 +113,10 @@ class Source:
         spent.decode += time.perf_counter() - fetched
         return pixels
 
+    def key(self, index: int) -> str:
+        """What the image is called within the set, such as its path below the root; the same wherever the set lies."""
+        return f"image {index}"
+
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
         """The images `indices` (n,) of a source with a `side` into `out` (n, side, side, 3); raises CorruptImage."""
         raise TypeError(f"{type(self).__name__} has no side")
@@ -162,6 +166,9 @@ class Subset(Source):
 
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
         return self.source.read_into(int(self.index[index]), allocate, spent)
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.index[index]))
 
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
         self.source.gather(self.index[indices], out)
