@@ -1,6 +1,8 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -10,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastrdm.config import run_config
@@ -26,6 +28,7 @@ from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import META, WEIGHTS
 from fastrdm.schema import Triple, require
 
+CARD = "config.json"  # beside weights from Hugging Face
 DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the encoder's settings and its preprocessing
 
 
@@ -108,11 +111,28 @@ def preprocess_of(view: ViewSpec) -> Preprocess:
     return Preprocess(view.size, view.interpolation, view.mean, view.std)
 
 
-def description(pretrained: Pretrained) -> dict[str, str]:
+def description(pretrained: Pretrained, **more: object) -> dict[str, str]:
     """What an exported file says of itself: `load_encoder` needs the encoder's settings and its preprocessing."""
     encoder = TypeAdapter(EncoderConfig).dump_python(pretrained.config, mode="json")
-    about = {"encoder": encoder, "preprocess": asdict(preprocess_of(pretrained.view)), "origin": pretrained.origin}
+    preprocess = asdict(preprocess_of(pretrained.view))
+    about = {"encoder": encoder, "preprocess": preprocess, "origin": pretrained.origin, **more}
     return {"branch": str(pretrained.origin["branch"]), DESCRIPTION: json.dumps(about)}
+
+
+def write_classifier(pretrained: Pretrained, model: nn.Sequential, classes: list[str], file: Path) -> None:
+    """Write a fine-tuned encoder and its linear classifier as safetensors under the keys of torchvision or timm.
+
+    `model` is the pair that `fastrdm.evaluation.finetune.finetune` returns. torchvision's or timm's network of that
+    name, built with as many classes, loads the file strictly; `load_encoder` gives the encoder alone.
+    """
+    encoder, head = model
+    assert isinstance(encoder, Encoder)
+    name = getattr(encoder.backbone, "pretrained_cfg", {}).get("classifier") or "fc"
+    weights = {**encoder.backbone.state_dict(), f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+    plain = {key: x.detach().cpu().contiguous() for key, x in weights.items()}
+    partial = file.with_name(f".partial-{file.name}")
+    save_file(plain, partial, description(pretrained, classifier=[name], classes=classes))
+    os.replace(partial, file)
 
 
 def from_export(file: Path, branch: Branch) -> Pretrained:
@@ -128,13 +148,15 @@ def from_export(file: Path, branch: Branch) -> Pretrained:
         weights = read_tree(file)
         metadata = getattr(weights, "_metadata", {}).get(DESCRIPTION, {})
     if DESCRIPTION not in metadata:
-        raise ValueError(f"{file} does not say which encoder it holds: write it by `fastrdm export`")
+        hint = "write it by `fastrdm export`. A file of other weights takes --weights FILE --layout NAME"
+        raise ValueError(f"{file} does not say which encoder it holds: {hint}")
     if metadata["branch"] != branch:
         raise ValueError(f"{file} holds the {metadata['branch']} branch, not the {branch} one")
     stored = json.loads(metadata[DESCRIPTION])
     config = TypeAdapter(EncoderConfig).validate_python(stored["encoder"])
     encoder = build_encoder(config)
-    encoder.backbone.load_state_dict(weights)
+    heads = tuple(f"{name}." for name in stored.get("classifier", ()))
+    encoder.backbone.load_state_dict({key: x for key, x in weights.items() if not key.startswith(heads)})
     view = replace(ViewSpec(), **stored["preprocess"])
     origin = {**stored.get("origin", {}), "path": str(file), "sha256": sha256(file), "branch": branch}
     return Pretrained(encoder.eval(), config, view, None, file.parent, origin)
@@ -169,12 +191,16 @@ def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrain
 
 
 def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -> Pretrained:
-    """The encoder in a file of `layout`; its views are 224 px of ImageNet, 32 px for a CIFAR stem, bilinear."""
+    """The encoder in a file of `layout`, with the views that it was trained on as far as they are known.
+
+    They are those of a config.json beside the file, as Hugging Face keeps it, else those that timm gives for a network
+    of its own, else 224 px of ImageNet, bilinear; 32 px for a CIFAR stem.
+    """
     if not file.is_file():
         raise ValueError(f"--weights must be a file, got {file}")
     model = build_encoder(encoder)
     load_foreign(model, encoder, file, layout, branch)
-    view = replace(ViewSpec(), size=224 if encoder.stem == "imagenet" else 32, interpolation="bilinear")
+    view = public_view(file, encoder, getattr(model.backbone, "pretrained_cfg", {}))
     origin = {
         "path": str(file),
         "layout": layout,
@@ -184,6 +210,25 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         "stem": encoder.stem,
     }
     return Pretrained(model.eval(), encoder, view, None, file.parent, origin)
+
+
+def public_view(file: Path, encoder: EncoderConfig, card: Mapping[str, Any]) -> ViewSpec:
+    """Size, interpolation, mean and std of the images that public weights were trained on.
+
+    `card` is what timm knows of the network; a config.json beside the file goes before it. ValueError for a card whose
+    values no view can have.
+    """
+    beside = file.parent / CARD
+    if beside.is_file():
+        card = json.loads(beside.read_text()).get("pretrained_cfg", card)
+    plain = {"size": 224 if encoder.stem == "imagenet" else 32, "interpolation": "bilinear"}
+    told = {key: card[key] for key in ("interpolation", "mean", "std") if card.get(key)}
+    if card.get("input_size"):
+        told["size"] = card["input_size"][-1]
+    try:
+        return replace(ViewSpec(), **{**plain, **told})
+    except ValidationError as error:
+        raise ValueError(f"{beside} describes images that no view can be: {error.errors()[0]['msg']}") from None
 
 
 def load_projector(pretrained: Pretrained) -> Head:

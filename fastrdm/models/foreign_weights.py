@@ -55,7 +55,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "swav": Layout({"online": EncoderKeys(("state_dict", ""), ("module.", ""))}, ("projection_head.", "prototypes.")),
 }
-EXPORTS = ("torchvision", "timm", "safetensors")
+EXPORTS = ("torchvision", "timm", "safetensors", "huggingface", "onnx")
 COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing here reads it
 
 
@@ -171,7 +171,7 @@ def _first(keys: Mapping[str, Any]) -> str:
 
 def check_export(config: EncoderConfig, layout: str) -> None:
     """ValueError if `layout` has no network for this encoder; its weights are then `encoder.backbone.state_dict()`."""
-    if layout == "safetensors" or (layout == "timm" and config.name.startswith("timm/")):
+    if layout in ("safetensors", "onnx") or (layout in ("timm", "huggingface") and config.name.startswith("timm/")):
         return
     instead = "--layout safetensors holds it under the encoder's own keys"
     if config.name.startswith("timm/"):
