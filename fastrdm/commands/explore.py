@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import math
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -38,9 +39,10 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         "fastrdm explore",
         usage="fastrdm explore RUN [RUN ...] [SOURCE] [-o PAGE.html] [options]",
-        description="Write one HTML page with a map of the images, the nearest neighbors of each in pixels, in a random "
-        "encoder and in each run's encoder, near duplicates, outliers, classes that are confused, and augmented views. "
-        "RUN is a run folder, a step folder, or a file of `fastrdm export`; without SOURCE, the first run's own images.",
+        description="Write one HTML page with a map of the images, the nearest neighbors of each in pixels, in a "
+        "random encoder and in each run's encoder, near duplicates, outliers, classes that are confused, and augmented "
+        "views. RUN is a run folder, a step folder, or a file of `fastrdm export`; without SOURCE, the images of the "
+        "first run are shown.",
     )
     p.add_argument("words", nargs="+", metavar="RUN SOURCE", help="SOURCE: a folder, or a name as in loader.source")
     p.add_argument("-o", "--out", type=Path, metavar="PAGE", default=Path("explore.html"), help="default explore.html")
@@ -138,7 +140,7 @@ def contents(
     return {
         "names": [source.key(n) for n in found.numbers.tolist()],
         "spaces": [
-            {"name": name, "near": packed(near.index), "cosine": packed(near.cosine)} for name, near in spaces.items()
+            {"name": name, "near": packed(near.images), "cosine": packed(near.cosine)} for name, near in spaces.items()
         ],
         "maps": [
             {"name": name, "layouts": [{"name": how, "places": packed(makers[how](x))} for how in layouts]}
@@ -192,11 +194,18 @@ def read_columns(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     out = []
     for title in (key for key in table[0] if key and key not in ("name", "index")):
         texts = [rows[name][title] or "" for name in names]
-        try:
-            numbers = np.array([float(text) for text in texts], np.float32)
-            require(bool(np.isfinite(numbers).all()), "--columns", f"finite numbers in {title}", str(file))
-            out.append({"name": title, "values": packed(numbers)})
-        except ValueError:
+        numbers = [_number(text) for text in texts]
+        if all(map(math.isfinite, numbers)):
+            out.append({"name": title, "values": packed(np.array(numbers, np.float32))})
+        else:
             classes, values = np.unique(texts, return_inverse=True)
             out.append(_classes(title, values.astype(np.int64), classes.tolist()))
     return out
+
+
+def _number(text: str) -> float:
+    """The number that `text` is, nan for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

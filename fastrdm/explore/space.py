@@ -19,7 +19,7 @@ CLUSTERS = 12
 class Neighbors(NamedTuple):
     """The nearest other images of each image, by cosine of centered features."""
 
-    index: NDArray[np.int64]  # (N, K), nearest first
+    images: NDArray[np.int64]  # (N, K), nearest first
     cosine: NDArray[np.float32]  # (N, K)
 
 
@@ -77,11 +77,11 @@ def closest_pairs(pixels: Neighbors, trained: Neighbors) -> list[tuple[int, int,
     """
     known = {
         (min(i, j), max(i, j)): c
-        for i, row in enumerate(pixels.index.tolist())
+        for i, row in enumerate(pixels.images.tolist())
         for j, c in zip(row, pixels.cosine[i], strict=True)
     }
     pairs = {}
-    for i, row in enumerate(trained.index.tolist()):
+    for i, row in enumerate(trained.images.tolist()):
         for j, cosine in zip(row, trained.cosine[i], strict=True):
             key = (min(i, j), max(i, j))
             if key in known:
@@ -91,12 +91,13 @@ def closest_pairs(pixels: Neighbors, trained: Neighbors) -> list[tuple[int, int,
 
 def outlier_scores(found: Neighbors) -> NDArray[np.float32]:
     """1 less the mean cosine (N,) to the nearest images: large for an image that is like no other."""
-    return 1 - found.cosine.mean(1)
+    scores: NDArray[np.float32] = 1 - found.cosine.mean(1)
+    return scores
 
 
 def voted(found: Neighbors, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Class (N,) that most of the VOTERS nearest labeled images have, the nearest one's on a tie; -1 without any."""
-    near = labels[found.index[:, :VOTERS]]
+    near = labels[found.images[:, :VOTERS]]
     out = np.full(len(labels), -1)
     for i, row in enumerate(near):
         row = row[row >= 0]

@@ -36,9 +36,9 @@ def sheets(pictures: Pixels, budget: int) -> dict[str, Any]:
 
 def _sheet(pictures: Pixels, side: int) -> bytes:
     rows = -(-len(pictures) // COLUMNS)
-    page = np.zeros((rows * COLUMNS, side, side, 3), np.uint8)
-    page[: len(pictures)] = resized(pictures, side)
-    page = page.reshape(rows, COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, COLUMNS * side, 3)
+    cells = np.zeros((rows * COLUMNS, side, side, 3), np.uint8)
+    cells[: len(pictures)] = resized(pictures, side)
+    page = cells.reshape(rows, COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, COLUMNS * side, 3)
     file = io.BytesIO()
     Image.fromarray(page).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
