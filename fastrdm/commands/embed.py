@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastrdm.commands.evaluate import Live, add_weights
 from fastrdm.commands.evaluate import opened as open_foreign
-from fastrdm.commands.pretrained import Pretrained, from_path, load_projector
+from fastrdm.commands.pretrained import Pretrained, add_trust, from_path, load_projector
 from fastrdm.evaluation.embedding import FEATURES, Embedded, blocks, complete, embed, tap_features, unit_length, whiten
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.loaders.sources.open import open_source
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("words", nargs="*", metavar="RUN SOURCE", help="SOURCE: a folder, or a name as in loader.source")
     p.add_argument("-o", "--out", type=Path, metavar="OUT", required=True, help="folder of the files")
     add_weights(p)
+    add_trust(p)
     add_images(p)
     p.add_argument(
         "--tap",
@@ -116,8 +117,10 @@ def main(arguments: Sequence[str]) -> int:
         pretrained, words = open_foreign(None, options), options.words
     else:
         require(bool(options.words), "RUN", "a run folder or an exported file", None)
-        pretrained = from_path(Path(options.words[0]), options.branch, options.encoder)
         words = options.words[1:]
+        given = loader_of(words[0], options.root, None).source if words else None
+        path = Path(options.words[0])
+        pretrained = from_path(path, options.branch, options.encoder, given, trust=options.trust)
     require(len(words) <= 1, "SOURCE", "one folder or name", words)
     data = loader_of(words[0] if words else None, options.root, pretrained.loader)
     require(not (options.out / FEATURES).exists(), "-o", "a folder without features.npy", str(options.out))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastrdm.commands.embed import add_images, loader_of
 from fastrdm.commands.evaluate import Live
-from fastrdm.commands.pretrained import Pretrained, from_path
+from fastrdm.commands.pretrained import Pretrained, add_trust, from_path
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.explore import space
 from fastrdm.explore.gather import DRAWS, Gathered, gather, views_of
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--images", type=int, default=MOST_IMAGES, help="most images, spread evenly; default 10,000")
     p.add_argument("--views", type=int, default=100, help="images whose augmented views are kept; default 100")
     p.add_argument("--columns", type=Path, metavar="CSV", help="more to color by: a column `name`, and others")
+    add_trust(p)
     add_images(p)
     return p
 
@@ -73,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     require(len(others) <= 1, "SOURCE", "one folder or name beside run folders with checkpoints", others)
     require(len(runs) <= MOST_RUNS, "RUN", f"at most {MOST_RUNS} of them", len(runs))
     began, live = time.monotonic(), Live()
-    trained = [from_path(Path(run), options.branch) for run in runs]
+    given = loader_of(others[0], options.root, None).source if others else None
+    trained = [from_path(Path(run), options.branch, None, given, trust=options.trust) for run in runs]
     data = loader_of(others[0] if others else None, options.root, trained[0].loader)
     source = open_source(data, options.split)
     require(len(source) > 1, "SOURCE", f"at least two images in its {options.split} split", data.root or data.source)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, description, from_path
+from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, add_trust, description, from_path
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import EXPORTS, check_export
 from fastrdm.schema import require
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="FILE", required=True)
     p.add_argument("--precision", choices=tuple(ONNX_TOLERANCE), default="fp32", help="of the weights in an ONNX file")
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+    add_trust(p)
     return p
 
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     ending = {"safetensors": ".safetensors", "onnx": ".onnx"}.get(layout, out.suffix)
     require(out.suffix == ending, "--out", f"a name that ends in {ending} for --layout {layout}", str(out))
     require(layout == "onnx" or options.precision == "fp32", "--precision", "fp32 but for --layout onnx", "fp16")
-    pretrained = from_path(Path(options.checkpoint), options.branch)
+    pretrained = from_path(Path(options.checkpoint), options.branch, trust=options.trust)
     check_export(pretrained.config, layout)
     if layout == "onnx":
         _require_package("onnx", "onnxscript", "onnxruntime")

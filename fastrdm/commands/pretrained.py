@@ -1,5 +1,6 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
+import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -30,6 +31,12 @@ from fastrdm.schema import Triple, require
 
 CARD = "config.json"  # beside weights from Hugging Face
 DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the encoder's settings and its preprocessing
+
+
+def add_trust(p: argparse.ArgumentParser) -> None:
+    """The option without which a stored configuration brings no code with it."""
+    told = "load the parts outside fastrdm (package.module:Name) that a stored configuration names: they are code"
+    p.add_argument("--trust", action="store_true", help=told)
 
 
 class Pretrained(NamedTuple):
@@ -90,20 +97,25 @@ class LoadedEncoder(NamedTuple):
     preprocess: Preprocess
 
 
-def load_encoder(path: str | Path, branch: Branch = "online") -> LoadedEncoder:
+def load_encoder(path: str | Path, branch: Branch = "online", *, trust: bool = False) -> LoadedEncoder:
     """Load the encoder of a run folder, of one of its checkpoints, or of a file that `fastrdm export` wrote.
 
     `branch`: the online network, or "target", its moving average; an exported file holds one of them. A file must be a
-    safetensors file or a torch file, which describe their encoder and preprocessing. Raises ValueError for anything
-    else, and CheckpointError for a checkpoint that is damaged.
+    safetensors file or a torch file, which describe their encoder and preprocessing. `trust`: load the parts outside
+    fastrdm that a run or a file names, which are code. Raises ValueError for anything else, and CheckpointError for a
+    checkpoint that is damaged.
     """
-    found = from_path(Path(path), branch)
+    found = from_path(Path(path), branch, trust=trust)
     return LoadedEncoder(found.encoder, preprocess_of(found.view))
 
 
-def from_path(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
-    """The encoder of a run folder, a step folder, or a file that `fastrdm export` wrote."""
-    return from_export(path, branch) if path.is_file() else from_run(path, branch, encoder)
+def from_path(
+    path: Path, branch: Branch, encoder: str | None = None, source: str | None = None, *, trust: bool = False
+) -> Pretrained:
+    """The encoder of a run folder or step folder, by `from_run`, or of a file that `fastrdm export` wrote."""
+    if path.is_file():
+        return from_export(path, branch, trust=trust)
+    return from_run(path, branch, encoder, source, trust=trust)
 
 
 def preprocess_of(view: ViewSpec) -> Preprocess:
@@ -135,8 +147,11 @@ def write_classifier(pretrained: Pretrained, model: nn.Sequential, classes: list
     os.replace(partial, file)
 
 
-def from_export(file: Path, branch: Branch) -> Pretrained:
-    """The encoder in a file that `fastrdm export` wrote for torch or as safetensors; ValueError for another file."""
+def from_export(file: Path, branch: Branch, *, trust: bool = False) -> Pretrained:
+    """The encoder in a file that `fastrdm export` wrote for torch or as safetensors; ValueError for another file.
+
+    It is refused as well where its encoder is code from outside fastrdm, without `trust`.
+    """
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="pt") as opened:
@@ -153,6 +168,8 @@ def from_export(file: Path, branch: Branch) -> Pretrained:
     if metadata["branch"] != branch:
         raise ValueError(f"{file} holds the {metadata['branch']} branch, not the {branch} one")
     stored = json.loads(metadata[DESCRIPTION])
+    if not trust:
+        run_config.refuse_foreign([{"encoder": stored["encoder"]}], (), file)
     config = TypeAdapter(EncoderConfig).validate_python(stored["encoder"])
     encoder = build_encoder(config)
     heads = tuple(f"{name}." for name in stored.get("classifier", ()))
@@ -162,22 +179,33 @@ def from_export(file: Path, branch: Branch) -> Pretrained:
     return Pretrained(encoder.eval(), config, view, None, file.parent, origin)
 
 
-def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
-    """The encoder of a run folder's newest checkpoint, or of a step folder; `encoder` is refused if it is another's."""
+def from_run(
+    path: Path, branch: Branch, encoder: str | None = None, source: str | None = None, *, trust: bool = False
+) -> Pretrained:
+    """The encoder of a run folder's newest checkpoint, or of a step folder.
+
+    `encoder` names the one that the user expects, and is refused if it is another's; `source` takes the place of the
+    run's own. ValueError where the checkpoint names parts outside fastrdm that neither of them names, without `trust`.
+    """
     steps = checkpoint.existing(path)
     if not steps and not (path / META).exists():
         hint = ": a file of weights takes --weights FILE --layout NAME" if path.is_file() else ""
         raise ValueError(f"CHECKPOINT must be a run folder with checkpoints, or one of them, got {path}{hint}")
     found = checkpoint.read(steps[0] if steps else path)
-    settings = run_config.resolve(found.meta["config"])
-    if encoder not in (None, settings.encoder.name):
-        raise ValueError(f"--encoder must be {settings.encoder.name}, which {found.path} holds, got {encoder}")
+    given = {"encoder": {"name": encoder}, "loader": {"source": source}}
+    stored = found.meta["config"]
+    if encoder not in (None, run_config.below(stored, "encoder", "name")):
+        stands = run_config.below(stored, "encoder", "name")
+        raise ValueError(f"--encoder must be {stands}, which {found.path} holds, got {encoder}")
+    changes = [{key: value} for key, value in given.items() if None not in value.values()]
+    settings = run_config.restore(stored, found.path / META, changes, trust=trust)
     if branch == "target" and settings.method.ema is None:
         raise ValueError(f"--branch must be online: {settings.preset} of {found.path} keeps no moving average")
     prefix = f"method.{branch}.encoder."
     weights = {key.removeprefix(prefix): x for key, x in found.weights.items() if key.startswith(prefix)}
     model = build_encoder(settings.encoder)
     checkpoint.load_weights(model, found._replace(weights=weights))
+    check_finite(model, found.path)
     origin = {
         "path": str(found.path),
         "step": found.meta["step"],
@@ -200,6 +228,7 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         raise ValueError(f"--weights must be a file, got {file}")
     model = build_encoder(encoder)
     load_foreign(model, encoder, file, layout, branch)
+    check_finite(model, file)
     view = public_view(file, encoder, getattr(model.backbone, "pretrained_cfg", {}))
     origin = {
         "path": str(file),
@@ -235,9 +264,18 @@ def load_projector(pretrained: Pretrained) -> Head:
     """The projector that was trained with this encoder, in evaluation mode; a file of weights holds none."""
     require(pretrained.loader is not None, "--tap", "a module of the encoder for a file of weights", "the projector")
     found = checkpoint.read(Path(pretrained.origin["path"]))
-    settings = run_config.resolve(found.meta["config"])
+    # `from_run` has refused what this configuration must not name.
+    settings = run_config.restore(found.meta["config"], found.path / META, trust=True)
     prefix = f"method.{pretrained.origin['branch']}.projector."
     weights = {key.removeprefix(prefix): x for key, x in found.weights.items() if key.startswith(prefix)}
     projector = Head(settings.method.projector, pretrained.encoder.features)
     checkpoint.load_weights(projector, found._replace(weights=weights))
     return projector.eval()
+
+
+def check_finite(model: Encoder, path: Path) -> None:
+    """ValueError names the weights and statistics that hold NaN or infinity: every feature would be NaN."""
+    wrong = [key for key, x in model.state_dict().items() if not x.isfinite().all()]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise ValueError(f"{path} holds weights that are not finite, {len(wrong)} tensors: {shown}")

@@ -46,11 +46,9 @@ def with_alarms(runs: Sequence[Run]) -> Runs:
     """The runs, and their alarms numbered in the order of runs and epochs."""
     found: list[Alarm] = []
     for i, run in enumerate(runs):
-        lines = sorted(run.alarms, key=lambda line: line["epoch"])
-        kinds = [(line["alarm"], str(line.get("tap") or "")) for line in lines]
-        for kind, tap in dict.fromkeys(kinds):
-            first = lines[kinds.index((kind, tap))]
-            found.append(Alarm(len(found) + 1, run, color_of(i)[0], first, tap, kinds.count((kind, tap))))
+        for first in sorted(run.alarms, key=lambda line: line["epoch"]):
+            color, tap = color_of(i)[0], str(first.get("tap") or "")
+            found.append(Alarm(len(found) + 1, run, color, first, tap, first["times"]))
     return Runs(list(runs), found)
 
 
