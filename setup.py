@@ -80,6 +80,7 @@ setup(
     packages=find_packages(include=["fastrdm", "fastrdm.*"]),
     package_data={
         "fastrdm": ["py.typed", "recipes/**/*.yaml", "recipes/*.yaml"],
+        "fastrdm.report": ["assets/*"],
         "fastrdm.loaders.sources": ["class_lists/*.txt"],
         "fastrdm.kernels.augment": ["csrc/*"],
     },
