@@ -68,10 +68,10 @@ def test_values_under_the_pointer_runs_that_hide_zoom_and_folds(page: Path) -> N
     answer = json.loads(
         ask(
             page,
-            """const loss = [...document.querySelectorAll("figure")].find(f => f.innerText.startsWith("Loss"));
+            """const loss = [...document.querySelectorAll("figure")].find(f => f.textContent.startsWith("Loss"));
             const over = loss.querySelector(".u-over"), box = over.getBoundingClientRect();
             const at = (kind, share, target = over) => target.dispatchEvent(new MouseEvent(kind, {bubbles: true,
-              clientX: box.left + share * box.width, clientY: box.top + 50, button: 0}));
+              clientX: box.left + share * box.width, clientY: box.top + 50, movementX: 9, button: 0}));
             const legend = () => loss.querySelector(".u-legend").innerText.replace(/\\s+/g, "");
             const ink = () => loss.querySelector("canvas").toDataURL();
             at("mouseenter", 0.5); at("mousemove", 0.5); await frame();
@@ -85,13 +85,14 @@ def test_values_under_the_pointer_runs_that_hide_zoom_and_folds(page: Path) -> N
             const off = [...document.querySelectorAll(".runs tbody tr")].map(r => r.hidden);
             const hidden = loss.querySelectorAll(".u-legend .u-off").length;
             button.click(); await frame();
-            const fold = [...document.querySelectorAll("details")].find(d => d.innerText.startsWith("Use of"));
+            const fold = [...document.querySelectorAll("details")].find(d => d.textContent.startsWith("Linear probe"));
             fold.open = true; fold.scrollIntoView(); await frame(); await frame();
             answer = JSON.stringify({hovered, zoomed, off, hidden, pressed: button.getAttribute("aria-pressed"),
-              folded: fold.querySelectorAll("canvas").length > 0 || fold.innerText.includes("Not logged")});""",
+              folded: fold.querySelectorAll("canvas").length, charts: fold.querySelectorAll(".chart").length});""",
         )
     )
     # A run that ended before has its last value.
     assert answer["hovered"] == "epoch4long0.025short0.034483"
-    assert answer["zoomed"] and answer["folded"]
+    assert answer["zoomed"]
+    assert answer["folded"] == answer["charts"]
     assert answer["off"] == [False, True] and answer["hidden"] == 1 and answer["pressed"] == "true"
