@@ -39,9 +39,9 @@ CITATION = (HERE / "CITATION.cff").read_text(encoding="utf-8")
 repository = re.search(r"^repository-code: *\"?([^\s\"]+)", CITATION, re.MULTILINE)
 REPOSITORY = repository[1] if repository else ""
 VISION = ["torchvision>=0.26"]
-TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
-TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
 PLOTS = ["matplotlib>=3.8"]
+TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
+TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
 
 setup(
     name="fastrdm",
@@ -99,13 +99,13 @@ setup(
     extras_require={
         "test": TEST,
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
-        "dev": [*TEST, *PLOTS, "ruff", "mypy", "types-PyYAML"],
+        "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
         "timm": [*VISION, "timm>=1.0.20"],
-        "tensorboard": ["tensorboard"],
-        "wandb": ["wandb"],
+        "tensorboard": ["tensorboard", *PLOTS],
+        "wandb": ["wandb", *PLOTS],
     },
     cmdclass={"sdist": SourceDistribution},
     entry_points={"console_scripts": ["fastrdm=fastrdm.cli:entry"]},

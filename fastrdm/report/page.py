@@ -169,7 +169,7 @@ def _best(run: Run, key: str) -> float:
 
 def _overview(all_runs: Runs) -> str:
     """A line a run: verdict, accuracy beside what it has to beat, ranks, speed."""
-    head = "run,verdict,k-NN,best,raw pixels,random encoder,probe,rank online,rank target,images/s,loss,epochs,preset"
+    head = "run,verdict,k-NN,best,raw pixels,random encoder,probe,rank online,rank target,images/s,loss,epochs"
     convention = convention_of(all_runs)
     rows = []
     for i, run in enumerate(all_runs.runs):
@@ -178,7 +178,7 @@ def _overview(all_runs: Runs) -> str:
         baselines = (run.last(key) for key in ("knn_raw_pixels", "knn_random_encoder", "probe"))
         rows.append(
             [
-                f"<b>{_swatch(i)}{escape(run.name)}</b>",
+                f"<b>{_swatch(i)}{escape(run.name)}</b> <small>{escape(str(run.setting('preset') or ''))}</small>",
                 verdict(run, all_runs.alarms),
                 *(_figure(value, ".1%") for value in (*accuracies, *baselines)),
                 _figure(online, ".1f"),
@@ -186,7 +186,6 @@ def _overview(all_runs: Runs) -> str:
                 _figure(run.last("images_per_second"), ",.0f"),
                 _figure(run.last("loss"), ".4f"),
                 progress(run),
-                escape(str(run.setting("preset") or "-")),
             ]
         )
     about = "about the mean" if convention == CENTERED_CONVENTION else "about 0"

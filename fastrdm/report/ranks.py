@@ -67,7 +67,8 @@ def _ranks(all_runs: Runs, taps: Sequence[str], convention: str, axis: Axis) -> 
         for i, (run, color, dash) in enumerate(all_runs.colors()):
             key = rank_key(run, tap, convention)
             if run.series(key)[0]:
-                style = color_of(TAPS.index(tap)) if len(taps) > 1 else (color, dash)
+                # Of a single run, the target is dashed: the branches of a method without a predictor are equal.
+                style = (color_of(TAPS.index(tap))[0], "7 3" * (tap == "target")) if len(taps) > 1 else (color, dash)
                 lines.append(curve(run, key, tap if len(taps) > 1 else run.name, *style, index=i))
                 kinds.append((KINDS[key.split("/")[-1]], run.name))
     if not lines:

@@ -4,13 +4,17 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.profiler import ProfileConfig
+from fastrdm.runtime.trackers import TensorBoard, Tracker, WandB, spectrum_picture, view_picture
 from fastrdm.schema import STRICT
 
 
@@ -22,10 +26,12 @@ class LogConfig:
     """Steps between two lines of metrics. The host waits for the device only then."""
 
     tensorboard: bool = False
-    """Write the metrics for TensorBoard as well."""
+    """Write metrics, settings and pictures of views and spectra for TensorBoard as well."""
 
     wandb: str | None = None
-    """Project on Weights & Biases that gets the metrics as well. `null` sends nothing."""
+    """Project on Weights & Biases that gets metrics, settings and pictures of views and spectra as well. `null` sends
+    nothing.
+    """
 
     report: bool = True
     """Write report.html into the run's folder when the run ends."""
@@ -45,13 +51,13 @@ class RunLog:
     def __init__(self, config: LogConfig, run: Path, step: int, settings: dict[str, Any], main: bool) -> None:
         """`step`: where the run goes on; what a killed run wrote after it is dropped, all of it when starting again."""
         self.main = main
-        self._sinks: list[Any] = []
+        self._trackers: list[Tracker] = []
         if not main:
             return
         if config.tensorboard:
-            self._sinks.append(_TensorBoard(run, step))
+            self._trackers.append(TensorBoard(run, step, settings))
         if config.wandb:
-            self._sinks.append(_WandB(config.wandb, run, settings))
+            self._trackers.append(WandB(config.wandb, run, settings))
         self.path = run / "metrics.jsonl"
         for path in {self.path, *run.glob("*.jsonl")}:
             kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
@@ -64,14 +70,24 @@ class RunLog:
         if not self.main:
             return
         self.append("metrics", step, epoch, {"time": round(time.time(), 3), **metrics})
-        for sink in self._sinks:
-            sink.write(step, metrics)
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
 
     def append(self, name: str, step: int, epoch: float, record: dict[str, Any]) -> None:
         """Append a line to NAME.jsonl."""
         if self.main:
             with self.path.with_name(f"{name}.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **record}) + "\n")
+        if name == "spectra":
+            for tracker in self._trackers:
+                tracker.picture(step, f"spectrum/{record['tap']}/{record['convention']}", spectrum_picture(record))
+
+    def show_views(self, step: int, views: Sequence[Tensor], specs: Sequence[ViewSpec]) -> None:
+        """Show the first images of a batch to TensorBoard and Weights & Biases, as training sees them."""
+        if self._trackers:
+            picture = view_picture(views, specs)
+            for tracker in self._trackers:
+                tracker.picture(step, "views", picture)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -89,8 +105,8 @@ class RunLog:
             print(text, flush=True)
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _lines(path: Path) -> list[str]:
@@ -98,34 +114,3 @@ def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]
-
-
-class _TensorBoard:
-    def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError("log.tensorboard needs tensorboard: pip install 'fastrdm[tensorboard]'") from None
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _WandB:
-    def __init__(self, project: str, run: Path, settings: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("log.wandb needs wandb: pip install 'fastrdm[wandb]'") from None
-        self.run = wandb.init(project=project, id=run.name, dir=str(run), config=settings, resume="allow")
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(metrics, step=step)
-
-    def close(self) -> None:
-        self.run.finish()

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const charts = new Map(); // drawn charts by their element
   const hidden = new Set(JSON.parse(remembered("hidden") || "[]"));
-  const HEIGHT = 240, POLL = 4000, FONT = "12px system-ui, Helvetica, Arial, sans-serif", SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+  const HEIGHT = 270, POLL = 4000, FONT = "12px system-ui, Helvetica, Arial, sans-serif", SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
   function remembered(key) { try { return sessionStorage.getItem(location.pathname + key); } catch { return null; } }
   function remember(key, value) { try { sessionStorage.setItem(location.pathname + key, value); } catch { /* private */ } }
