@@ -1,9 +1,14 @@
 """Building blocks of every settings class: strictness, `require`, durations, and the run's length they refer to."""
 
+import dataclasses
+import difflib
 import re
-from typing import Annotated, NamedTuple
+from collections.abc import Iterable
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict
+
+from fastrdm.renamed import RENAMED
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """A misspelled key is an error. The docstring under a field is its text in `--help`."""
@@ -17,6 +22,15 @@ def require(holds: bool, key: str, expected: str, value: object) -> None:
     """Raise ValueError naming `key`, what it takes and what it got, unless `holds`."""
     if not holds:
         raise ValueError(f"{key} must be {expected}, got {value!r}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Suggestion for an unknown word: its new name, else the nearest known one, else all known ones."""
+    names = list(known)
+    if RENAMED.get(word) in names:
+        return f"it is called {RENAMED[word]!r} now"
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ep|%)|([0-9]+)(st)")
@@ -39,6 +53,11 @@ def _checked(duration: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_checked)]
+
+
+def durations(settings: Any) -> list[str]:
+    """Names of the fields of a settings dataclass that hold a duration."""
+    return [field.name for field in dataclasses.fields(settings) if field.type == Duration]
 
 
 def steps_of(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

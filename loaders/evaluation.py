@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
 from fastrdm.loaders.order import Indices
-from fastrdm.loaders.sources.decode import CorruptImage, Pixels
-from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.sources.decode import CorruptImage, Pixels, new_pixels
+from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import ViewSpec
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def _decoded(
 
     def read(index: int) -> Pixels | None:
         try:
-            return source.read(index)
+            return source.read_into(index, new_pixels, ReadTime())
         except CorruptImage as error:
             if faults is None:
                 raise

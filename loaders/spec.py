@@ -1,11 +1,13 @@
 """The contract of every loading engine: settings of views and loader, and the batch that it yields."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from fastrdm.kernels.augment.layout import OPERATIONS
@@ -14,6 +16,14 @@ from fastrdm.schema import STRICT, Pair, Triple, require
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+def _workers(value: object) -> object:
+    whole = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())
+    require(value == "auto" or whole, "workers", "auto or a whole number of threads", value)
+    return value
+
+
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
 
 
@@ -128,6 +138,16 @@ class ViewSpec:
         return replace(self, size=size, progressive=()) if self.progressive else self
 
 
+MOST_WORKERS = 16  # threads of a process; more were never faster
+
+
+def cores_of_a_process() -> int:
+    """Cores for each of the processes that share those which this one may use: from 1 to MOST_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    together = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(max(cores // (int(together) if together.isdecimal() and int(together) else 1), 1), MOST_WORKERS)
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoaderConfig:
     """The data set, and the engine that turns it into batches of views."""
@@ -176,8 +196,10 @@ class LoaderConfig:
     and triton on a GPU.
     """
 
-    workers: int = 2
-    """Decoding threads of each process."""
+    workers: Workers = "auto"
+    """Decoding threads of each process. `auto` takes the cores that the process may use, divided among the processes of
+    the machine, and 16 at most.
+    """
 
     prefetch: int = 4
     """Batches prepared ahead of the training step."""
@@ -198,6 +220,11 @@ class LoaderConfig:
     max_corrupt: float = 0.001
     """Share of unreadable images above which the run stops. Up to there, a readable image takes the place of each."""
 
+    @property
+    def threads(self) -> int:
+        """Number of decoding threads, whether it was set or is left to the number of cores."""
+        return cores_of_a_process() if self.workers == "auto" else self.workers
+
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
         require(len(self.views) >= 2, "views", "at least two views", len(self.views))
@@ -205,7 +232,7 @@ class LoaderConfig:
         fits = max(sizes[2:], default=0) <= max(sizes[:2])
         require(fits, "views", "two global views and local crops that are no larger (sizes in pixels)", sizes)
         require(self.max_enlarge > 0, "max_enlarge", "above 0", self.max_enlarge)
-        require(self.workers >= 1, "workers", "at least 1 thread", self.workers)
+        require(self.workers == "auto" or self.workers >= 1, "workers", "at least 1 thread", self.workers)
         require(self.prefetch >= 1, "prefetch", "at least 1 batch", self.prefetch)
         require(self.prefetch_mb >= 1, "prefetch_mb", "at least 1 MiB", self.prefetch_mb)
         require(self.window >= 1, "window", "at least 1 shard", self.window)

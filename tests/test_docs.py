@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrdm import cli
 from fastrdm.config import run_config, tree
 from fastrdm.methods.presets import PRESETS
 
@@ -72,6 +73,24 @@ def test_shown_python_runs(block: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^ *print\(", block, re.MULTILINE)) <= len(done.stdout.splitlines())
+
+
+def test_parts_of_ones_own_work_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each example of docs/extending.md in a file of the name in its first line, and its commands, in that folder."""
+    page = ROOT / "docs" / "extending.md"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for block in blocks(page, "python"):
+        (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    small = ["method.projector={hidden: 16, out: 12}", "loader.views.*.size=8", "evaluate.baselines=false"]
+    commands = [shlex.split(line) for block in blocks(page, "sh") for line in block.splitlines()]
+    assert {command[1] for command in commands} == {"train", "plan", "eval", "analyze"}
+    assert len([command for command in commands if command[1] == "train"]) == len(blocks(page, "python")) == 6
+    for _, name, *arguments in commands:
+        assert cli.main([name, *arguments, *(small if name == "train" else [])]) == 0, arguments
+        if name == "train":  # what a run writes down reads back
+            run = next(word for word in arguments if word.startswith("run=")).removeprefix("run=")
+            assert run_config.load([f"{run}/config.yaml"]) == run_config.load([*arguments, *small])
 
 
 def test_readme_names_every_preset() -> None:

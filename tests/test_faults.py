@@ -15,6 +15,7 @@ from fastrdm import cli, trainer
 from fastrdm.runtime import checkpoint
 
 ARGUMENTS = [
+    "quickstart.yaml",
     "train.length=6st",
     "optim.warmup=1st",
     "encoder.width=4",
@@ -54,7 +55,7 @@ def saved_steps(tmp_path: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("step-")) for p in checkpoint.existing(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
@@ -84,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_range_of_steps(
     at_step(monkeypatch, 4, poison)
     code, told = run()
     assert code == cli.EXIT_FAILED
-    assert "the loss was not finite in steps 3 to 4" in told
+    assert "the loss was not finite in steps 4 to 4" in told
     assert saved_steps(tmp_path) == [2], "nothing poisoned was saved, the sound checkpoint is there"
 
 
@@ -223,3 +224,39 @@ def test_a_folder_that_is_not_there_or_empty_is_refused_before_any_work(
     code, told = run(*FILES, f"loader.root={root}")
     assert code == cli.EXIT_REFUSED and "lonely" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_splits_of_other_classes_are_trained_on_and_not_measured(
+    run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    root = picture_folder(tmp_path / "pictures")
+    (root / "val" / "flower").rename(root / "val" / "blossom")
+    code, told = run(*FILES, f"loader.root={root}")
+    assert code == 0, told
+    assert "k-NN and probe are not measured: the two splits of folder do not have the same classes" in told
+    assert "1 only in training (flower), 1 only in test (blossom)" in told
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert '"knn' not in lines and '"probe"' not in lines
+
+
+PARTS = {
+    "optimizer": {"state": {}, "param_groups": []},
+    "losses": {"sum": "x"},
+    "monitor": {},
+    "best": {"knn": "x"},
+    "random": [{"cpu": torch.zeros(3)}],
+    "loader": {"position": 0},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_resealed_state_that_is_no_state_is_named(
+    run: Callable[..., tuple[int, str]], tmp_path: Path, part: str
+) -> None:
+    assert run("train.length=1st", "optim.warmup=0st", "evaluate.baselines=false", "log.report=false")[0] == 0
+    found = checkpoint.read(checkpoint.folder(tmp_path / "run", 1))
+    meta = {key: found.meta[key] for key in ("metrics", "config", "versions")}
+    checkpoint.save(tmp_path / "run", 1, found.weights, {**found.state, part: PARTS[part]}, meta)
+    code, told = run("train.length=1st", "optim.warmup=0st", "evaluate.baselines=false", "log.report=false")
+    assert code == cli.EXIT_FAILED
+    assert f"step-00000001 cannot be used: state.pt: {part}: " in told and "no usable checkpoint" in told

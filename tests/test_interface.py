@@ -22,6 +22,7 @@ from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.renamed import RENAMED
 
 SMALL = [
+    "quickstart.yaml",
     "encoder.width=4",
     "loader.batch_size=16",
     "evaluate.every=0st",
@@ -93,7 +94,7 @@ def test_help_has_a_sentence_on_every_command(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     for name, command in cli.COMMANDS.items():
         assert command.sentence[0].isupper() and command.sentence.endswith(".")
-        assert f"\n  {name:7}  {command.sentence}\n" in said
+        assert f"\n  {name:10}  {command.sentence}\n" in said
 
 
 def test_python_dash_m(tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ LAYERS = [
     ["loaders.sources"],
     ["loaders.spec"],
     ["cli"],
-    ["files"],
+    ["files", "parts"],
     ["schema"],
-    ["errors", "renamed"],
+    ["errors", "renamed", "worker"],
     ["kernels.augment"],
     ["kernels.spectral"],
     ["kernels.linalg"],
@@ -141,4 +141,4 @@ def test_train_runs_beside_modules_named_as_pythons(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("preset: simsiam\n")
+    assert done.stdout.startswith("preset: simsiam ")

@@ -15,6 +15,7 @@ from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "train.length=4st",
     "optim.warmup=1st",
     "encoder.width=4",

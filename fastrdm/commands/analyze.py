@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, summary_lines
+from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.sources.open import open_source
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", choices=("train", "test"), default="train", help="whose images")
     p.add_argument("--replicates", type=int, default=100, help="bootstrap samples of an interval, at least 10")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_trust(p)
     return p
 
 
@@ -56,7 +58,13 @@ def main(arguments: Sequence[str]) -> int:
     changes = [word for word in options.words if "=" in word]
     for run in (Path(word) for word in options.words if "=" not in word):
         measured = analyze_run(
-            run, changes, device=device, split=options.split, images=options.images, replicates=options.replicates
+            run,
+            changes,
+            device=device,
+            split=options.split,
+            images=options.images,
+            replicates=options.replicates,
+            trust=options.trust,
         )
         (run / FILE).write_text(json.dumps(measured._asdict(), indent=1))
         lines = [str(run), *summary_lines(measured.metrics)]
@@ -74,15 +82,18 @@ def analyze_run(
     split: Literal["train", "test"] = "train",
     images: int | None = None,
     replicates: int = 100,
+    trust: bool = False,
 ) -> Measured:
     """Analyze a run's newest checkpoint on new views of its images.
 
-    `changes` are settings `a.b=c` laid over the run's own.
+    `changes` are settings `a.b=c` laid over the run's own. ValueError where the checkpoint names parts outside fastrdm
+    that `changes` do not name, without `trust`.
     """
     steps = checkpoint.existing(run)
     require(bool(steps), "RUN", "a run folder with checkpoints", str(run))
     found = checkpoint.read(steps[0])
-    settings = run_config.resolve(found.meta["config"], *map(tree.setting, changes))
+    given = [tree.setting(change) for change in changes]
+    settings = run_config.restore(found.meta["config"], found.path / checkpoint.META, given, trust=trust)
     method, epoch = trained(found, settings)
     method.to(device)
     processes = Processes(rank=0, world=1, device=device)

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fastrdm.commands.pretrained import Pretrained, from_file, from_run
-from fastrdm.config import help
+from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_run
+from fastrdm.config import help, run_config
 from fastrdm.config import tree as trees
 from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
 from fastrdm.evaluation.published_settings import RECIPES
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")
     add_weights(p)
+    add_trust(p)
     p.add_argument("--source", help="images to use; the run's own without it (digits, cifar10, folder, pkg.mod:Class)")
     p.add_argument("--root", help="folder of the images")
     p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
@@ -64,7 +65,7 @@ def add_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
     p.add_argument("--weights", type=Path, metavar="FILE", help="weights of another project, in place of CHECKPOINT")
     p.add_argument("--layout", choices=LAYOUTS, help="the project that wrote FILE")
-    p.add_argument("--encoder", metavar="NAME", help="network of FILE: resnet18, resnet34, resnet50 or timm/NAME")
+    p.add_argument("--encoder", metavar="NAME", help="network of FILE, as in encoder.name: resnet50, timm/NAME, ...")
     p.add_argument("--stem", choices=("imagenet", "cifar", "cifar_padding2"), default="imagenet", help="of that ResNet")
 
 
@@ -74,13 +75,13 @@ def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
         raise ValueError("the encoder must be a CHECKPOINT or --weights FILE, one of the two: see --help")
     if checkpoint is not None:
         require(options.layout is None, "--layout", "left out for a checkpoint of fastrdm", options.layout)
-        return from_run(Path(checkpoint), options.branch, options.encoder)
+        return from_run(Path(checkpoint), options.branch, options.encoder, options.source, trust=options.trust)
     for key in ("layout", "encoder"):
         require(getattr(options, key) is not None, f"--{key}", "given with --weights", None)
     try:
         encoder = EncoderConfig(name=options.encoder, stem=options.stem)
     except ValidationError as error:
-        raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+        raise ValueError("\n".join(run_config.explain(error, EncoderConfig, "encoder"))) from None
     return from_file(options.weights, options.layout, encoder, options.branch)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, description, from_run
+from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, add_trust, description, from_run
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import EXPORTS, check_export
 from fastrdm.schema import require
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layout", choices=EXPORTS, required=True, help="safetensors: the encoder's own keys")
     p.add_argument("--out", type=Path, metavar="FILE", required=True)
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+    add_trust(p)
     return p
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     named = options.layout != "safetensors" or options.out.suffix == ".safetensors"
     require(named, "--out", "a name that ends in .safetensors for --layout safetensors", str(options.out))
-    pretrained = from_run(Path(options.checkpoint), options.branch)
+    pretrained = from_run(Path(options.checkpoint), options.branch, trust=options.trust)
     check_export(pretrained.config, options.layout)
     write(pretrained, options.out)
     print(f"{options.out}: {pretrained.config.name}, {checked(pretrained, options.layout, options.out)}")

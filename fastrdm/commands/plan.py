@@ -8,18 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
+from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.methods.center_sharpen import CenterSharpen
-from fastrdm.models.encoders import RESNETS
+from fastrdm.models.encoders import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
 from fastrdm.report.run_files import read_runs
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon, require, steps_of
+from fastrdm.training import automatic
+from fastrdm.training.fit import fit_warmup
 from fastrdm.training.learner import Learner
 from fastrdm.training.step import changes
 
@@ -50,18 +56,27 @@ def main(arguments: Sequence[str]) -> int:
     """`fastrdm plan`; the exit status."""
     parser = argparse.ArgumentParser(prog="fastrdm plan", description="Steps, memory and time of a run.")
     parser.add_argument("config", nargs="*", metavar="CONFIG a.b=c", help="as for fastrdm train")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes, one a GPU")
+    parser.add_argument("--gpus", type=int, metavar="N", help="processes, one a GPU; left out: one, on what is here")
     parser.add_argument("--images", type=int, metavar="N", help="images of the set, where it is not here")
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
     parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
+    add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
-    settings = run_config.load(options.config)
+    loaded = run_config.compose(options.config, trust=options.trust)
+    cuda = options.gpus is not None or torch.cuda.is_available()
+    here = torch.device("cuda" if cuda and loaded.config.train.device != "cpu" else "cpu")
+    gpus = options.gpus or 1
+    settings, chosen = automatic.choose(loaded.config, Processes(0, gpus, here))
+    images = data(settings, options.images)
+    epoch = max(images.images // settings.loader.batch_size, 1)
+    horizon = Horizon(epoch, max(steps_of(settings.train.length, epoch), 1))
+    settings, notes = fit_warmup(settings, horizon, user_sets(loaded.layers))
     speed = throughput(settings, options.images_per_second, options.run, options.table)
-    print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
+    print("\n".join([*summary_lines(settings, gpus, images, speed), *loaded.assumed, *chosen, *notes]))
     return 0
 
 
@@ -101,8 +116,9 @@ def table_row(settings: Config, table: str) -> Throughput:
     """The row of a table of benchmarks.training.step that has the step of this configuration; ValueError without."""
     c, encoder = settings, settings.encoder
     wanted: dict[str, object] = {"contestant": "step", "preset": c.preset, "encoder": encoder.name}
-    if encoder.name in RESNETS:
-        wanted |= {"width": encoder.width or RESNETS[encoder.name].width, "stem": encoder.stem}
+    network = find_encoder(encoder.name)
+    wanted |= {"width": encoder.width or network.width} if "width" in network.takes else {}
+    wanted |= {"stem": encoder.stem} if "stem" in network.takes else {}
     wanted |= {"size": c.loader.views[0].size, "views": len(c.loader.views), "batch": c.loader.batch_size}
     made = {"compile": c.train.compile, "capture": c.train.capture}
     wanted |= {"precision": c.train.precision, **{how: "yes" if chosen else "no" for how, chosen in made.items()}}

@@ -1,5 +1,6 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
+import argparse
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,12 @@ from fastrdm.runtime.checkpoint import META, WEIGHTS
 from fastrdm.schema import Triple
 
 DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the encoder's settings and its preprocessing
+
+
+def add_trust(p: argparse.ArgumentParser) -> None:
+    """The option without which a stored configuration brings no code with it."""
+    told = "load the parts outside fastrdm (package.module:Name) that a stored configuration names: they are code"
+    p.add_argument("--trust", action="store_true", help=told)
 
 
 class Pretrained(NamedTuple):
@@ -66,17 +73,18 @@ class LoadedEncoder(NamedTuple):
     preprocess: Preprocess
 
 
-def load_encoder(path: str | Path, branch: Branch = "online") -> LoadedEncoder:
+def load_encoder(path: str | Path, branch: Branch = "online", *, trust: bool = False) -> LoadedEncoder:
     """Load the encoder of a run folder, of one of its checkpoints, or of a file that `fastrdm export` wrote.
 
     `branch`: the online network, or "target", its moving average; an exported file holds one of them. A file must be a
-    safetensors file, which describes its encoder and preprocessing. Raises ValueError for anything else, and
-    CheckpointError for a checkpoint that is damaged.
+    safetensors file, which describes its encoder and preprocessing. `trust`: load the parts outside fastrdm that a run
+    or a file names, which are code. Raises ValueError for anything else, and CheckpointError for a checkpoint that is
+    damaged.
     """
     path = Path(path)
     if path.is_file():
-        return _exported(path, branch)
-    found = from_run(path, branch)
+        return _exported(path, branch, trust)
+    found = from_run(path, branch, trust=trust)
     return LoadedEncoder(found.encoder, preprocess_of(found.view))
 
 
@@ -91,7 +99,7 @@ def description(pretrained: Pretrained) -> str:
     return json.dumps({"encoder": encoder, "preprocess": asdict(preprocess_of(pretrained.view))})
 
 
-def _exported(file: Path, branch: Branch) -> LoadedEncoder:
+def _exported(file: Path, branch: Branch, trust: bool) -> LoadedEncoder:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -102,27 +110,40 @@ def _exported(file: Path, branch: Branch) -> LoadedEncoder:
     if metadata["branch"] != branch:
         raise ValueError(f"{file} holds the {metadata['branch']} branch, not the {branch} one")
     stored = json.loads(metadata[DESCRIPTION])
+    if not trust:
+        run_config.refuse_foreign([{"encoder": stored["encoder"]}], (), file)
     encoder = build_encoder(TypeAdapter(EncoderConfig).validate_python(stored["encoder"]))
     encoder.backbone.load_state_dict(load_file(file))
     return LoadedEncoder(encoder.eval(), TypeAdapter(Preprocess).validate_python(stored["preprocess"]))
 
 
-def from_run(path: Path, branch: Branch, encoder: str | None = None) -> Pretrained:
-    """The encoder of a run folder's newest checkpoint, or of a step folder; `encoder` is refused if it is another's."""
+def from_run(
+    path: Path, branch: Branch, encoder: str | None = None, source: str | None = None, *, trust: bool = False
+) -> Pretrained:
+    """The encoder of a run folder's newest checkpoint, or of a step folder.
+
+    `encoder` names the one that the user expects, and is refused if it is another's; `source` takes the place of the
+    run's own. ValueError where the checkpoint names parts outside fastrdm that neither of them names, without `trust`.
+    """
     steps = checkpoint.existing(path)
     if not steps and not (path / META).exists():
         hint = ": a file of weights takes --weights FILE --layout NAME" if path.is_file() else ""
         raise ValueError(f"CHECKPOINT must be a run folder with checkpoints, or one of them, got {path}{hint}")
     found = checkpoint.read(steps[0] if steps else path)
-    settings = run_config.resolve(found.meta["config"])
-    if encoder not in (None, settings.encoder.name):
-        raise ValueError(f"--encoder must be {settings.encoder.name}, which {found.path} holds, got {encoder}")
+    given = {"encoder": {"name": encoder}, "loader": {"source": source}}
+    stored = found.meta["config"]
+    if encoder not in (None, run_config.below(stored, "encoder", "name")):
+        stands = run_config.below(stored, "encoder", "name")
+        raise ValueError(f"--encoder must be {stands}, which {found.path} holds, got {encoder}")
+    changes = [{key: value} for key, value in given.items() if None not in value.values()]
+    settings = run_config.restore(stored, found.path / META, changes, trust=trust)
     if branch == "target" and settings.method.ema is None:
         raise ValueError(f"--branch must be online: {settings.preset} of {found.path} keeps no moving average")
     prefix = f"method.{branch}.encoder."
     weights = {key.removeprefix(prefix): x for key, x in found.weights.items() if key.startswith(prefix)}
     model = build_encoder(settings.encoder)
     checkpoint.load_weights(model, found._replace(weights=weights))
+    check_finite(model, found.path)
     origin = {
         "path": str(found.path),
         "step": found.meta["step"],
@@ -141,6 +162,7 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         raise ValueError(f"--weights must be a file, got {file}")
     model = build_encoder(encoder)
     load_foreign(model, encoder, file, layout, branch)
+    check_finite(model, file)
     view = replace(ViewSpec(), size=224 if encoder.stem == "imagenet" else 32, interpolation="bilinear")
     origin = {
         "path": str(file),
@@ -151,3 +173,11 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         "stem": encoder.stem,
     }
     return Pretrained(model.eval(), encoder, view, None, file.parent, origin)
+
+
+def check_finite(model: Encoder, path: Path) -> None:
+    """ValueError names the weights and statistics that hold NaN or infinity: every feature would be NaN."""
+    wrong = [key for key, x in model.state_dict().items() if not x.isfinite().all()]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise ValueError(f"{path} holds weights that are not finite, {len(wrong)} tensors: {shown}")

@@ -28,16 +28,22 @@ def options(kind: Any) -> list[Any]:
 
 
 def walk(kind: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting below a dataclass; a field that takes one of several dataclasses is not entered."""
+    """Every setting below a dataclass; a field that takes one of several dataclasses, or several, is not entered."""
     for field in dataclasses.fields(kind):
-        inner = options(field.type)
-        if not dataclasses.is_dataclass(field.type):
+        bare = _bare(field.type)
+        inner = options(bare)
+        if not dataclasses.is_dataclass(bare):
             yield Setting(
                 prefix + field.name, _default(field), _choices(field.type), _description(kind, field.name) or ""
             )
-        if len(inner) == 1:
-            many = typing.get_origin(field.type) is tuple
+        if len(inner) == 1 and not any(_bare(item) is not item for item in typing.get_args(bare)):
+            many = typing.get_origin(bare) is tuple
             yield from walk(inner[0], f"{prefix}{field.name}.{'*.' if many else ''}")
+
+
+def _bare(kind: Any) -> Any:
+    """An annotation without what Annotated adds to it."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def keys_at(kind: Any, path: list[str]) -> list[str]:
@@ -73,7 +79,8 @@ def _default(field: Any) -> Any:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return tuple(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
 
 
 def _description(kind: Any, name: str) -> str | None:

@@ -17,6 +17,7 @@ from fastrdm.evaluation.finetune import FinetuneConfig, classified, finetune
 from fastrdm.evaluation.knn import knn_hits, wilson_interval
 from fastrdm.evaluation.linear_probe import Features, FitConfig, LinearConfig, Task, cached_batches, linear_probe
 from fastrdm.loaders.evaluation import evaluation_batches
+from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import Loader, ViewSpec
 from fastrdm.loaders.supervised import crop_and_flip, labeled_share, supervised_loader
@@ -65,15 +66,12 @@ class Evaluator:
         machine: Machine,
         tell: Callable[[str], None],
     ) -> None:
-        """ValueError if no image has a label or the splits have other classes."""
-        if train.classes != test.classes:
-            raise ValueError(
-                f"the splits of {train.name} must have the same classes, got {len(train.classes)} and "
-                f"{len(test.classes)}, named differently"
-            )
+        """ValueError if an accuracy on these splits would mean nothing, for want of labels or of common classes."""
+        if reason := no_accuracy(train, test):
+            raise ValueError(f"{reason}: an accuracy would mean nothing")
         self.encoder = encoder.to(machine.device).to(memory_format=torch.channels_last)
         self.view, self.machine, self.tell = view, machine, tell
-        self.train, self.test = _labeled(train, "training"), _labeled(test, "test")
+        self.train, self.test = _labeled(train), _labeled(test)
         self.unread: list[str] = []  # images that could not be decoded, and take no part
         self.tops = (1, 5) if len(train.classes) > 5 else (1,)
 
@@ -126,7 +124,14 @@ class Evaluator:
         for split in ("train", "test"):
             source, faults = getattr(self, split), dict[int, str]()
             self.tell(f"features of {len(source):,} {split} images")
-            found.append(feature_set(self._encode, self._center_views(source, faults)))
+            made = feature_set(self._encode, self._center_views(source, faults))
+            bad = int((~made.features.isfinite().all(1)).sum())
+            if bad:
+                raise ValueError(
+                    f"the features of {bad:,} of {len(source):,} {split} images are not finite: nothing can be measured"
+                    + (" in bf16, try --precision fp32" if self.machine.bf16 else "")
+                )
+            found.append(made)
             if faults:
                 self.unread += faults.values()
                 readable = np.setdiff1d(np.arange(len(source)), list(faults))
@@ -158,10 +163,8 @@ def _share(right: int, of: int) -> dict[str, float]:
     return {"share": right / of, "low": low, "high": high, "right": right, "of": of}
 
 
-def _labeled(source: Source, split: str) -> Source:
+def _labeled(source: Source) -> Source:
     known = np.flatnonzero(source.labels >= 0)
-    if not len(known):
-        raise ValueError(f"the {split} images of {source.name} must have labels, got none")
     return source if len(known) == len(source) else Subset(source, known)
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy.special import ndtri
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fastrdm.evaluation.features import FeatureSet
 from fastrdm.kernels.collectives import process_count, process_rank
+from fastrdm.kernels.linalg.gram import unit_rows
 from fastrdm.runtime.distributed import sum_over_processes
 from fastrdm.schema import STRICT, Duration
 
@@ -71,7 +71,12 @@ def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
 
 
 def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float) -> float:
-    """Share of labeled queries that `knn_hits` counts as right; nan if no row is labeled on either side."""
+    """Share of labeled queries that `knn_hits` counts as right.
+
+    nan if no row is labeled on either side, or if a feature is no finite number.
+    """
+    if not (bank.features.isfinite().all() and query.features.isfinite().all()):
+        return float("nan")
     hits, of = knn_hits(bank, query, k, temperature)
     return hits[0] / of if of else float("nan")
 
@@ -89,8 +94,8 @@ def knn_hits(
     if not len(bank.labels) or not len(query.labels):
         return [0] * len(tops), 0
     count = min(k or (200 if len(bank.labels) >= 10_000 else 20), len(bank.labels))
-    known = F.normalize(bank.features, dim=1).T
-    asked = F.normalize(query.features[process_rank() :: process_count()], dim=1)
+    known = unit_rows(bank.features).T
+    asked = unit_rows(query.features[process_rank() :: process_count()])
     labels = query.labels[process_rank() :: process_count()]
     classes = int(bank.labels.max()) + 1
     right = torch.zeros(len(tops), dtype=torch.int64, device=known.device)

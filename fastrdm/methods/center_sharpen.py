@@ -9,14 +9,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import sum_over_processes
 from fastrdm.schema import STRICT, Duration
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class CenterSharpenConfig:
+class CenterSharpenConfig(TransformConfig):
     """softmax((scores - center) / temperature) (DINO, section 3.1)."""
 
     name: Literal["center_sharpen"] = "center_sharpen"
@@ -43,7 +43,7 @@ class CenterSharpen(Transform):
     temperature: Tensor
 
     def __init__(self, config: CenterSharpenConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
         self.config = config
         self.warmup = min(context.horizon.steps(config.warmup), context.horizon.total)
         assert context.prototypes is not None
@@ -52,6 +52,9 @@ class CenterSharpen(Transform):
 
     def set_step(self, step: int) -> None:
         self.temperature.fill_(linear_ramp(step, self.warmup, self.config.warmup_temperature, self.config.temperature))
+
+    def unfinished(self, duration: str) -> str:
+        return "the temperature rises over the whole run instead"
 
     @torch.no_grad()
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:

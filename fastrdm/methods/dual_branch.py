@@ -7,25 +7,26 @@ from itertools import groupby
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fastrdm import parts
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
-from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, align
-from fastrdm.methods.center_sharpen import CenterSharpen, CenterSharpenConfig
+from fastrdm.methods.alignment import AlignmentConfig, align, find_loss, loss_settings
+from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.methods.predictor import Predictor, PredictorConfig
 from fastrdm.methods.prototypes import PrototypeLayer, Prototypes, PrototypesConfig
-from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig
-from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
+from fastrdm.methods.sinkhorn import Sinkhorn
+from fastrdm.methods.spectral_filter import SpectralFilter
 from fastrdm.methods.stop import Stop, StopConfig
-from fastrdm.methods.transform import BranchContext, Kind, Side, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Side, Transform, TransformConfig, TransformContext
 from fastrdm.models.encoders import Encoder
 from fastrdm.models.heads import Head, HeadConfig
 from fastrdm.optim.optimizers import Role
 from fastrdm.optim.schedules import cosine_ramp
-from fastrdm.schema import STRICT, Horizon
+from fastrdm.schema import STRICT, Horizon, durations, nearest
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "predictor": Predictor,
@@ -37,18 +38,27 @@ TRANSFORMS: dict[str, type[Transform]] = {
 }
 
 
-def _named(value: object) -> object:
-    """`stop` is short for `{name: stop}`."""
-    return {"name": value} if isinstance(value, str) else value
+def find_transform(name: str) -> type[Transform]:
+    """The class of that name, or the one that package.module:Class stands for; ValueError where there is none."""
+    if parts.is_own(name):
+        own: type[Transform] = parts.load(name, "", _is_transform, "a class derived from fastrdm's Transform")
+        return own
+    if name not in TRANSFORMS:
+        raise ValueError(f"must be a transform, got {name!r}: {nearest(name, TRANSFORMS)}")
+    return TRANSFORMS[name]
 
 
-TransformConfig = Annotated[
-    Annotated[
-        PredictorConfig | FilterConfig | PrototypesConfig | StopConfig | SinkhornConfig | CenterSharpenConfig,
-        Field(discriminator="name"),
-    ],
-    BeforeValidator(_named),
-]
+def _is_transform(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Transform)
+
+
+def transform_settings(name: str) -> type[TransformConfig]:
+    """The settings of the transform of that name."""
+    return parts.settings_of(find_transform(name), TransformConfig)
+
+
+AnyTransform = Annotated[TransformConfig, parts.Chosen("a transform", TransformConfig, transform_settings)]
+AnyAlignment = Annotated[AlignmentConfig, parts.Chosen("a loss", AlignmentConfig, loss_settings)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -69,10 +79,10 @@ class MethodConfig:
     """A row of the table of methods: see docs/methods.md."""
 
     projector: HeadConfig = HeadConfig()
-    online: tuple[TransformConfig, ...] = (PredictorConfig(),)
+    online: tuple[AnyTransform, ...] = (PredictorConfig(),)
     """Transforms of the online branch, which learns, in the order in which they are applied to the projection."""
 
-    target: tuple[TransformConfig, ...] = (StopConfig(),)
+    target: tuple[AnyTransform, ...] = (StopConfig(),)
     """Transforms of the target branch, with which the online branch is compared, in the order in which they are
     applied.
     """
@@ -80,16 +90,16 @@ class MethodConfig:
     ema: EmaConfig | None = None
     """Moving average that makes the target network. `null` uses the online network for both branches."""
 
-    alignment: AlignmentConfig = AlignmentConfig()
+    alignment: AnyAlignment = AlignmentConfig()
     bn_views: Literal["per_view", "joint"] = "per_view"
     """What BatchNorm's statistics cover: `per_view` treats each view as a batch of its own, joint takes all views of
     one resolution together.
     """
 
     def __post_init__(self) -> None:
-        _, online, target = ALIGNMENTS[self.alignment.name]
-        _check_kinds(self.online, "method.online", online, self.alignment.name)
-        _check_kinds(self.target, "method.target", target, self.alignment.name)
+        loss = find_loss(self.alignment.name)
+        _check_kinds(self.online, "method.online", loss.online, self.alignment.name)
+        _check_kinds(self.target, "method.target", loss.target, self.alignment.name)
         if any(t.name == "stop" for t in self.online):
             raise ValueError("method.online: stop belongs to method.target, here it leaves nothing to train")
         if any(t.name == "predictor" for t in self.target):
@@ -102,10 +112,10 @@ def _check_kinds(transforms: Sequence[TransformConfig], key: str, end: Kind, ali
     kind: Kind = "features"
     giver = "the projector"
     for i, t in enumerate(transforms):
-        takes = TRANSFORMS[t.name].takes
-        if takes != kind:
-            raise ValueError(f"{key}.{i}: {t.name} takes {takes}, but {giver} gives {kind}")
-        kind, giver = TRANSFORMS[t.name].gives, t.name
+        transform = find_transform(t.name)
+        if transform.takes != kind:
+            raise ValueError(f"{key}.{i}: {t.name} takes {transform.takes}, but {giver} gives {kind}")
+        kind, giver = transform.gives, t.name
     if kind != end:
         raise ValueError(f"{key}: alignment {alignment} takes {end} here, but {giver} gives {kind}")
 
@@ -118,8 +128,8 @@ def _check_prototypes(configs: Sequence[PrototypesConfig]) -> None:
             raise ValueError(f"prototypes.{key} must be the same on both branches, got {' and '.join(values)}")
 
 
-class Encoded(NamedTuple):
-    """A network's view of V views of B images."""
+class NetworkOutput(NamedTuple):
+    """What a network makes of V views of B images."""
 
     features: Tensor  # (V, B, F) of the encoder
     hidden: Tensor  # (V, B, H) in the projector, before its last BatchNorm
@@ -130,7 +140,7 @@ class Output(NamedTuple):
     """What the training step and the monitor read; all but the loss without gradient."""
 
     loss: Tensor  # 0-d, at least float32
-    online: Tensor  # (V, B, K): what enters the loss, features or probabilities
+    online: Tensor  # (V, B, K): what the loss compares, features or probabilities
     target: Tensor  # (2, B, K)
     scores: tuple[Tensor, Tensor] | None  # logits of both branches, where there are prototypes
     features: Tensor  # (V, B, F) of the online encoder
@@ -145,8 +155,8 @@ class Network(nn.Module):
         self.encoder, self.projector, self.prototypes = encoder, projector, prototypes
         self.per_view = per_view
 
-    def forward(self, views: Sequence[Tensor], precision: torch.dtype | None) -> Encoded:
-        """(B, 3, H_v, W_v) each to Encoded, under autocast to `precision`.
+    def forward(self, views: Sequence[Tensor], precision: torch.dtype | None) -> NetworkOutput:
+        """(B, 3, H_v, W_v) each to NetworkOutput, under autocast to `precision`.
 
         The encoder runs once for the views of one resolution, the projector once for all views (SwAV, DINO).
         """
@@ -159,7 +169,7 @@ class Network(nn.Module):
         with torch.autocast(device, enabled=False):
             wide = hidden if hidden.dtype == torch.float64 else hidden.float()
             projection = self.projector.tail(wide)
-        return Encoded(*(x.unflatten(0, (count, -1)) for x in (features, hidden, projection)))
+        return NetworkOutput(*(x.unflatten(0, (count, -1)) for x in (features, hidden, projection)))
 
     def _encode(self, views: list[Tensor]) -> Tensor:
         """Views of one resolution to (V * B, F)."""
@@ -174,13 +184,6 @@ def _without_drop_path(network: Network) -> Network:
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0  # type: ignore[assignment]
     return network
-
-
-_LATE = {  # durations of transforms, and what it means that the run ends before them
-    "freeze": "the prototypes never learn",
-    "queue_start": "the queue is never used",
-    "warmup": "the temperature rises over the whole run instead",
-}
 
 
 class DualBranch(nn.Module):
@@ -201,6 +204,7 @@ class DualBranch(nn.Module):
         """`precision` is autocast's dtype, None for full precision."""
         super().__init__()
         self.config, self.horizon, self.precision = config, horizon, precision
+        self.loss = find_loss(config.alignment.name)
         projector = Head(config.projector, encoder.features, sync_bn)
         scored = [t for t in (*config.online, *config.target) if isinstance(t, PrototypesConfig)]
         prototypes = PrototypeLayer(config.projector.out, scored[0].count) if scored else None
@@ -214,25 +218,36 @@ class DualBranch(nn.Module):
             count = scored[0].count if scored else None
             return TransformContext(side, config.projector.out, count, batch_size, sync_bn, horizon)
 
-        self.online_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("online")) for t in config.online)
-        self.target_transforms = nn.ModuleList(TRANSFORMS[t.name](t, place("target")) for t in config.target)
+        self.online_transforms = nn.ModuleList(find_transform(t.name)(t, place("online")) for t in config.online)
+        self.target_transforms = nn.ModuleList(find_transform(t.name)(t, place("target")) for t in config.target)
+        self.wide_loss = any(transform.wide_loss for transform in self.online_transforms)
 
     def forward(self, views: Sequence[Tensor]) -> Output:
         """Views (B, 3, H_v, W_v), the two global ones first, to the loss and what led to it."""
         z = self.online(views, self.precision)
         with torch.no_grad() if self.target else nullcontext():
-            t = self.target(views[:2], self.precision) if self.target else Encoded(*(x[:2] for x in z))
+            t = self.target(views[:2], self.precision) if self.target else NetworkOutput(*(x[:2] for x in z))
             target_branch = BranchContext(z.projection[:2].flip(0).detach(), (self.target or self.online).prototypes)
             target = self._run(self.target_transforms, t.projection, target_branch)
         online_branch = BranchContext(t.projection.flip(0).detach(), self.online.prototypes)
         online = self._run(self.online_transforms, z.projection, online_branch)
-        loss = align(online, target, self.config.alignment)
+        loss = self._loss(online, target)
         scores = None
-        entered = online.detach()
         if online_branch.scores is not None and target_branch.scores is not None:
             scores = (online_branch.scores.detach(), target_branch.scores.detach())
-            entered = torch.softmax(entered / self.config.alignment.temperature, dim=-1)
+        entered = online.detach()
+        if self.loss.monitored:
+            entered = self.loss.monitored(entered, self.config.alignment)
         return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
+
+    def _loss(self, online: Tensor, target: Tensor) -> Tensor:
+        """The alignment of both branches; in float64 where an online transform asks for it.
+
+        A spectral filter multiplies the gradient by its weights. What float32 leaves of a cosine's gradient along the
+        largest direction, where the exact gradient is next to nothing, would come out of it larger than all else.
+        """
+        wide = (online.double(), target.double()) if self.wide_loss else (online, target)
+        return align(*wide, self.loss.formula, self.config.alignment).to(online.dtype)
 
     def _run(self, transforms: nn.ModuleList, x: Tensor, branch: BranchContext) -> Tensor:
         set_views(transforms, len(x) if self.online.per_view else 1)
@@ -271,13 +286,12 @@ class DualBranch(nn.Module):
             ema_update(list(self.target.parameters()), list(self.online.parameters()), self.momentum)
 
     def unfinished_durations(self) -> Iterator[str]:
-        """A line for every duration of a transform that the run is too short for."""
-        for side in ("online", "target"):
-            for i, config in enumerate(getattr(self.config, side)):
-                for key, effect in _LATE.items():
-                    duration = getattr(config, key, None)
-                    late = duration is not None and self.horizon.steps(duration) >= self.horizon.total
-                    if late and getattr(config, "queue", True):
+        """A line for every duration of a transform that the run is too short for, and what that means."""
+        for side, transforms in (("online", [*self.online_transforms]), ("target", [*self.target_transforms])):
+            for i, (config, transform) in enumerate(zip(getattr(self.config, side), transforms, strict=True)):
+                for key in durations(config):
+                    duration, effect = getattr(config, key), transform.unfinished(key)
+                    if effect and self.horizon.steps(duration) >= self.horizon.total:
                         yield f"method.{side}.{i}.{key}={duration} is not over within this run: {effect}"
 
     def roles(self) -> Iterator[Role]:

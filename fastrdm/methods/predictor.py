@@ -6,13 +6,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.methods.transform import BranchContext, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
 from fastrdm.models.heads import Head, HeadConfig
 from fastrdm.schema import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PredictorConfig:
+class PredictorConfig(TransformConfig):
     """A learned head (SimSiam, BYOL): Linear-BN-ReLU-Linear, its output as wide as its input."""
 
     name: Literal["predictor"] = "predictor"
@@ -35,7 +35,7 @@ class Predictor(Transform):
     """z -> h(z); BatchNorm statistics per view like everywhere."""
 
     def __init__(self, config: PredictorConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
         self.constant_lr = config.constant_lr
         hidden = config.hidden or max(context.width // 4, 1)
         head = HeadConfig(layers=2, hidden=hidden, out=context.width, bias=config.bias, last_norm="none")

@@ -7,12 +7,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
 from fastrdm.schema import STRICT, Duration
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PrototypesConfig:
+class PrototypesConfig(TransformConfig):
     """Scores against K learned unit vectors: SwAV's prototypes, DINO's last layer."""
 
     name: Literal["prototypes"] = "prototypes"
@@ -32,7 +32,10 @@ class Prototypes(Transform):
     gives: Kind = "scores"
 
     def __init__(self, config: PrototypesConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
+
+    def unfinished(self, duration: str) -> str:
+        return "the prototypes never learn"
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         assert branch.score is not None

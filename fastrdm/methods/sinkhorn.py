@@ -1,4 +1,4 @@
-"""Transforms of the target branch: stop-gradient, Sinkhorn-Knopp (SwAV), centering and sharpening (DINO)."""
+"""Sinkhorn-Knopp: the target's scores to balanced assignments, with a queue of earlier features (SwAV)."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -10,13 +10,13 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
 from fastrdm.runtime.distributed import gather_rows, max_over_processes, sum_over_processes
 from fastrdm.schema import STRICT, Duration, require
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class SinkhornConfig:
+class SinkhornConfig(TransformConfig):
     """Assignments to prototypes by Sinkhorn-Knopp (SwAV, section 3.1)."""
 
     name: Literal["sinkhorn"] = "sinkhorn"
@@ -61,7 +61,7 @@ class Sinkhorn(Transform):
     pointer: Tensor
 
     def __init__(self, config: SinkhornConfig, context: TransformContext) -> None:
-        super().__init__()
+        super().__init__(config, context)
         self.config = config
         self.start = context.horizon.steps(config.queue_start)
         self.fill = config.queue // context.batch_size  # steps until the ring is full
@@ -79,6 +79,9 @@ class Sinkhorn(Transform):
     def phases(self) -> Iterator[tuple[int, str]]:
         if self.config.queue:
             yield max(self.start, self.fill), "sinkhorn: the queue joins in"
+
+    def unfinished(self, duration: str) -> str | None:
+        return "the queue is never used" if self.config.queue else None
 
     @torch.no_grad()
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:

@@ -1,12 +1,13 @@
-"""What a transform is, and those that carry gradient: the predictor, the spectral filter, the prototypes."""
+"""What a transform is: one step of a branch, what it is told when it is built, and what it may ask when it runs."""
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal, NamedTuple
 
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.schema import Horizon
+from fastrdm.schema import STRICT, Horizon
 
 Kind = Literal["features", "scores", "probabilities"]
 Side = Literal["online", "target"]
@@ -33,20 +34,39 @@ class BranchContext:
     scores: Tensor | None = None  # and their scores (V, B, K)
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TransformConfig:
+    """The name of a transform; one that has settings has a subclass of this with a field for each."""
+
+    name: str
+    """Which transform: a name of the table in docs/methods.md, or package.module:Class for one of your own."""
+
+
 class Transform(nn.Module):
-    """One step of a branch: (V, B, D) of kind `takes` to (V, B, K) of kind `gives`; V views of B images."""
+    """One step of a branch: (V, B, D) of kind `takes` to (V, B, K) of kind `gives`, for V views of B images.
+
+    A subclass annotates the parameter `config` of its constructor with its own settings.
+    """
 
     takes: Kind = "features"
     gives: Kind = "features"
     constant_lr = False  # whether its parameters keep the base rate throughout
+    wide_loss = False  # whether the loss behind it on the online branch is taken in float64
     phase: Hashable = None  # what decides at this step which work is done, besides the numbers in tensors
+
+    def __init__(self, config: TransformConfig, context: TransformContext) -> None:
+        super().__init__()
 
     def set_step(self, step: int) -> None:
         """Write what changes with the step into device tensors, before the forward pass."""
 
     def phases(self) -> Iterator[tuple[int, str]]:
-        """The steps at which `phase` changes, and to what."""
+        """Each step at which `phase` changes, and a line that says to what."""
         yield from ()
+
+    def unfinished(self, duration: str) -> str | None:
+        """What it means that the run ends before this duration of the settings is over, None if it means nothing."""
+        return "it never ends"
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         raise AssertionError(f"{type(self).__name__} has no forward")

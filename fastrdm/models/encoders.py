@@ -1,32 +1,34 @@
-"""Encoders from images to pooled features: ResNets with torchvision's keys, a small one, and anything timm has."""
+"""Encoders from images to pooled features: ResNets with torchvision's keys, a small one, timm's, and one's own."""
 
-import difflib
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import SerializeAsAny
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastrdm import parts
 from fastrdm.kernels.batchnorm import Again, ViewBatchNorm, convert_batchnorm
-from fastrdm.schema import STRICT, require
+from fastrdm.schema import STRICT, nearest, require
 
-
-class _Shape(NamedTuple):
-    blocks: tuple[int, ...]  # per stage
-    bottleneck: bool
-    width: int  # channels of the stem and of the first stage, before expansion
-
-
-RESNETS = {
-    "resnet_small": _Shape((1, 1, 1), False, 32),
-    "resnet18": _Shape((2, 2, 2, 2), False, 64),
-    "resnet34": _Shape((3, 4, 6, 3), False, 64),
-    "resnet50": _Shape((3, 4, 6, 3), True, 64),
+# settings that only some encoders have, and the value that leaves each out
+LEFT_OUT: dict[str, object] = {
+    "stem": "imagenet",
+    "width": None,
+    "zero_init_residual": False,
+    "options": None,
+    "freeze_patch_embed": False,
 }
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncoderOptions:
+    """Settings of an encoder of one's own, which has a subclass of this with a field for each."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -34,8 +36,8 @@ class EncoderConfig:
     """Which network turns images into features."""
 
     name: str = "resnet18"
-    """The network: resnet18, resnet34, resnet50, resnet_small (three stages, for small images), or timm/<name> for a
-    model of timm.
+    """The network: resnet18, resnet34, resnet50, resnet_small (three stages, for small images), timm/<name> for a model
+    of timm, or package.module:NAME for one of your own.
     """
 
     stem: Literal["imagenet", "cifar", "cifar_padding2"] = "imagenet"
@@ -54,8 +56,8 @@ class EncoderConfig:
     sync_bn: bool = True
     """Compute BatchNorm statistics over the batches of all processes."""
 
-    options: dict[str, bool | int | float | str] | None = None
-    """Arguments for timm.create_model, such as {dynamic_img_size: true}."""
+    options: SerializeAsAny[EncoderOptions] | dict[str, bool | int | float | str] | None = None
+    """Arguments for timm.create_model, such as {dynamic_img_size: true}, or the settings of an encoder of your own."""
 
     freeze_patch_embed: bool = False
     """Keep a vision transformer's patch embedding at its random initial weights (MoCo v3, section 4.2)."""
@@ -64,30 +66,21 @@ class EncoderConfig:
     """Recompute each block in the backward pass instead of storing its activations. It saves memory and costs time."""
 
     def __post_init__(self) -> None:
-        if self.name not in RESNETS and not self.name.startswith("timm/"):
-            known = f"encoder.name must be one of {', '.join(RESNETS)} or timm/<name>, got {self.name!r}"
-            raise ValueError(known + _nearest(self.name, RESNETS))
         require(self.width is None or self.width > 0, "encoder.width", "above 0 channels", self.width)
-        if self.name.startswith("timm/"):
-            for key, default in (("stem", "imagenet"), ("width", None), ("zero_init_residual", False)):
-                value = getattr(self, key)
-                require(value == default, f"encoder.{key}", f"left at {default} for {self.name}", value)
-        else:
-            require(not self.options, "encoder.options", f"left out for {self.name}: they are timm's", self.options)
-            frozen = self.freeze_patch_embed
-            require(not frozen, "encoder.freeze_patch_embed", f"false for {self.name}, which embeds no patches", frozen)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+        takes = find_encoder(self.name).takes
+        for key, default in LEFT_OUT.items():
+            told = {"None": "null", "False": "false"}.get(str(default), default)
+            expected, value = f"left at {told} for {self.name}, which does not have it", getattr(self, key)
+            require(key in takes or value == default, f"encoder.{key}", expected, value)
+        if parts.is_own(self.name) and not isinstance(self.options, EncoderOptions):
+            options = parts.validated(_own_settings(self.name), self.options or {}, at="options")
+            object.__setattr__(self, "options", options)  # of its own type, and all of them
 
 
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to pooled features (B, features)."""
 
     features: int
-    checkpointing = False  # whether blocks run again in the backward pass instead of keeping what it needs
 
     @property
     def backbone(self) -> nn.Module:
@@ -96,17 +89,29 @@ class Encoder(nn.Module):
 
     def checkpoint_blocks(self) -> None:
         """Let blocks run again in the backward pass; ValueError where the network cannot."""
-        self.checkpointing = True
+        raise ValueError(f"encoder.checkpointing must be false for {type(self).__name__}, which has no way to do it")
 
     def check_sizes(self, sizes: Iterable[int]) -> None:
         """Raise ValueError for the first of these sizes of images, in pixels, that the network cannot take."""
 
 
 class ResNet(Encoder):
-    """He et al. 2015, with the stride of a bottleneck in its 3x3 convolution; torchvision's keys and initialisation."""
+    """He et al. 2015, with the stride of a bottleneck in its 3x3 convolution; torchvision's keys and initialisation.
 
-    def __init__(self, shape: _Shape, stem: str, width: int, zero_init_residual: bool, sync_bn: bool) -> None:
+    `blocks`: residual blocks of each stage. `width`: channels of the stem and of the first stage, before expansion.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[int, ...],
+        bottleneck: bool,
+        stem: str,
+        width: int,
+        zero_init_residual: bool = False,
+        sync_bn: bool = True,
+    ) -> None:
         super().__init__()
+        self.checkpointing = False  # whether blocks run again in the backward pass instead of keeping what it needs
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
@@ -114,18 +119,21 @@ class ResNet(Encoder):
             self.conv1 = nn.Conv2d(3, width, 3, padding=2 if stem == "cifar_padding2" else 1, bias=False)
             self.maxpool = nn.Identity()
         self.bn1 = ViewBatchNorm(width, sync=sync_bn)
-        block = _Bottleneck if shape.bottleneck else _Basic
+        block = _Bottleneck if bottleneck else _Basic
         channels = width
-        self.stages = len(shape.blocks)
-        for stage, count in enumerate(shape.blocks):
+        self.stages = len(blocks)
+        for stage, count in enumerate(blocks):
             inner = width << stage
-            blocks: list[nn.Module] = []
+            made: list[nn.Module] = []
             for index in range(count):
-                blocks.append(block(channels, inner, 2 if stage and not index else 1, sync_bn))
+                made.append(block(channels, inner, 2 if stage and not index else 1, sync_bn))
                 channels = inner * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
         self.features = channels
         _initialise(self, zero_init_residual)
+
+    def checkpoint_blocks(self) -> None:
+        self.checkpointing = True
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
@@ -220,9 +228,12 @@ class TimmEncoder(Encoder):
         except ImportError:
             raise ValueError(f"encoder.name timm/{name} needs timm: pip install 'fastrdm[timm]'") from None
         if not timm.is_model(name):
-            known = f"encoder.name must be a model of timm {timm.__version__}, got 'timm/{name}'"
-            raise ValueError(known + _nearest(f"timm/{name}", [f"timm/{other}" for other in timm.list_models()]))
+            near = nearest(f"timm/{name}", (f"timm/{other}" for other in timm.list_models()))
+            hint = f": {near}" if near.startswith("did") else ""  # timm has too many models to list them
+            raise ValueError(f"encoder.name must be a model of timm {timm.__version__}, got 'timm/{name}'{hint}")
         given: dict[str, Any] = dict(options or {})
+        # timm would read a file that a configuration names, and older versions of it run what is pickled there
+        require("checkpoint_path" not in given, "encoder.options", "without checkpoint_path", options)
         try:
             model = timm.create_model(name, pretrained=False, num_classes=0, **given)
         except TypeError as error:
@@ -259,16 +270,9 @@ class TimmEncoder(Encoder):
         return self.model(x)  # type: ignore[no-any-return]
 
 
-def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder that `config` names, in train mode, randomly initialised; ValueError when timm lacks it."""
-    encoder = _timm_encoder(config) if config.name.startswith("timm/") else _resnet(config)
-    if config.checkpointing:
-        encoder.checkpoint_blocks()
-    return encoder
-
-
-def _timm_encoder(config: EncoderConfig) -> Encoder:
-    encoder = TimmEncoder(config.name.removeprefix("timm/"), config.sync_bn, config.options)
+def _timm(config: EncoderConfig) -> Encoder:
+    assert not isinstance(config.options, EncoderOptions)
+    encoder = TimmEncoder(config.name.removeprefix(TIMM), config.sync_bn, config.options)
     if config.freeze_patch_embed:
         patches = getattr(encoder.model, "patch_embed", None)
         if not isinstance(patches, nn.Module):
@@ -277,6 +281,74 @@ def _timm_encoder(config: EncoderConfig) -> Encoder:
     return encoder
 
 
-def _resnet(config: EncoderConfig) -> Encoder:
-    shape = RESNETS[config.name]
-    return ResNet(shape, config.stem, config.width or shape.width, config.zero_init_residual, config.sync_bn)
+class Architecture(NamedTuple):
+    """A row of the table of encoders."""
+
+    build: Callable[[EncoderConfig], Encoder]  # in train mode, randomly initialised
+    takes: frozenset[str] = frozenset()  # the keys of LEFT_OUT that it has
+    exports: tuple[str, ...] = ()  # layouts of other libraries that hold its weights, besides safetensors
+    width: int | None = None  # channels of the stem where encoder.width is left out
+
+
+TIMM = "timm/"
+
+
+def _resnet(blocks: tuple[int, ...], bottleneck: bool, width: int, exports: tuple[str, ...] = ()) -> Architecture:
+    def build(config: EncoderConfig) -> Encoder:
+        channels = config.width or width
+        return ResNet(blocks, bottleneck, config.stem, channels, config.zero_init_residual, config.sync_bn)
+
+    return Architecture(build, frozenset(("stem", "width", "zero_init_residual")), exports, width)
+
+
+ENCODERS: dict[str, Architecture] = {
+    "resnet_small": _resnet((1, 1, 1), False, 32),
+    "resnet18": _resnet((2, 2, 2, 2), False, 64, ("torchvision", "timm")),
+    "resnet34": _resnet((3, 4, 6, 3), False, 64, ("torchvision", "timm")),
+    "resnet50": _resnet((3, 4, 6, 3), True, 64, ("torchvision", "timm")),
+}
+
+
+def find_encoder(name: str) -> Architecture:
+    """The row of that name, timm's for timm/NAME, or one's own; ValueError where there is none."""
+    if parts.is_own(name):
+        return Architecture(_own, frozenset(("options",)))
+    if name.startswith(TIMM):
+        return Architecture(_timm, frozenset(("options", "freeze_patch_embed")), ("timm",))
+    if name not in ENCODERS:
+        known = f"encoder.name must be one of {', '.join(ENCODERS)}, timm/NAME or package.module:Class, got {name!r}"
+        raise ValueError(f"{known}: {nearest(name, ENCODERS)}")
+    return ENCODERS[name]
+
+
+def encoder_settings(name: str) -> list[str]:
+    """Names of the settings that the encoder of that name has."""
+    missing = LEFT_OUT.keys() - find_encoder(name).takes
+    return [field.name for field in dataclasses.fields(EncoderConfig) if field.name not in missing]
+
+
+def _load(name: str) -> Callable[[Any], Encoder]:
+    expected = "a class derived from fastrdm's Encoder, or a function annotated as returning one"
+    made: Callable[[Any], Encoder] = parts.load(name, "encoder.name", lambda x: parts.makes(x, Encoder), expected)
+    return made
+
+
+def _own_settings(name: str) -> type[EncoderOptions]:
+    return parts.settings_of(_load(name), EncoderOptions)
+
+
+def _own(config: EncoderConfig) -> Encoder:
+    encoder = _load(config.name)(config.options)
+    right = isinstance(encoder, Encoder) and isinstance(getattr(encoder, "features", None), int)
+    require(right, f"encoder.name {config.name!r}", "an Encoder that sets `features`", type(encoder).__name__)
+    converted = convert_batchnorm(encoder, config.sync_bn)
+    assert isinstance(converted, Encoder)
+    return converted
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """The encoder that `config` names, in train mode, randomly initialised; ValueError when timm lacks it."""
+    encoder = find_encoder(config.name).build(config)
+    if config.checkpointing:
+        encoder.checkpoint_blocks()
+    return encoder

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastrdm.models.encoders import RESNETS, Encoder, EncoderConfig, build_encoder
+from fastrdm.models.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder, find_encoder
 
 Branch = Literal["online", "target"]
 Weights = Mapping[str, Tensor]
@@ -72,6 +72,52 @@ def load_foreign(encoder: Encoder, config: EncoderConfig, file: Path, layout: st
         raise ValueError(f"{file} in layout {layout} does not fit {config.name}: {wrong}{_advice(tree, own, encoder)}")
     kept = {key: found.get(key, tensor) for key, tensor in own.items()}
     encoder.backbone.load_state_dict(kept)
+
+
+def encoder_weights(encoder: Encoder, config: EncoderConfig, file: Path) -> tuple[str, dict[Branch, dict[str, Tensor]]]:
+    """The layout of `file` and, by branch, its weights under the keys of `encoder.backbone`; a classifier is left out.
+
+    The layout is found by trying all of them. ValueError says what is missing where none fits the encoder.
+    """
+    tree = read_tree(file)
+    own = encoder.backbone.state_dict()
+    wrong = []
+    for layout, branch, found in _readings(tree):
+        differs = _mismatch(own, found, _heads(encoder, layout))
+        if differs:
+            wrong.append(differs)
+            continue
+        fitting: dict[Branch, dict[str, Tensor]] = {}
+        for other, also, weights in _readings(tree):
+            if other == layout and not _mismatch(own, weights, _heads(encoder, layout)):
+                fitting[also] = {key: weights[key] for key in own if key in weights}
+        fitting.setdefault("online", fitting[branch])
+        return layout, fitting
+    nearest = min(wrong, key=len, default="it holds no weights under keys that are known")
+    raise ValueError(f"{file} does not fit {config.name}: {nearest}{_advice(tree, own, encoder)}")
+
+
+def timm_weights(name: str, file: str | None, config: EncoderConfig) -> dict[str, Tensor]:
+    """The weights of timm's network `name` without its classifier, from `file` or from timm's own source.
+
+    timm converts what it knows how to convert, such as the position embeddings of another image size.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("train.init=timm:NAME needs timm: pip install 'fastrdm[timm]'") from None
+    if file is not None and not Path(file).is_file():
+        raise ValueError(f"train.init=timm:{name}:FILE must name a file, got {file}")
+    same = config.name == f"timm/{name}" and isinstance(config.options, dict)
+    options: dict[str, Any] = dict(cast(dict[str, Any], config.options)) if same else {}
+    overlay = {"file": file} if file else None
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:  # whatever timm, the hub or the file raise
+        hint = "" if file else "; a file that you have goes behind a colon, as in train.init=timm:NAME:FILE"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"train.init=timm:{name} has no weights to give ({reason}){hint}") from None
+    return dict(model.state_dict())
 
 
 def read_tree(file: Path) -> dict[str, Any]:
@@ -139,7 +185,7 @@ def _advice(tree: Mapping[str, Any], own: Weights, encoder: Encoder) -> str:
     for layout, branch, found in _readings(tree):
         if not _mismatch(own, found, _heads(encoder, layout)):
             return f". It fits with --layout {layout} --branch {branch}"
-    for config in _resnets():
+    for config in _own_networks():
         with torch.device("meta"):
             other = build_encoder(config)
         for layout, branch, found in _readings(tree):
@@ -158,10 +204,12 @@ def _readings(tree: Mapping[str, Any]) -> Iterator[tuple[str, Branch, dict[str, 
                 continue
 
 
-def _resnets() -> Iterator[EncoderConfig]:
-    for name in RESNETS:
+def _own_networks() -> Iterator[EncoderConfig]:
+    for name, row in ENCODERS.items():
         plain = EncoderConfig(name=name)
-        yield from (plain, replace(plain, stem="cifar"))
+        yield plain
+        if "stem" in row.takes:
+            yield replace(plain, stem="cifar")
 
 
 def _first(keys: Mapping[str, Any]) -> str:
@@ -171,17 +219,17 @@ def _first(keys: Mapping[str, Any]) -> str:
 
 def check_export(config: EncoderConfig, layout: str) -> None:
     """ValueError if `layout` has no network for this encoder; its weights are then `encoder.backbone.state_dict()`."""
-    if layout == "safetensors" or (layout == "timm" and config.name.startswith("timm/")):
+    row = find_encoder(config.name)
+    if layout == "safetensors":
         return
     instead = "--layout safetensors holds it under the encoder's own keys"
-    if config.name.startswith("timm/"):
-        raise ValueError(f"--layout {layout} cannot hold {config.name}: --layout timm does")
-    if config.name == "resnet_small":
-        raise ValueError(f"--layout {layout} cannot hold resnet_small, which only fastrdm has: {instead}")
+    if layout not in row.exports:
+        fitting = f"--layout {row.exports[0]} does" if row.exports else instead
+        raise ValueError(f"--layout {layout} cannot hold {config.name}: {fitting}")
     if config.stem != "imagenet":
         raise ValueError(
             f"--layout {layout} cannot hold encoder.stem={config.stem}: its {config.name} begins with a 7x7 "
             f"convolution of stride 2 and max pooling, this one with a 3x3 convolution of stride 1; {instead}"
         )
-    if config.width not in (None, RESNETS[config.name].width):
-        raise ValueError(f"--layout {layout} cannot hold encoder.width={config.width}, only 64: {instead}")
+    if config.width not in (None, row.width):
+        raise ValueError(f"--layout {layout} cannot hold encoder.width={config.width}, only {row.width}: {instead}")

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fastrdm.methods.alignment import LossRange, find_loss
 from fastrdm.methods.dual_branch import MethodConfig
 from fastrdm.methods.prototypes import PrototypesConfig
 from fastrdm.schema import STRICT, Duration, Horizon
@@ -73,19 +74,14 @@ class Alarm(NamedTuple):
     text: str
 
 
-class LossRange(NamedTuple):
-    """Lowest value of a loss, and its value for unrelated views."""
-
-    floor: float  # the lowest value there is
-    unrelated: float  # of unrelated views: orthogonal features, or a uniform distribution over the prototypes
-
-
-def loss_range(config: MethodConfig, views: int) -> LossRange:
-    """Range of a method's loss over all its pairs of `views` views."""
-    counts = [t.count for t in config.online if isinstance(t, PrototypesConfig)]
-    one = {"negative_cosine": (-1.0, 0.0), "byol": (0.0, 2.0), "cross_entropy": (0.0, math.log(max(counts, default=1)))}
+def loss_range(config: MethodConfig, views: int) -> LossRange | None:
+    """The range of a method's loss, joined over all its pairs of views; None where the loss tells none."""
+    one = find_loss(config.alignment.name).range
+    if one is None:
+        return None
+    width = next((t.count for t in config.online if isinstance(t, PrototypesConfig)), config.projector.out)
     pairs = 2 * (views - 1) if config.alignment.directions == "sum" else 1
-    return LossRange(*(pairs * value for value in one[config.alignment.name]))
+    return LossRange(*(pairs * value for value in one(config.alignment, width)))
 
 
 class Finding(NamedTuple):
@@ -100,9 +96,13 @@ class Finding(NamedTuple):
 
 
 class Alarms:
-    """Turns findings that last into alarms. Call `update` with the metrics of each log step, on every process."""
+    """Turns findings that last into alarms. Call `update` with the metrics of each log step, on every process.
 
-    def __init__(self, config: AlarmsConfig, losses: LossRange, horizon: Horizon) -> None:
+
+    `losses`: what the run's loss can be, None where that is not known and no alarm watches for its floor.
+    """
+
+    def __init__(self, config: AlarmsConfig, losses: LossRange | None, horizon: Horizon) -> None:
         self.config, self.losses, self.horizon = config, losses, horizon
         self.since: dict[str, int] = {}  # step at which a finding began
         self.raised: list[str] = []
@@ -151,6 +151,8 @@ class Alarms:
                 yield Finding("falling_rank", tap, rank, c.falling_share * peak, c.falling_patience, text)
 
     def _above_floor(self, loss: float) -> float:
+        if self.losses is None:
+            return math.inf
         floor, unrelated = self.losses
         return (loss - floor) / (unrelated - floor)
 

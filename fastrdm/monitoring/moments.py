@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrdm.kernels.linalg import gram
+
 
 class Moments(NamedTuple):
     """Sums over rows of width D in G groups, float64, on the rows' device but for the counts."""
@@ -61,7 +63,7 @@ def join_views(half_sum: Moments, half_difference: Moments) -> Moments:
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows (..., D) in float64, scaled to length 1."""
-    return F.normalize(x.double(), dim=-1)
+    return gram.unit_rows(x.double())
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastrdm.config import tree
+from fastrdm.files import write_whole
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import watch
 from fastrdm.report.chart import Figure, color_of, html, table, to_json
@@ -51,7 +52,7 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
     runs = read_runs(paths)
     place = out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
     try:
-        place.write_text(page(runs), encoding="utf-8")
+        write_whole(place, page(runs).encode("utf-8", "backslashreplace"))  # a folder's name may be no UTF-8
     except OSError as error:
         raise ValueError(f"--out must be a file that can be written, got {str(place)!r}: {error.strerror}") from None
     return place

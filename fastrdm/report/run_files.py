@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastrdm.config import tree as trees
 from fastrdm.config.tree import Tree
+from fastrdm.report.jsonl import first_lines, read_lines
 
 METRICS, SPECTRA, ALARMS = "metrics.jsonl", "spectra.jsonl", "alarms.jsonl"
 ANALYSIS, ANALYSIS_AT_END = "analysis.jsonl", "analysis.json"
@@ -105,7 +106,7 @@ def _read(folder: Path, name: str) -> Run:
     problems: list[str] = []
     metrics = _lines(folder / METRICS, problems, needed=("step", "epoch"))
     spectra = _lines(folder / SPECTRA, problems, needed=("epoch", "tap", "convention", "ranks", "eigenvalues"))
-    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"))
+    alarms = _lines(folder / ALARMS, problems, needed=("epoch", "alarm"), first_of=("alarm", "tap"))
     analysis = _analysis(folder, metrics[-1]["epoch"] if metrics else 0.0, problems)
     config = _tree(folder / CONFIG, problems) or {}
     summary = _tree(folder / SUMMARY, problems)
@@ -136,20 +137,26 @@ def _curves(found: Tree) -> dict[str, Series]:
     return curves
 
 
-def _lines(file: Path, problems: list[str], needed: Iterable[str]) -> list[Tree]:
-    """The objects of a file of JSON lines that have all `needed` keys; what else stands there is counted."""
-    content = _content(file, problems)
-    if content is None:
+def _lines(file: Path, problems: list[str], needed: Sequence[str], first_of: Sequence[str] = ()) -> list[Tree]:
+    """The objects of a file of JSON lines that have all `needed` keys, thinned; what else stands there is counted.
+
+    `first_of`: names of values; only the first object of each combination of them is given, with their number.
+    """
+
+    def usable(line: Tree) -> bool:
+        return all(_usable(line, key) for key in needed)
+
+    try:
+        found = first_lines(file, usable, first_of) if first_of else read_lines(file, usable)
+    except OSError as error:
+        _missing(file, error, problems)
         return []
-    texts = [line for line in content.split("\n") if line.strip()]
-    lines = [line for line in map(_object, texts) if line and all(_usable(line, key) for key in needed)]
-    unread = len(texts) - len(lines)
-    if unread:
-        cut = ", the last one cut off" if not content.endswith("\n") and _object(texts[-1]) is None else ""
-        problems.append(f"{file.name}: {unread} of {len(texts)} lines could not be read{cut}")
-    if not lines and file.name == METRICS:
+    if found.unread:
+        cut = ", the last one cut off" if found.cut else ""
+        problems.append(f"{file.name}: {found.unread} of {found.total} lines could not be read{cut}")
+    if not found.trees and file.name == METRICS:
         problems.append(f"{file.name}: no metrics yet")
-    return lines
+    return found.trees
 
 
 def _usable(line: Tree, key: str) -> bool:
@@ -162,34 +169,24 @@ def _usable(line: Tree, key: str) -> bool:
     return isinstance(line.get(key), str)
 
 
-def _content(file: Path, problems: list[str]) -> str | None:
-    """The text of a file, None where it is missing: some may be."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        if file.name not in OPTIONAL:
-            problems.append(f"no {file.name}{': the run has not finished' if file.name == SUMMARY else ''}")
-    except OSError as error:
+def _missing(file: Path, error: OSError, problems: list[str]) -> None:
+    """Note a file that is not there, unless it may be missing, or that cannot be read."""
+    if not isinstance(error, FileNotFoundError):
         problems.append(f"{file.name}: {error.strerror}")
-    return None
-
-
-def _object(line: str) -> Tree | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    elif file.name not in OPTIONAL:
+        problems.append(f"no {file.name}{': the run has not finished' if file.name == SUMMARY else ''}")
 
 
 def _tree(file: Path, problems: list[str]) -> Tree | None:
     """The keys and values of a JSON or YAML file."""
-    content = _content(file, problems)
-    if content is None:
+    try:
+        content = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        _missing(file, error, problems)
         return None
     try:
         tree = json.loads(content) if file.suffix == ".json" else trees.parse(content, file.name)
-    except ValueError:
+    except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         problems.append(f"{file.name}: could not be read")

@@ -54,10 +54,8 @@ def with_alarms(runs: Sequence[Run]) -> Runs:
     """The runs, and their alarms in the order of runs and epochs."""
     found: list[Alarm] = []
     for i, run in enumerate(runs):
-        lines = sorted(run.alarms, key=lambda line: line["epoch"])
-        kinds = [(line["alarm"], str(line.get("tap") or "")) for line in lines]
-        for kind, tap in dict.fromkeys(kinds):
-            found.append(Alarm(run, i, lines[kinds.index((kind, tap))], tap, kinds.count((kind, tap))))
+        for first in sorted(run.alarms, key=lambda line: line["epoch"]):
+            found.append(Alarm(run, i, first, str(first.get("tap") or ""), first["times"]))
     return Runs(list(runs), found)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: a folder for a step, complete or not there at all, safe to load, checked before use."""
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -92,6 +93,7 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not of format {FORMAT}")
     if meta.pop("sha256", None) != _digest(meta):
         raise CheckpointError(f"{path} is damaged: {META} is not what was written")
+    _check_meta(path, meta)
     for name, expected in meta["files"].items():
         file = path / name
         if not file.exists():
@@ -100,9 +102,33 @@ def read(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     try:
         weights, state = load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a state made by hand can make torch's reader raise anything
+        raise CheckpointError(f"{path} cannot be loaded: {reason(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} cannot be loaded: {STATE} holds a {type(state).__name__}, not a dict")
     return Checkpoint(path, weights, state, meta)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what went wrong, with its kind where that is no sentence."""
+    first = next(iter(str(error).splitlines()), "")
+    told = isinstance(error, OSError | RuntimeError | ValueError | pickle.UnpicklingError) and first
+    return first if told else f"{type(error).__name__} {first}"
+
+
+def _check_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Refuse a meta.json whose fields are not what `save` writes, whatever checksum it carries."""
+    kinds = {"step": int, "files": dict, "metrics": dict, "config": dict, "versions": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(meta.get(key, kind()), kind)]
+    files = meta.get("files", {})
+    if not wrong and set(files) != {WEIGHTS, STATE}:
+        wrong = ["files"]
+    if not wrong and not all(isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in files.values()):
+        wrong = ["files"]
+    if not wrong and not 0 <= meta.get("step", -1) < 1 << 53:
+        wrong = ["step"]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {META}: {wrong[0]} is {str(meta.get(wrong[0]))[:80]}")
 
 
 def existing(run: Path) -> list[Path]:
@@ -131,6 +157,14 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(checkpoint.weights)
 
 
+def newest_settings(run: Path) -> dict[str, Any]:
+    """The configuration in the newest checkpoint whose description can be read; {} without one."""
+    for path in existing(run):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((path / META).read_text())["config"])
+    return {}
+
+
 def prune(run: Path, keep: int, best: Path | None) -> None:
     """Remove all but the newest `keep` checkpoints and `best`."""
     for path in existing(run)[keep:]:
@@ -141,7 +175,7 @@ def prune(run: Path, keep: int, best: Path | None) -> None:
 def clear_partial(run: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (run / "checkpoints").glob(".partial-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _digest(meta: dict[str, Any]) -> str:

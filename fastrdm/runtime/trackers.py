@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases: metrics, settings, where the report will be, pictures of views and of spectra."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,8 @@ REPORT = "report.html"  # in the run's folder, written when the run ends
 class Tracker(Protocol):
     """What a run tells a service that shows runs."""
 
+    name: str
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
@@ -29,6 +32,8 @@ class Tracker(Protocol):
 
 class TensorBoard:
     """Event files in the folder `tensorboard` of a run. What a killed run wrote after `step` is hidden."""
+
+    name = "TensorBoard"
 
     def __init__(self, run: Path, step: int, settings: Mapping[str, Any]) -> None:
         writer, _ = _modules("tensorboard", "torch.utils.tensorboard", "matplotlib")
@@ -52,9 +57,13 @@ class TensorBoard:
 class WandB:
     """A run of a project on Weights & Biases, named as the run's folder."""
 
+    name = "W&B"
+
     def __init__(self, project: str, run: Path, settings: Mapping[str, Any]) -> None:
         self.wandb, _ = _modules("wandb", "wandb", "matplotlib")
-        self.run = self.wandb.init(project=project, id=run.name, dir=str(run), config=dict(settings), resume="allow")
+        self.run = self.wandb.init(
+            project=project, id=_wandb_id(run), name=run.name, dir=str(run), config=dict(settings), resume="allow"
+        )
         self.run.summary["report"] = str((run / REPORT).resolve())
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -65,6 +74,14 @@ class WandB:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _wandb_id(run: Path) -> str:
+    """The run's name on W&B, kept in its folder: folders of one name are different runs, a moved one is the same."""
+    file = run / "wandb-id.txt"
+    if not file.exists():
+        file.write_text(secrets.token_hex(8))
+    return file.read_text().strip()
 
 
 def _modules(extra: str, *names: str) -> list[Any]:

@@ -1,17 +1,14 @@
 """The augmentation compiled for this machine's CPU: csrc/augment_cpu.cpp, built by its C++ compiler on first use."""
 
 import ctypes
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastrdm.kernels.augment.compiled import compiled
 from fastrdm.kernels.augment.layout import COLUMNS, OPERATIONS, ViewRecipe
 from fastrdm.kernels.augment.ragged import Ragged
 
@@ -34,38 +31,10 @@ class Spec(ctypes.Structure):
     )
 
 
-class NoCompiler(ValueError):
-    """The machine has no C++ compiler that builds the source, or no folder to keep the result; the text says which."""
-
-
-def _machine() -> str:
-    """The processor that the compiler's `native` means: a library built for another one may use what this one lacks."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-
-
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled source, kept in $XDG_CACHE_HOME/fastrdm (~/.cache/fastrdm); 2 s the first time, else NoCompiler."""
-    compiler = os.environ.get("CXX", "c++")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastrdm"
-    key = sha256("\0".join((SOURCE.read_text(), compiler, *FLAGS, _machine())).encode()).hexdigest()
-    built = folder / f"augment_cpu-{key[:16]}.so"
-    # Renamed when whole: another process may be building it too.
-    part = built.with_suffix(f".{os.getpid()}")
-    try:
-        if not built.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            subprocess.run([compiler, *FLAGS, "-o", part, SOURCE], check=True, capture_output=True, text=True)
-            part.replace(built)
-        loaded = ctypes.CDLL(str(built))
-    except subprocess.CalledProcessError as error:
-        raise NoCompiler(f"{compiler} does not compile {SOURCE.name}: {error.stderr.strip()[:500]}") from error
-    except OSError as error:
-        raise NoCompiler(f"{SOURCE.name} cannot be built by {compiler} and kept in {folder}: {error}") from error
+    """The compiled source; 2 s the first time, else NoCompiler."""
+    loaded = compiled(SOURCE, FLAGS)
     for function in (loaded.augment_views, loaded.crop_views):
         function.restype = ctypes.c_int64
         function.argtypes = (*(ctypes.c_void_p,) * 4, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.linalg.gram import gram_of_one
+from fastrdm.kernels.linalg.matmul import power_of_two
 
 Convention = Literal["eigenvalues", "singular_values"]
 
@@ -116,7 +117,8 @@ def effective_rank(
     """exp of the spectral entropy (Roy and Vetterli 2007) of features (B, D) -> (), or (K, B, D) -> (K,), no gradient.
 
     `eigenvalues` of x^T x (the paper's) or `singular_values` of x (RankMe's), scaled to sum 1, natural logarithm. Rows
-    are first scaled to length 1 (`normalize`), then column means subtracted (`center`). Zero gives 0, NaN or inf NaN.
+    are first scaled to length 1 (`normalize`), then column means subtracted (`center`). Zero gives 0, as
+    do no rows; NaN or inf gives NaN.
     Computed and returned in float64, or at twice the speed in float32, good to 1e-5 while s_max / s_min < 1e3.
     """
     if convention not in ("eigenvalues", "singular_values"):
@@ -125,5 +127,10 @@ def effective_rank(
         raise ValueError(f"effective_rank takes floats of shape (B, D) or (K, B, D), got {tuple(x.shape)} {x.dtype}")
     if precision not in ("fp64", "fp32"):
         raise ValueError(f"precision must be fp64 or fp32, got {precision!r}")
-    values, _ = spectrum(gram_of_one(x, center, normalize, precision, upper=True))
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[:-2], dtype=torch.float64 if precision == "fp64" else torch.float32)
+    # Ranks do not hang on the scale, squares do: at 1e200 they overflow, at 1e-200 they vanish.
+    wide = x if x.dtype == torch.float64 else x.float()
+    scaled = wide / (power_of_two(wide.unsqueeze(-2)).squeeze(-2) if normalize else power_of_two(wide))
+    values, _ = spectrum(gram_of_one(scaled, center, normalize, precision, upper=True))
     return entropy_rank(values.sqrt() if convention == "singular_values" else values)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 
 from fastrdm.kernels.linalg.matmul import Fp16x3, half_product, power_of_two
 from fastrdm.kernels.triton_support import HAS_TRITON, triton_module
@@ -53,6 +52,15 @@ def _half(x: Tensor, upper: bool) -> Tensor:
     return half_product(high, high.mT) * unit**2
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows of x (..., D) at length 1, in its dtype; zero rows stay zero, and no row is too short or too long.
+
+    A power of two is taken out of each row first: torch's normalize leaves rows below 1e-12 as short as they are, and
+    squares overflow or vanish. Where neither happens the bits are those of normalize.
+    """
+    return torch.nn.functional.normalize(x / power_of_two(x.unsqueeze(-2)).squeeze(-2), dim=-1)
+
+
 # Gram matrices of features (K, B, D), told whether to center, to normalize, and whether the upper triangle is enough.
 _Gram = Callable[[Tensor, bool, bool, bool], Tensor]
 
@@ -62,7 +70,7 @@ def _by_torch(dtype: torch.dtype, product: Callable[[Tensor, bool], Tensor]) -> 
 
     def gram_of(x: Tensor, center: bool, normalize: bool, upper: bool) -> Tensor:
         x = x.to(dtype)
-        x = unit_rows(x, dim=-1) if normalize else x
+        x = unit_rows(x) if normalize else x
         x = x - x.mean(-2, keepdim=True) if center else x
         return product(x if x.shape[-2] <= x.shape[-1] else x.mT, upper)
 

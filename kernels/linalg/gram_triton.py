@@ -23,7 +23,7 @@ def _row_scales_kernel(x_ptr, scale_ptr, width, BLOCK: tl.constexpr):  # type: i
         square += x * x
     length = tl.sqrt(tl.sum(square, axis=0))
     # A row of zeros stays one.
-    tl.store(scale_ptr + row, 1.0 / tl.maximum(length, 1e-12))
+    tl.store(scale_ptr + row, tl.where(length > 0.0, 1.0 / length, 0.0))
 
 
 @triton.jit

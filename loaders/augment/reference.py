@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fastrdm.kernels.augment.augment_cpu import NoCompiler, augment_cpu, crop_cpu, library
+from fastrdm.kernels.augment.augment_cpu import augment_cpu, crop_cpu, library
+from fastrdm.kernels.augment.compiled import NoCompiler
 from fastrdm.kernels.augment.layout import Adjustment, Column
 from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.kernels.triton_support import HAS_TRITON, triton_module

@@ -21,9 +21,9 @@ from torch.utils.dlpack import from_dlpack
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
-from fastrdm.loaders.sources.decode import Pixels, decode, plain_size
+from fastrdm.loaders.sources.decode import Pixels, decode, new_pixels, plain_size
 from fastrdm.loaders.sources.reader import Reader
-from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
 from fastrdm.schema import require
 
@@ -52,7 +52,7 @@ class DaliLoader(EpochLoader):
         super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
         self.source, self.views, self.device, self.dtype = source, config.views, process.device, process.dtype
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
-        self.workers, self.prefetch = config.workers, config.prefetch
+        self.workers, self.prefetch = config.threads, config.prefetch
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.fetch = source.fetch if source.encoded else None
         self.pool = start_threads(1, "fastrdm-loader")
@@ -158,7 +158,7 @@ class DaliLoader(EpochLoader):
         is decoded here, as by the other engines, and goes as a portable pixmap, which DALI reads beside JPEGs.
         """
         if self.fetch is None:
-            pixels = self.source.read(index)
+            pixels = self.source.read_into(index, new_pixels, ReadTime())
             return pixels, *pixels.shape[:2]
         data, name = self.fetch(index)
         size = plain_size(data)

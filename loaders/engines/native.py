@@ -165,9 +165,9 @@ class NativeLoader(EpochLoader):
         self.cuda = process.device.type == "cuda"
         self.stream = torch.cuda.Stream(process.device) if self.cuda else None
         self.ring = Ring(pin=self.cuda)
-        self.watch = Diagnosis(config.workers, source.stored_bytes)
+        self.watch = Diagnosis(config.threads, source.stored_bytes)
         self.lock = threading.Lock()
-        self.pool = start_threads(config.workers, "fastrdm-loader")
+        self.pool = start_threads(config.threads, "fastrdm-loader")
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come; what a thread raises is raised here."""

@@ -57,7 +57,7 @@ class TorchcodecLoader(EpochLoader):
         self.prefetch = config.prefetch
         self.refused: set[int] = set()  # JPEGs that torchcodec does not decode: the host does
         self.stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
-        self.pool = start_threads(config.workers, "fastrdm-loader")
+        self.pool = start_threads(config.threads, "fastrdm-loader")
         self.maker = start_threads(1, "fastrdm-loader-maker")
 
     def __iter__(self) -> Iterator[Batch]:

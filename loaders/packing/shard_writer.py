@@ -19,8 +19,17 @@ import simplejpeg
 from PIL import Image
 
 from fastrdm.files import sha256
-from fastrdm.loaders.sources.decode import JPEG_START, CorruptImage, Pixels, decode_any, decode_plain, orientation
+from fastrdm.loaders.sources.decode import (
+    FORMATS,
+    JPEG_START,
+    CorruptImage,
+    Pixels,
+    decode_any,
+    decode_plain,
+    orientation,
+)
 
+LONGEST = 64  # a strip that is more times as long as wide is not resized as a whole
 TRANSCODED, TURNED = 1, 2  # flags of an image in the index
 TELL_EVERY = 32  # files
 TURNS: dict[int, Callable[[Pixels], Pixels]] = {  # what puts an image of this EXIF orientation upright
@@ -80,23 +89,31 @@ def entry(data: bytes, name: str, settings: Settings) -> Entry:
 
 
 def center_square(pixels: Pixels, size: int) -> Pixels:
-    """(size, size, 3): the short side resized with antialiasing, bicubic, and the center cut, as torchvision does."""
+    """(size, size, 3): the short side resized with antialiasing, bicubic, and the center cut.
+
+    As torchvision does it with PIL images, pixel by pixel, but for strips of more than LONGEST times their width.
+    """
     height, width = pixels.shape[:2]
     tall, wide = (int(size * side / min(height, width)) for side in (height, width))
     top, left = round((tall - size) / 2), round((wide - size) / 2)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if max(wide, tall) <= LONGEST * size:
+        # The order in which Pillow takes rows and columns hangs on the whole size. With a box it may be the other one,
+        # and what the cubic kernel overshoots is cut off elsewhere, by up to three levels.
+        whole = image.resize((wide, tall), Image.Resampling.BICUBIC)
+        return np.asarray(whole.crop((left, top, left + size, top + size)))
     box = (
         left * width / wide,
         top * height / tall,
         min((left + size) * width / wide, width),
         min((top + size) * height / tall, height),
     )
-    image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def _oddities(data: bytes, name: str, mode: str) -> list[str]:
     """Repairs to report for a file that is no plain JPEG."""
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     kind, called = str(image.format), Path(name).suffix.lower()
     if data[:2] == JPEG_START:
         return ["CMYK turned into RGB" if image.mode == "CMYK" else "a JPEG with faults that do no harm, decoded"]

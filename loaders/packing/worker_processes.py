@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from fastrdm.loaders.packing import shard_writer
 from fastrdm.loaders.packing.shard_writer import Settings
 
 Message = dict[str, Any]
@@ -49,7 +50,7 @@ def make_shards(settings: Settings, todo: dict[int, list[tuple[str, int]]], work
 def _start(settings: Settings) -> "subprocess.Popen[str]":
     path = os.pathsep.join(filter(None, sys.path))
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastrdm.loaders.packing.shard_writer"],
+        [sys.executable, shard_writer.__file__],  # `-m` would look into the working folder first
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

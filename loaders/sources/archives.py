@@ -2,22 +2,30 @@
 
 import gzip
 import hashlib
-import io
 import json
 import os
-import pickle
 import shutil
 import tarfile
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrdm.files import read_npy
+from fastrdm.loaders.sources.checks import check_labels
+from fastrdm.loaders.sources.plain_pickle import read_pickle
+
 Split = Literal["train", "test"]
-DAMAGE = (OSError, EOFError, ValueError, KeyError, IndexError, zlib.error, tarfile.TarError, pickle.UnpicklingError)
+# a damaged file may hold any instruction of a pickle, any header and any length
+DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(zlib.error, tarfile.TarError),
+)
+MOST_BYTES = 1 << 29  # of one file in an archive, unpacked; the largest, CIFAR-100's training images, has 155 MB
+MOST_MEMBERS = 1000  # of an archive, which has nine
 
 
 class Arrays(NamedTuple):
@@ -26,6 +34,7 @@ class Arrays(NamedTuple):
     images: NDArray[np.uint8]  # (N, H, W, 3)
     labels: NDArray[np.int64]  # (N,)
     classes: list[str]
+    note: str | None = None  # what a user should know of these files
 
 
 class Layout(NamedTuple):
@@ -35,9 +44,10 @@ class Layout(NamedTuple):
     md5: str
     folder: str
     files: dict[Split, tuple[str, ...]]
-    labels: bytes
+    labels: str
     meta: str
-    classes: bytes
+    classes: str
+    sums: dict[str, str]  # MD5 of each official file
 
 
 CIFAR = {
@@ -46,18 +56,32 @@ CIFAR = {
         "c58f30108f718f92721af3b95e74349a",
         "cifar-10-batches-py",
         {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
-        b"labels",
+        "labels",
         "batches.meta",
-        b"label_names",
+        "label_names",
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
     ),
     "cifar100": Layout(
         "cifar-100-python.tar.gz",
         "eb9058c3a382ffc7106e4002c42a8d85",
         "cifar-100-python",
         {"train": ("train",), "test": ("test",)},
-        b"fine_labels",
+        "fine_labels",
         "meta",
-        b"fine_label_names",
+        "fine_label_names",
+        {
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
     ),
 }
 CIFAR_ADDRESS = "https://www.cs.toronto.edu/~kriz/"
@@ -80,7 +104,7 @@ def _read_idx(root: Path, name: str) -> NDArray[np.uint8]:
     if not path.exists():
         raise ValueError(f"loader.root must hold {name} or {name}.gz, got {root}: apt install dataset-fashion-mnist")
     try:
-        data = path.read_bytes() if path == plain else gzip.decompress(path.read_bytes())
+        data = path.read_bytes() if path == plain else _unzipped(path)
         if data[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
         header = 4 + 4 * data[3]
@@ -110,61 +134,94 @@ def read_cifar(name: str, root: Path, split: Split, download: bool) -> Arrays:
             found = {file: (path / file).read_bytes() for file in wanted}
         else:
             found = _read_members(path, layout.folder, wanted)
-        *batches, meta = (_unpickle(found[file]) for file in wanted)
-        images = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        labels = np.concatenate([batch[layout.labels] for batch in batches])
-        classes = [label.decode() for label in meta[layout.classes]]
+        *batches, meta = (read_pickle(found[file]) for file in wanted)
+        images = np.concatenate([_field(batch, "data") for batch in batches])
+        labels = np.concatenate([np.asarray(_field(batch, layout.labels)) for batch in batches])
+        classes = [_text(label) for label in _field(meta, layout.classes)]
+        if images.dtype != np.uint8 or images.shape[1:] != (3 * 32 * 32,) or labels.shape != images.shape[:1]:
+            raise ValueError(f"images {images.dtype} {images.shape} with labels {labels.dtype} {labels.shape}")
+        check_labels(labels, classes, f"{path} ({split})")
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({error!r}): delete it and fetch it again") from error
-    return Arrays(np.ascontiguousarray(images), labels.astype(np.int64), classes)
+        raise ValueError(f"{path} is damaged ({error}): delete it and fetch it again") from error
+    images = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return Arrays(images, labels.astype(np.int64), classes, _unofficial(path, layout, found))
+
+
+def _field(batch: Any, name: str) -> Any:
+    """An entry of a pickled dict, whose keys are bytes as Python 2 wrote them, or str where packed again since."""
+    if not isinstance(batch, dict):
+        raise ValueError(f"a dict with {name} is expected, got {type(batch).__name__}")
+    value = batch[name.encode()] if name.encode() in batch else batch[name]
+    return getattr(value, "array", value)  # an array inside a dict
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _unofficial(path: Path, layout: Layout, found: dict[str, bytes]) -> str | None:
+    """Which of the files read are not the ones that were published."""
+    other = [f for f, data in found.items() if hashlib.md5(data, usedforsecurity=False).hexdigest() != layout.sums[f]]
+    if not other:
+        return None
+    return f"{', '.join(other)} of {path} differ from the official files (MD5): accuracies are of another set"
 
 
 def _read_pair(root: Path, split: Split) -> Arrays:
     """images.npy and labels.npy of a split, with the class names of classes.json where there is one."""
-    try:
-        images, labels = (np.load(root / f"{split}.{part}.npy") for part in ("images", "labels"))
-        names = root / "classes.json"
-        classes = json.loads(names.read_text()) if names.exists() else [str(k) for k in range(labels.max() + 1)]
-    except DAMAGE as error:
-        raise ValueError(f"{root}/{split}.images.npy and its labels cannot be read: {error}") from error
-    if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1]:
+    images, labels = (read_npy(root / f"{split}.{part}.npy") for part in ("images", "labels"))
+    if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1] or not len(labels):
         raise ValueError(
             f"{root}/{split}.images.npy must be uint8 (N, H, W, 3) and its labels (N,), "
             f"got {images.dtype} {images.shape} and {labels.shape}"
         )
+    names = root / "classes.json"
+    try:
+        classes = json.loads(names.read_text()) if names.exists() else [str(k) for k in range(int(labels.max()) + 1)]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{names} is damaged: {error}") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{names} must be a list of class names")
+    check_labels(labels, classes, f"{root}/{split}.labels.npy")
     return Arrays(images, labels.astype(np.int64), classes)
+
+
+class _Unpacked(gzip.GzipFile):
+    """A .gz file that is never asked for more at once than any file of an archive holds."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MOST_BYTES:
+            raise ValueError(f"one of its files claims {size} bytes")
+        return super().read(size)
+
+
+def _unzipped(path: Path) -> bytes:
+    """What a .gz file holds."""
+    with _Unpacked(path) as unpacked:
+        data = unpacked.read(MOST_BYTES)
+        if unpacked.read(1):
+            raise ValueError(f"it holds more than {MOST_BYTES} bytes")
+    return data
 
 
 def _read_members(archive: Path, folder: str, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """The wanted files of `folder` in the archive, read in one pass and never written to disk."""
     found = {}
-    with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked) as tar:
-        for member in tar:
+    with _Unpacked(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
+        for number, member in enumerate(tar):
+            if number == MOST_MEMBERS:
+                raise ValueError(f"it holds more than {MOST_MEMBERS} files")
             file = member.name.removeprefix(f"{folder}/")
             if file in wanted and (stream := tar.extractfile(member)):
                 found[file] = stream.read()
-        unpacked.read()  # the checksum stands behind the padding, which tarfile leaves unread
-    return found
-
-
-class _DataOnly(pickle.Unpickler):
-    """Reads arrays, dicts, lists, numbers and strings; refuses whatever could run code."""
-
-    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
-        return self.ALLOWED[module, name]
-
-
-def _unpickle(data: bytes) -> Any:
-    return _DataOnly(io.BytesIO(data), encoding="bytes").load()
+        rest = 0
+        while piece := unpacked.read(1 << 20):  # the checksum stands behind the padding, which tarfile leaves unread
+            rest += len(piece)
+            if rest > MOST_BYTES:
+                raise ValueError("it does not end behind its last file")
+    if missing := [file for file in wanted if file not in found]:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    return {file: found[file] for file in wanted}
 
 
 def _download(address: str, md5: str, path: Path) -> None:

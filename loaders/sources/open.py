@@ -1,14 +1,16 @@
 """The table of sources, and how a source is opened by its name."""
 
 import difflib
-import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from fastrdm import parts
 from fastrdm.loaders.sources.archives import CIFAR, FASHION_ROOT, Arrays, Split, read_cifar, read_fashion_mnist
 from fastrdm.loaders.sources.beton import BETON, BetonSource
+from fastrdm.loaders.sources.checks import check_labels, check_pixels
 from fastrdm.loaders.sources.class_list import check_classes, read_class_list
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.packed import PackedSource
@@ -20,7 +22,7 @@ DIGITS_TRAIN = 1437  # of 1,797 images, in scikit-learn's order
 
 def open_source(config: LoaderConfig, split: Split) -> Source:
     """The images of `split`; `config.subset` shortens the training split. Raises ValueError naming what is amiss."""
-    if ":" in config.source:
+    if parts.is_own(config.source):
         source = _open_class(config, split)
     elif config.source in SOURCES:
         source = SOURCES[config.source](config, split)
@@ -28,6 +30,7 @@ def open_source(config: LoaderConfig, split: Split) -> Source:
         near = difflib.get_close_matches(config.source, SOURCES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}, or pkg.mod:Class"
         raise ValueError(f"loader.source is unknown: {config.source!r}; {hint}")
+    check_labels(source.labels, source.classes, f"loader.source={config.source} ({split})")
     if config.classes is not None:
         source = of_classes(source, config.classes, f"{config.root or config.source} ({split})")
     return source if config.subset is None or split == "test" else balanced(source, config.subset)
@@ -110,22 +113,34 @@ def _part(root: Path, split: Split) -> Path:
 
 
 def _open_class(config: LoaderConfig, split: Split) -> Source:
-    """An instance of pkg.mod:Class, made with (root, split), that has all a Source has."""
-    module, _, name = config.source.partition(":")
-    try:
-        source = getattr(importlib.import_module(module), name)(config.root, split)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"loader.source {config.source!r} cannot be opened: {error}") from error
+    """What pkg.mod:Class gives for (root, split), once it is known to be a Source and to have all that one has."""
+    expected = "a subclass of fastrdm.Source, or a function annotated as returning one"
+    make = parts.load(config.source, "loader.source", lambda found: parts.makes(found, Source), expected)
+    source = make(config.root, split)
     if not isinstance(source, Source):
-        raise ValueError(f"loader.source {config.source!r} must be a subclass of fastrdm.Source (docs/extending.md)")
+        raise ValueError(f"loader.source {config.source!r} must give a fastrdm.Source (docs/extending.md)")
     missing = [attribute for attribute in ("name", "classes", "labels") if not hasattr(source, attribute)]
     if type(source).read is Source.read and not source.encoded:
         missing.append("fetch or read")
     if missing:
         raise ValueError(f"loader.source {config.source!r} lacks {', '.join(missing)} (docs/extending.md)")
+    _check_own(source, config.source)
     if len(source.labels) != len(source):
         raise ValueError(f"loader.source {config.source!r} has {len(source)} images and {len(source.labels)} labels")
     return source
+
+
+def _check_own(source: Source, name: str) -> None:
+    """ValueError where an attribute of a user's source is not what Source says; it would give wrong pixels silently."""
+    if not isinstance(source.labels, np.ndarray):
+        raise ValueError(f"labels of loader.source {name!r} must be a numpy array, got {type(source.labels).__name__}")
+    if source.images is not None:
+        check_pixels(source.images, (len(source), None, None, 3), f"images of loader.source {name!r}")
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        value = getattr(source, key)
+        if value is not None and not (len(value) == 3 and all(math.isfinite(v) and v > least for v in value)):
+            wanted = "three finite numbers" + (" above 0" if key == "std" else "")
+            raise ValueError(f"loader.source {name!r} must have {wanted} as {key}, got {value!r}")
 
 
 SOURCES: dict[str, Callable[[LoaderConfig, Split], Source]] = {

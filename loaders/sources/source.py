@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrdm.loaders.sources.archives import Arrays
+from fastrdm.loaders.sources.checks import check_pixels
 from fastrdm.loaders.sources.decode import Allocate, Pixels, decode, new_pixels
 from fastrdm.schema import Triple
 
@@ -102,6 +103,7 @@ class Source:
         began = time.perf_counter()
         if not self.encoded:
             read = self.read(index)
+            check_pixels(read, (None, None, 3), f"pixels of {self.name}, image {index},")
             pixels = allocate(*read.shape[:2])
             pixels[...] = read
             spent.decode += time.perf_counter() - began
@@ -128,7 +130,7 @@ class ArraySource(Source):
 
     def __init__(self, name: str, arrays: Arrays) -> None:
         self.name = name
-        self.images, self.labels, self.classes = arrays
+        self.images, self.labels, self.classes, self.note = arrays
         self.mean, self.std = STATISTICS[name]
 
     def read(self, index: int) -> Pixels:

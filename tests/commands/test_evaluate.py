@@ -15,6 +15,7 @@ from fastrdm.evaluation.evaluator import EvalConfig
 from fastrdm.evaluation.knn import wilson_interval
 from fastrdm.evaluation.published_settings import RECIPES
 from fastrdm.models.encoders import EncoderConfig, build_encoder
+from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import WEIGHTS
 from fastrdm.trainer import Trainer
 
@@ -125,9 +126,20 @@ def test_transfer_to_another_source(run: Path, tmp_path: Path, monkeypatch: pyte
     assert found["source"]["train_images"] == 55, "five have no label"
     assert found["source"]["view"]["size"] == 12
     told = refusal(run, "--source", "transfer_source:Other", "--method", "knn")
-    assert "the splits of bright must have the same classes, got 2 and 3" in told
+    assert "the two splits of bright do not have the same classes: 1 only in test (" in told
     told = refusal(run, "--source", "transfer_source:Unlabeled", "--method", "knn")
-    assert "the training images of bright must have labels, got none" in told
+    assert "the training images of bright have no labels: an accuracy would mean nothing" in told
+
+
+def test_weights_and_features_that_are_not_finite_are_refused(run: Path, tmp_path: Path) -> None:
+    found = checkpoint.read(checkpoint.folder(run, 6))
+    key = "method.online.encoder.conv1.weight"
+    meta = {name: found.meta[name] for name in ("metrics", "config", "versions")}
+    for value, reason in ((float("nan"), "weights that are not finite, 1 tensors: conv1.weight"), (3e38, "not finite")):
+        weights = {**found.weights, key: torch.full_like(found.weights[key], value)}
+        checkpoint.save(tmp_path, 6, weights, found.state, meta)
+        assert reason in refusal(tmp_path, "--method", "knn")
+    assert not list(tmp_path.glob("eval*"))
 
 
 SOURCE = """

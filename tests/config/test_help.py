@@ -11,9 +11,10 @@ from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.evaluator import EvalConfig
-from fastrdm.methods.dual_branch import TransformConfig
+from fastrdm.methods.alignment import CrossEntropyConfig
+from fastrdm.methods.dual_branch import TRANSFORMS, transform_settings
 
-CONSTANTS = {  # tables and two-word names, such as RESNETS and HEADLINE_CONVENTION
+CONSTANTS = {  # tables and two-word names, such as ENCODERS and HEADLINE_CONVENTION
     name
     for key, module in sys.modules.items()
     if key.startswith("fastrdm.")
@@ -24,11 +25,13 @@ CONSTANTS = {  # tables and two-word names, such as RESNETS and HEADLINE_CONVENT
 
 def settings() -> list[help.Setting]:
     """All settings of `train`, of its transforms and of `eval`."""
+    parts = {**{name: transform_settings(name) for name in TRANSFORMS}, "cross_entropy": CrossEntropyConfig}
+    common = ("name", "directions")  # of every part of its sort
     transforms = [
         setting
-        for transform in help.options(TransformConfig)
-        for setting in help.walk(transform, f"{transform.name}.")
-        if setting.key != f"{transform.name}.name"
+        for name, kind in parts.items()
+        for setting in help.walk(kind, f"{name}.")
+        if setting.key.split(".")[-1] not in common
     ]
     return [*help.walk(Config), *transforms, *help.walk(EvalConfig)]
 
@@ -39,7 +42,7 @@ def test_a_description_is_a_sentence(setting: help.Setting) -> None:
     assert len(text.split()) >= 3, f"{setting.key} has no docstring below it"
     assert text[0].isupper()
     assert text.endswith(".")
-    assert "RESNETS" in CONSTANTS
+    assert "ENCODERS" in CONSTANTS
     assert not CONSTANTS & set(re.findall(r"\w+", text))
     assert len(text) < 300
 
@@ -68,10 +71,9 @@ def test_no_description_is_used_twice() -> None:
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.train(["--help"]) == 0
+    assert cli.train(["--help", "all"]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
-    assert lines[0].startswith("usage: fastrdm train")
     assert max(map(len, lines)) <= 120
     for setting in settings()[: -len([*help.walk(EvalConfig)])]:
         (line,) = (i for i, line in enumerate(lines) if line.startswith(f"  {setting.key} = "))
@@ -100,3 +102,34 @@ def test_an_inherited_field_keeps_its_description() -> None:
     assert texts["linear.epochs"] == "Epochs for which the classifier is trained."
     assert texts["finetune.epochs"] == "Epochs of fine-tuning."  # declared anew
     assert texts["finetune.gamma"] == texts["linear.gamma"] == "Factor of the step schedule."
+
+
+def test_help_begins_with_examples_and_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: fastrdm train ")
+    assert len(shown.splitlines()) < 60 and max(map(len, shown.splitlines())) <= 120
+    for name in ("train", "method", "encoder", "loader", "optim", "evaluate", "monitor", "checkpoint", "log"):
+        assert re.search(rf"^  {name} +[A-Zk].*\.$", shown, re.MULTILINE), f"section {name} has no sentence"
+
+
+@pytest.mark.parametrize(
+    ("section", "first", "last"),
+    [
+        ("optim", "optim.name", "optim.betas"),
+        ("loader.views", "loader.views", "loader.views.*.std"),
+        ("optim.lr", "optim.lr", "optim.lr"),
+        ("sinkhorn", "sinkhorn.epsilon", "sinkhorn.queue_start"),
+    ],
+)
+def test_help_of_a_section(section: str, first: str, last: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--help", section]) == 0
+    keys = re.findall(r"^  (\S+) = ", capsys.readouterr().out, re.MULTILINE)
+    assert keys[0] == first and last in keys
+    assert all(key.startswith(section) for key in keys)
+
+
+def test_help_of_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--help", "optimm"]) == cli.EXIT_REFUSED
+    told = capsys.readouterr().err
+    assert told == "fastrdm: --help takes a section, a key or a transform, got 'optimm': did you mean 'optim'?\n"

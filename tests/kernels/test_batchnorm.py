@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm, convert_batchnorm, set_views
 
+pytestmark = pytest.mark.traced
+
 SHAPES = {"rows": (5,), "images": (5, 4, 3)}  # channels and, for images, height and width
 CASES = [(shape, groups, dtype) for shape in SHAPES for groups in (1, 2) for dtype in ("float64", "float32")]
 CASES.append(("images", 2, "bfloat16"))

@@ -17,6 +17,8 @@ from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 from fastrdm.training import step
 
+pytestmark = pytest.mark.traced
+
 STEPS = 14  # three epochs of five, the last one short: prototypes thaw at step 5, the queue joins at 9
 SMALL: dict[str, dict[str, Any]] = {
     "filter": {"solver": "newton_schulz"},

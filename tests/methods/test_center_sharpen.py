@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.methods.alignment import AlignmentConfig, align
+from fastrdm.methods.alignment import CrossEntropyConfig, align, cross_entropy
 from fastrdm.methods.center_sharpen import CenterSharpen, CenterSharpenConfig
 from fastrdm.methods.transform import BranchContext, TransformContext
 from fastrdm.schema import Horizon
@@ -90,7 +90,7 @@ def test_three_steps_equal_lightlys_loss(sharpen: Callable[..., CenterSharpen]) 
     for step in range(3):
         teacher = draw(step)
         student = torch.cat([draw(10 + step), draw(20 + step)[:1]]).requires_grad_()  # two global views and a crop
-        ours = align(student, transform(teacher, NOTHING), AlignmentConfig(name="cross_entropy"))
+        ours = align(student, transform(teacher, NOTHING), cross_entropy, CrossEntropyConfig())
         theirs = oracle(list(teacher), list(student), teacher_temp=0.05)
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)  # its temperature is a float32 tensor
         grads = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))

@@ -262,3 +262,32 @@ def test_every_trainable_parameter_has_one_role(branch: Build, views: Draw, name
     assert len(roles) == len({id(p) for p in roles})
     method(views()).loss.backward()
     assert all(p.grad is not None for p in roles)
+
+
+@pytest.mark.parametrize("name", ["negative_cosine", "byol"])
+def test_behind_an_online_filter_the_loss_keeps_the_gradient_of_small_directions(branch: Build, name: str) -> None:
+    """One direction holds 0.9999 of the variance; power 2 multiplies what rounding leaves along it."""
+    method = branch({"online": [{"name": "filter", "power": 2.0}], "target": ["stop"], "alignment": {"name": name}})
+    draw = torch.Generator().manual_seed(0)
+    small = torch.randn(2, 96, 5, generator=draw, dtype=torch.float64)
+    small[..., 0] = 0
+    common = (small.square().sum() * 9999 / 192).sqrt() * torch.eye(5, dtype=torch.float64)[0]
+    x = small + common
+    target = x.flip(0) + 0.3 * small.roll(1, 1)
+
+    def gradient(dtype: torch.dtype, keep: bool) -> Tensor:
+        method.wide_loss = keep
+        leaf = x.to(dtype).requires_grad_()
+        loss = method._loss(method._run(method.online_transforms, leaf, None), target.to(dtype))  # type: ignore[arg-type]
+        assert loss.dtype == dtype
+        return torch.autograd.grad(loss, leaf)[0].double()
+
+    exact = gradient(torch.float64, True)
+    kept, lost = ((gradient(torch.float32, keep) - exact).norm() / exact.norm() for keep in (True, False))
+    assert kept < 0.02, kept
+    assert lost > 10 * kept, "nothing to keep"
+
+
+def test_without_an_online_filter_the_loss_stays_in_its_dtype(branch: Build) -> None:
+    assert not branch(METHODS["byol"]).wide_loss and branch(METHODS["rdm_byol"]).wide_loss
+    assert not branch(METHODS["rdm_simsiam"]).wide_loss, "a target's filter passes no gradient"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrdm.config import run_config
 from fastrdm.kernels.batchnorm import set_views
-from fastrdm.methods.alignment import ALIGNMENTS
+from fastrdm.methods.alignment import find_loss
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.methods.presets import PRESETS
 from fastrdm.models.encoders import TimmEncoder
@@ -44,11 +44,10 @@ def test_every_preset_pairs_each_view_with_the_other_global_ones(preset: str) ->
     assert [view.shape[-1] for view in batch.views] == [16, 16, 8, 8]
     assert len(output.online) == 4 and len(output.target) == 2
     alignment = trainer.settings.method.alignment
-    loss = ALIGNMENTS[alignment.name][0]
+    loss = find_loss(alignment.name).formula
     online = output.scores[0] if output.scores else output.online
     pairs = [
-        loss(online[v], output.target[t], alignment.temperature)
-        for v, t in ((0, 1), (1, 0), *itertools.product((2, 3), (0, 1)))
+        loss(online[v], output.target[t], alignment) for v, t in ((0, 1), (1, 0), *itertools.product((2, 3), (0, 1)))
     ]
     expected = sum(pairs) / (6 if alignment.directions == "mean" else 1)
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-5)

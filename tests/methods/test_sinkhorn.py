@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrdm.methods.alignment import AlignmentConfig, align
+from fastrdm.methods.alignment import CrossEntropyConfig, align, cross_entropy
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.transform import BranchContext, TransformContext
 
@@ -78,7 +78,7 @@ def test_the_loss_equals_lightlys(queued: int) -> None:
     scores, queue = cosines(4, 8, K), cosines(2, queued, K, seed=1)  # two global views and two crops
     scores.requires_grad_()
     joined = torch.cat([scores[:2].detach(), queue], dim=1)
-    ours = align(scores, sinkhorn_knopp(joined, 0.05, 3)[:, :8], AlignmentConfig(name="cross_entropy"))
+    ours = align(scores, sinkhorn_knopp(joined, 0.05, 3)[:, :8], cross_entropy, CrossEntropyConfig())
     theirs = oracle(list(scores[:2]), list(scores[2:]), list(queue) if queued else None)
     torch.testing.assert_close(ours, theirs[0], rtol=1e-12, atol=0)
     grads = (torch.autograd.grad(value, scores)[0] for value in (ours, theirs[0]))

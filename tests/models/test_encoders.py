@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm, set_views
-from fastrdm.models.encoders import RESNETS, EncoderConfig, ResNet, TimmEncoder, build_encoder
+from fastrdm.models.encoders import ENCODERS, EncoderConfig, ResNet, TimmEncoder, build_encoder
 
 
 def images(count: int = 2, size: int = 32) -> Tensor:
@@ -156,7 +156,7 @@ def test_missing_timm_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) 
         ({"name": "resnet19"}, "encoder.name must be one of .*resnet18, .* did you mean 'resnet18'"),
         ({"width": 0}, "encoder.width must be above 0 channels, got 0"),
         ({"name": "timm/resnet18", "stem": "cifar"}, "encoder.stem must be left at imagenet for timm/resnet18"),
-        ({"name": "timm/resnet18", "zero_init_residual": True}, "encoder.zero_init_residual must be left at False"),
+        ({"name": "timm/resnet18", "zero_init_residual": True}, "encoder.zero_init_residual must be left at false"),
         ({"depth": 3}, "depth"),
     ],
 )
@@ -165,9 +165,10 @@ def test_bad_configs_are_refused(values: dict[str, object], message: str) -> Non
         EncoderConfig(**values)  # type: ignore[arg-type]
 
 
-def test_every_listed_resnet_builds() -> None:
-    for name in RESNETS:
-        net = build_encoder(EncoderConfig(name=name, width=8, stem="cifar"))
+def test_every_listed_encoder_builds() -> None:
+    small = {"width": 8, "stem": "cifar"}
+    for name, row in ENCODERS.items():
+        net = build_encoder(EncoderConfig(name=name, **{key: small[key] for key in small.keys() & row.takes}))  # type: ignore[arg-type]
         assert net(images(2, 16)).shape == (2, net.features)
 
 
@@ -186,8 +187,11 @@ def test_patch_embedding_without_gradient() -> None:
 
 
 WRONG_OPTIONS = {
-    r"options must be left out for resnet18: they are timm's": {"name": "resnet18", "options": {"drop_path_rate": 0.1}},
-    r"freeze_patch_embed must be false for resnet18": {"name": "resnet18", "freeze_patch_embed": True},
+    "options must be left at null for resnet18, which": {
+        "name": "resnet18",
+        "options": {"drop_path_rate": 0.1},
+    },
+    r"freeze_patch_embed must be left at false for resnet18": {"name": "resnet18", "freeze_patch_embed": True},
     r"options must be arguments of timm/resnet18, got .*dynamic_img_size": {"options": {"dynamic_img_size": True}},
     r"freeze_patch_embed must be false for timm/resnet18": {"freeze_patch_embed": True},
 }

@@ -20,6 +20,7 @@ from fastrdm.runtime import checkpoint, distributed
 from fastrdm.training import step
 
 ARGUMENTS = [
+    "quickstart.yaml",
     "train.length=12st",  # of 5 steps an epoch
     "optim.warmup=2st",
     "encoder.name=resnet_small",

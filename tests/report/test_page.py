@@ -1,6 +1,7 @@
 """The report: what the files say stands on the page, what they lack is named, and it loads nothing."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -324,7 +325,13 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
+    short = [
+        "quickstart.yaml",
+        "train.length=2st",
+        "encoder.width=4",
+        "loader.batch_size=16",
+        "evaluate.baselines=false",
+    ]
     assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
@@ -407,3 +414,8 @@ def test_what_a_run_took_of_its_device_is_drawn_where_it_was_logged(tmp_path: Pa
     assert "From the start to the first step: 7.2 s (new)." in said
     assert "seconds_to_first_step" not in said and "Time in spectral filters" not in said
     assert "Arithmetic" not in text(page(read_runs([make(tmp_path / "old", [line(10, loss=1.0)])])))
+
+
+def test_a_folder_whose_name_is_no_utf8_has_a_report(tmp_path: Path) -> None:
+    folder = make(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "caf\\udce9" in write([folder]).read_text(encoding="utf-8")

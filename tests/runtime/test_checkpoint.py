@@ -1,16 +1,19 @@
 """Checkpoints: bit for bit, complete or not there at all, refused when damaged, foreign or of another model."""
 
 import errno
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -299,3 +302,64 @@ def test_pruning(tmp_path: Path, keep: int, best: int | None, left: list[int]) -
         checkpoint.folder(tmp_path, step).mkdir(parents=True)
     checkpoint.prune(tmp_path, keep, checkpoint.folder(tmp_path, best) if best else None)
     assert checkpoint.existing(tmp_path) == [checkpoint.folder(tmp_path, step) for step in left]
+
+
+FIELDS: dict[str, tuple[str, Any]] = {
+    "step that is text": ("step", "12"),
+    "step below 0": ("step", -1),
+    "step beyond any run": ("step", 10**30),
+    "no step": ("step", None),
+    "files that are a list": ("files", [1]),
+    "files elsewhere": ("files", {"../../secret": {"bytes": 1, "sha256": "0"}}),
+    "files without sizes": ("files", {WEIGHTS: {}, STATE: {}}),
+    "files that are numbers": ("files", {WEIGHTS: 1, STATE: 2}),
+    "config that is text": ("config", "x"),
+    "metrics that are a list": ("metrics", []),
+    "versions that are text": ("versions", "x"),
+}
+
+
+@pytest.mark.parametrize("what", FIELDS)
+def test_a_resealed_meta_with_absurd_fields_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    path = save(tmp_path)
+    meta = json.loads((path / META).read_text())
+    del meta["sha256"]
+    key, value = FIELDS[what]
+    meta[key] = value
+    (path / META).write_text(json.dumps({**meta, "sha256": checkpoint._digest(meta)}))
+    with pytest.raises(CheckpointError, match=rf"^{path} is damaged: meta\.json: {key} is ") as told:
+        checkpoint.read(path)
+    assert len(str(told.value)) < 200 + len(str(path))
+
+
+def resealed(path: Path, state: bytes) -> None:
+    """Another state.pt, with a meta.json that says it is right."""
+    (path / STATE).write_bytes(state)
+    meta = json.loads((path / META).read_text())
+    del meta["sha256"]
+    meta["files"][STATE] = {"bytes": len(state), "sha256": checkpoint._sha256(path / STATE)}
+    (path / META).write_text(json.dumps({**meta, "sha256": checkpoint._digest(meta)}))
+
+
+def test_resealed_states_of_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    """Bits of the pickle inside are flipped: sizes, offsets, names of classes and instructions."""
+    path = save(tmp_path)
+    with zipfile.ZipFile(path / STATE) as archive:
+        parts = {item: archive.read(item) for item in archive.infolist()}
+    (pickled,) = (item for item in parts if item.filename.endswith("data.pkl"))
+    whole, random, refused = parts[pickled], np.random.default_rng(0), 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(len(data), size=random.integers(1, 4)):
+            data[place] ^= 1 << int(random.integers(8))
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            for item, part in (parts | {pickled: bytes(data)}).items():
+                archive.writestr(item, part)
+        resealed(path, content.getvalue())
+        try:
+            checkpoint.read(path)
+        except CheckpointError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 20

@@ -154,7 +154,7 @@ def test_wandb_gets_the_settings_and_the_metrics(tmp_path: Path, monkeypatch: py
     log.write(3, 0.0, {"loss": 1.0})
     log.close()
     opened, *rest = calls
-    assert (opened["project"], opened["id"], opened["config"]) == ("project", tmp_path.name, {"a": {"b": 1}})
+    assert (opened["project"], opened["name"], opened["config"]) == ("project", tmp_path.name, {"a": {"b": 1}})
     assert rest == [({"loss": 1.0}, 3), "finished"]
     assert Run.summary == {"report": str(tmp_path / "report.html")}
 

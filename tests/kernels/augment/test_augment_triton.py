@@ -1,9 +1,7 @@
 """The compiled and the Triton augmentation against the reference; without a GPU Triton runs in its interpreter."""
 
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,28 +204,6 @@ def test_auto_on_cuda_is_triton_where_it_is_installed(there: bool, monkeypatch: 
     else:
         with pytest.warns(UserWarning, match="Triton, which is not installed"):
             assert reference.chosen("auto", torch.device("cuda")) == "reference"
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_no_compiler_is_said(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(augment_cpu.NoCompiler, match=compiler):
-        augment_cpu.library.__wrapped__()
-    monkeypatch.setattr(reference, "library", augment_cpu.library.__wrapped__)
-    with pytest.warns(UserWarning, match=f"plain torch.*{compiler}"):
-        assert reference._best_on_cpu.__wrapped__() == "reference"
-    with pytest.raises(ValueError, match=compiler):
-        reference.chosen("cpu", torch.device("cpu"))
-
-
-def test_the_library_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    augment_cpu.library.__wrapped__()
-    (built,) = (tmp_path / "fastrdm").iterdir()
-    monkeypatch.setattr(subprocess, "run", None)
-    augment_cpu.library.__wrapped__()
-    assert [built] == list((tmp_path / "fastrdm").iterdir())
 
 
 def test_ragged_names_its_images() -> None:

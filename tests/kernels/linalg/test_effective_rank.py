@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import effective_rank, spectrum_stats
-from fastrdm.kernels.linalg.gram import gram
+from fastrdm.kernels.linalg.gram import gram, unit_rows
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -167,3 +167,41 @@ def test_refuses() -> None:
         effective_rank(torch.zeros(2, 2), precision="bf16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"takes Gram matrices .* got \(2, 3\)"):
         spectrum_stats(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_no_rows_have_rank_0(precision: str) -> None:
+    for shape, want in (((0, 7), ()), ((2, 0, 7), (2,)), ((3, 7, 0), (3,)), ((0, 4, 7), (0,))):
+        rank = effective_rank(torch.zeros(shape), precision=precision)  # type: ignore[arg-type]
+        assert rank.shape == want and (rank == 0).all()
+        assert rank.dtype == {"fp64": torch.float64, "fp32": torch.float32}[precision]
+
+
+@pytest.mark.parametrize("convention", ["eigenvalues", "singular_values"])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e307, 1e-300, 3e-13])
+def test_the_rank_does_not_hang_on_the_scale(convention: str, center: bool, normalize: bool, size: float) -> None:
+    x = rand(20, 12) * torch.arange(1, 13) ** -0.7 + 0.2
+    how = {"convention": convention, "center": center, "normalize": normalize}
+    want = effective_rank(x, **how).item()  # type: ignore[arg-type]
+    assert effective_rank(x * size, **how).item() == pytest.approx(want, rel=1e-9)  # type: ignore[arg-type]
+    fast = effective_rank(x * size, precision="fp32", **how)  # type: ignore[arg-type]
+    assert fast.item() == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_of_any_length_count_alike_where_rows_are_normalized(dtype: torch.dtype) -> None:
+    x = rand(20, 12)
+    lengths = torch.logspace(-30, 30, 20, dtype=torch.float64)[:, None]
+    want = effective_rank(x, normalize=True).item()
+    assert effective_rank((x * lengths).to(dtype), normalize=True).item() == pytest.approx(want, rel=1e-5)
+    tiny = effective_rank((x * lengths).to(dtype), normalize=True, precision="fp32")
+    assert tiny.item() == pytest.approx(want, rel=1e-4)
+
+
+def test_unit_rows_are_those_of_torch_bit_for_bit_and_keep_zeros() -> None:
+    x = rand(50, 33) * torch.logspace(-9, 9, 50, dtype=torch.float64)[:, None]
+    for rows in (x, x.float()):
+        assert torch.equal(unit_rows(rows), torch.nn.functional.normalize(rows, dim=-1))
+    assert (unit_rows(torch.zeros(2, 3)) == 0).all() and unit_rows(torch.tensor([[math.inf, 1.0]])).isnan().any()

@@ -14,6 +14,8 @@ from fastrdm.loaders.augment import reference
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
 
+pytestmark = pytest.mark.traced
+
 tv = pytest.importorskip("torchvision.transforms.v2.functional")
 LEVEL = 1 / 255  # one step of an 8-bit image
 

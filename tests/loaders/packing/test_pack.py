@@ -107,6 +107,21 @@ def test_raw_mode_is_what_torchvision_resizes_and_cuts(trap: str) -> None:
     assert stored.repairs == ([REPAIRS[trap]] if trap in REPAIRS else [])
 
 
+@pytest.mark.parametrize("shape", [(500, 333), (333, 500), (489, 139), (460, 58), (91, 489), (64, 48)])
+@pytest.mark.parametrize("size", [32, 95, 224])
+def test_center_square_is_torchvisions_pixel_by_pixel(shape: tuple[int, int], size: int) -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    transform = v2.Compose([v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)])
+    expected = np.asarray(transform(Image.fromarray(noise)))
+    np.testing.assert_array_equal(center_square(noise, size), expected)
+
+
+def test_center_square_of_a_strip_takes_no_more_memory_than_its_square() -> None:
+    pixels = np.arange(60_000, dtype=np.uint16).astype(np.uint8).reshape(60_000, 1, 1).repeat(3, axis=2)
+    assert center_square(pixels, 288).shape == (288, 288, 3)
+
+
 @pytest.mark.parametrize("shape", [(256, 256), (32, 33), (7, 100), (501, 375), (1, 1)])
 def test_center_square(shape: tuple[int, int]) -> None:
     image, size = Image.fromarray(photo(*shape)), 32

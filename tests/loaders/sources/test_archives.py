@@ -7,6 +7,7 @@ import json
 import pickle
 import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from fastrdm.loaders.sources import archives
 from fastrdm.loaders.sources.archives import CIFAR, read_cifar, read_fashion_mnist
+from fastrdm.loaders.sources.source import ArraySource
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,10 +37,14 @@ def python2(value: Any) -> bytes:
     return empty + b"(K\x01" + shape + dtype + b"\x89" + python2(value.tobytes()) + b"tb"
 
 
-def batch(images: Array, labels: list[int], key: bytes) -> bytes:
-    """A CIFAR batch file: rows of 3,072 bytes, red plane first."""
-    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    return b"\x80\x02" + python2({b"batch_label": b"x", key: labels, b"data": rows}) + b"."
+def rows(images: Array) -> Array:
+    """Rows of 3,072 bytes, red plane first."""
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def batch(images: Array, labels: list[int], key: str) -> bytes:
+    """A CIFAR batch file."""
+    return b"\x80\x02" + python2({b"batch_label": b"x", key.encode(): labels, b"data": rows(images)}) + b"."
 
 
 def pixels(count: int, seed: int) -> Array:
@@ -49,7 +55,7 @@ def cifar_files(name: str) -> dict[str, bytes]:
     """The files of a small CIFAR: 4 images a training batch, 3 of test, labels counting on."""
     layout = CIFAR[name]
     names = [f"class {k}".encode() for k in range(30)]
-    files = {layout.meta: b"\x80\x02" + python2({layout.classes: names}) + b"."}
+    files = {layout.meta: b"\x80\x02" + python2({layout.classes.encode(): names}) + b"."}
     for k, file in enumerate(layout.files["train"]):
         files[file] = batch(pixels(4, k), list(range(4 * k, 4 * k + 4)), layout.labels)
     return {**files, layout.files["test"][0]: batch(pixels(3, 99), [2, 0, 1], layout.labels)}
@@ -107,7 +113,7 @@ def test_pairs_of_another_shape_are_refused(shape: tuple[int, ...], count: int, 
 
 def test_pickled_objects_in_pairs_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "train.images.npy", np.array([{}]))
-    with pytest.raises(ValueError, match=r"train\.images\.npy and its labels cannot be read"):
+    with pytest.raises(ValueError, match=r"train\.images\.npy cannot be read as an array: .*Python objects"):
         read_cifar("cifar10", tmp_path, "train", download=False)
 
 
@@ -138,6 +144,137 @@ def test_pickles_that_run_code_are_refused(protocol: int, tmp_path: Path, monkey
     with pytest.raises(ValueError, match=r"is damaged .*which is no data"):
         read_cifar("cifar10", tmp_path, "test", download=False)
     assert not Path("evil").exists()
+
+
+def packed_again(key: Any, text: Any, protocol: int, labels: Any) -> dict[str, bytes]:
+    """A CIFAR-10 that Python 3 wrote, its keys and names of type `key` and `text`."""
+    layout = CIFAR["cifar10"]
+    content = {key("data"): rows(pixels(3, 7)), key("labels"): labels, key("filenames"): [text("a.png")] * 3}
+    meta = {key("label_names"): [text(f"class {k}") for k in range(10)], key("num_vis"): 3072}
+    return {
+        layout.files["test"][0]: pickle.dumps(content, protocol),
+        layout.meta: pickle.dumps(meta, protocol),
+    }
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("key", [str, str.encode])
+@pytest.mark.parametrize("labels", [[9, 0, 4], np.array([9, 0, 4]), [np.int64(9), np.int64(0), 4]])
+def test_cifar_packed_again_by_python_3_is_read_and_told(protocol: int, key: Any, labels: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path / CIFAR["cifar10"].folder, packed_again(key, key, protocol, labels))
+    arrays = read_cifar("cifar10", tmp_path, "test", download=False)
+    np.testing.assert_array_equal(arrays.images, pixels(3, 7))
+    assert arrays.labels.tolist() == [9, 0, 4] and arrays.classes[9] == "class 9"
+    assert arrays.note and "test_batch, batches.meta" in arrays.note and "differ from the official files" in arrays.note
+    assert ArraySource("cifar10", arrays).note == arrays.note
+
+
+def test_the_official_files_are_taken_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = cifar_files("cifar100")
+    sums = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
+    monkeypatch.setitem(CIFAR, "cifar100", CIFAR["cifar100"]._replace(sums=sums))
+    write_folder(tmp_path / "cifar-100-python", files)
+    assert read_cifar("cifar100", tmp_path, "test", download=False).note is None
+
+
+def array_pickle(dtype: bytes, state: bytes, shape: bytes = b"(K\x03M\x00\x0ct") -> bytes:
+    """A batch whose array has the dtype and the dtype's state that these instructions make."""
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    array += b"(K\x01" + shape + b"cnumpy\ndtype\n(" + dtype + b"tR" + state + b"\x89" + python2(bytes(9216)) + b"tb"
+    return b"\x80\x02}(U\x04data" + array + python2(b"labels") + python2([0, 0, 0]) + b"u."
+
+
+U1, KEPT = b"U\x02u1K\x00K\x01", b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+HOSTILE = {
+    "dtype of objects": (array_pickle(b"U\x02O8K\x00K\x01", KEPT), "no integer type"),
+    "dtype with fields": (array_pickle(U1, b"(K\x03U\x01|NU\x01a}U\x01aU\x02O8K\x08K\x08K\x3ftb"), None),
+    "dtype of many bytes": (array_pickle(b"U\x0au999999999K\x00K\x01", KEPT), "no integer type"),
+    "byte order": (array_pickle(U1, b"(K\x03U\x01?NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"), "plain dtype"),
+    "shape beyond its bytes": (array_pickle(U1, KEPT, b"(J\x00\x00\x00\x40M\x00\x0ct"), "of shape"),
+    "negative shape": (array_pickle(U1, KEPT, b"(J\xff\xff\xff\xffM\x00\x0ct"), "of shape"),
+    "memo of 4 billion": (b"\x80\x02}r\xff\xff\xff\xffK\x01.", None),
+    "string of 2 GB": (b"\x80\x02T\xff\xff\xff\x7fabc.", "bytes"),
+    "bytes of 8 EB": (b"\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "bytes"),
+    "bytearray of 8 EB": (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "bytes"),
+    "state of a list": (b"\x80\x02](K\x01K\x02e}b.", "a state"),
+    "call of data": (b"\x80\x02(K\x01K\x02t(K\x01tR.", None),
+    "no end": (b"\x80\x02}", None),
+    "nothing left": (b"\x80\x02.", None),
+    "more than one": (b"\x80\x02K\x01K\x02.", None),
+    "key that is a list": (b"\x80\x02}]K\x01s.", None),
+    "instruction of objects": (b"\x80\x02c__builtin__\nobject\n)\x81.", "NEWOBJ"),
+    "instance": (b"(i__builtin__\nobject\n.", "INST"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_pickles_are_damaged_files(kind: str, tmp_path: Path) -> None:
+    data, reason = HOSTILE[kind]
+    write_folder(tmp_path / CIFAR["cifar10"].folder, cifar_files("cifar10") | {"test_batch": data})
+    tracemalloc.start()
+    if kind == "dtype with fields":  # fields are passed over: the bytes are numbers all the same
+        assert (read_cifar("cifar10", tmp_path, "test", download=False).images == 0).all()
+    else:
+        with pytest.raises(ValueError, match=rf"cifar-10-batches-py is damaged \(.*{reason or ''}.*\): delete it"):
+            read_cifar("cifar10", tmp_path, "test", download=False)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["pair", "pickle"])
+def test_labels_out_of_range_are_named(form: str, tmp_path: Path) -> None:
+    labels = [0, 1, 250, 3]
+    if form == "pair":
+        np.save(tmp_path / "train.images.npy", pixels(4, 0))
+        np.save(tmp_path / "train.labels.npy", np.array(labels, np.uint8))
+        (tmp_path / "classes.json").write_text(json.dumps(list("abcdefghij")))
+    else:
+        files = cifar_files("cifar10") | {"data_batch_1": batch(pixels(4, 0), labels, "labels")}
+        write_folder(tmp_path / CIFAR["cifar10"].folder, files)
+    with pytest.raises(ValueError, match=r"one of \d+ classes, from 0 on: image 2 has 250, and so have 0 others"):
+        read_cifar("cifar10", tmp_path, "train", download=False)
+
+
+def test_every_damaged_header_of_a_pair_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "test.labels.npy", np.zeros(4, np.uint8))
+    path = tmp_path / "test.images.npy"
+    np.save(path, pixels(4, 0))
+    whole = path.read_bytes()
+    refused = 0
+    for bit in range(8 * 128):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            read_cifar("cifar10", tmp_path, "test", download=False)
+        except ValueError as error:
+            assert "test.images.npy" in str(error)
+            refused += 1
+    assert refused > 300
+    path.write_bytes(whole.replace(b"(4, 32", b"(9999999, 32")[: len(whole)])
+    with pytest.raises(ValueError, match=r"test\.images\.npy cannot be read as an array"):
+        read_cifar("cifar10", tmp_path, "test", download=False)
+
+
+@pytest.mark.parametrize("kind", ["long tail", "many files", "large file", "missing file"])
+def test_archives_that_unpack_to_much_more_are_damaged(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, files = CIFAR["cifar10"], cifar_files("cifar10")
+    monkeypatch.setattr(archives, "MOST_BYTES", 1 << 20)
+    if kind == "many files":
+        files |= {f"{k}": b"" for k in range(archives.MOST_MEMBERS)}
+    elif kind == "large file":
+        files["test_batch"] = bytes(2 << 20)
+    elif kind == "missing file":
+        del files["test_batch"]
+    path = tmp_path / layout.archive
+    write_archive(path, layout.folder, files)
+    if kind == "long tail":
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(4 << 20)))
+    reason = {"long tail": "does not end", "many files": "more than 1000 files", "large file": "claims 2097152 bytes"}
+    with pytest.raises(ValueError, match=rf"is damaged \(.*{reason.get(kind, 'test_batch is missing')}"):
+        read_cifar("cifar10", tmp_path, "test", download=False)
 
 
 def test_missing_archive_says_what_to_do(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         opened("own_set:Alone")
     with pytest.raises(ValueError, match="'own_set:Short' has 4 images and 3 labels"):
         opened("own_set:Short")
-    with pytest.raises(ValueError, match=r"'own_set:Missing' cannot be opened: .*Missing"):
+    with pytest.raises(ValueError, match=r"'own_set:Missing' cannot be loaded: .*Missing"):
         opened("own_set:Missing")
-    with pytest.raises(ValueError, match="'no_such_set:X' cannot be opened: No module"):
+    with pytest.raises(ValueError, match="'no_such_set:X' cannot be loaded: No module"):
         opened("no_such_set:X")

@@ -1,0 +1,125 @@
+"""Parts of one's own, named `package.module:Name`: where they are found, what they must be, their settings."""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+T = TypeVar("T")
+PAGE = "docs/extending.md"
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_own(name: object) -> bool:
+    """Whether `name` is written `package.module:Name`, which no part of fastrdm is."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def load(name: str, key: str, suits: Callable[[Any], bool], expected: str) -> Any:
+    """The object that `name` stands for, looked at but not called.
+
+    The working folder is searched after everything that Python searches, so that no file in it takes the place of an
+    installed module. ValueError, beginning with `key`, where there is no such object or `suits` is false of it;
+    `expected` says what was looked for.
+    """
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, ImportError | AttributeError) else f" ({last.filename}, line {last.lineno})"
+        told = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{key} {name!r} cannot be loaded: {told}{where}".lstrip()) from error
+    if not suits(found):
+        raise ValueError(f"{key} {name!r} must be {expected} ({PAGE})".lstrip())
+    return found
+
+
+def makes(found: object, base: type) -> bool:
+    """Whether `found` is a class derived from `base`, or a function annotated as returning `base` or such a class."""
+    if inspect.isfunction(found):
+        found = _hints(found).get("return")
+        found = typing.get_origin(found) or found
+    return isinstance(found, type) and issubclass(found, base)
+
+
+def settings_of(part: Any, base: type[T]) -> type[T]:
+    """The settings of a class or function: what annotates its parameter `config`, or `base` without an annotation.
+
+    ValueError unless that is a pydantic dataclass, derived from `base`, that refuses keys it does not have.
+    """
+    function = inspect.getattr_static(part, "__init__") if isinstance(part, type) else part
+    kind = _hints(function).get("config", base)
+    known = isinstance(kind, type) and issubclass(kind, base) and is_pydantic_dataclass(kind)
+    if not known or vars(kind).get("__pydantic_config__", {}).get("extra") != "forbid":
+        raise ValueError(
+            f"{part.__module__}:{part.__name__} takes config: {getattr(kind, '__name__', kind)}, which must be a "
+            f"pydantic dataclass with config=STRICT, derived from {base.__name__} ({PAGE})"
+        )
+    settings: type[T] = kind
+    return settings
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except Exception:  # names that exist for type checkers only
+        return {}
+
+
+def validated(kind: type, value: object, at: str = "") -> Any:
+    """`value`, which stands at the key `at`, as an instance of the pydantic dataclass `kind`.
+
+    The errors of a refusal are kept in its context, where `run_config.explain` finds them.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        errors = [{**each, "loc": (*[at] * bool(at), *each["loc"])} for each in error.errors()]
+        context = {"kind": kind, "errors": errors}
+        raise PydanticCustomError("part", "is refused", context) from None
+
+
+class Chosen:
+    """Annotates a field whose settings are those of the part that its key `name` names; a name alone is short for it.
+
+    `settings` gives the dataclass, derived from `base`, of a part's name, and raises ValueError where there is no such
+    part. `what` is the word for such a part in messages.
+    """
+
+    def __init__(self, what: str, base: type, settings: Callable[[str], type]) -> None:
+        self.what, self.base, self.settings = what, base, settings
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        shown = core_schema.simple_ser_schema("any")
+        return core_schema.no_info_plain_validator_function(self._validate, serialization=shown)
+
+    def _validate(self, value: object) -> Any:
+        if isinstance(value, self.base):
+            return value
+        tree = {"name": value} if isinstance(value, str) else value
+        if not isinstance(tree, dict):
+            raise _choice(f"must be {self.what}, got {value!r}")
+        if not isinstance(tree.get("name"), str):
+            raise _choice(f"must be {self.what} with its name, got {value!r}")
+        try:
+            kind = self.settings(tree["name"])
+        except ValueError as error:
+            raise _choice(str(error)) from error
+        return validated(kind, tree)
+
+
+def _choice(text: str) -> PydanticCustomError:
+    return PydanticCustomError("choice", "{text}", {"text": text})

@@ -1,0 +1,31 @@
+"""Losses over the rows of several processes have the loss and the gradient that they have on one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "gradients.py"
+WORLDS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gradients")
+    worlds = ",".join(map(str, WORLDS))
+    done = subprocess.run([sys.executable, str(PROGRAM), str(out), worlds], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("loss", ["covariance", "gathered", "contrastive"])
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_loss_and_gradient_do_not_depend_on_the_number_of_processes(
+    results: Path, loss: str, how: str, world: int
+) -> None:
+    alone, seen = torch.load(results / f"{loss}-eager-1.pt"), torch.load(results / f"{loss}-{how}-{world}.pt")
+    assert alone["gradient"].abs().max() > 0.1
+    torch.testing.assert_close(seen, alone, rtol=0, atol=1e-10)
