@@ -100,6 +100,7 @@ setup(
         "test": TEST,
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient", "nbformat", "ipykernel"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],

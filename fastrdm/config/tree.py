@@ -156,12 +156,3 @@ def differences(old: Tree, new: Tree, path: str = "") -> list[str]:
         elif was != now:
             lines.append(f"{path}{key}: {was} -> {now}")
     return lines
-
-
-def flat(tree: Any, path: str = "") -> Tree:
-    """The tree as `a.b.0.c: value`, a key for each leaf; an empty mapping or list is a leaf."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    found = {
-        key: leaf for name, value in items for key, leaf in flat(value, f"{path}.{name}" if path else str(name)).items()
-    }
-    return found or {path: tree}

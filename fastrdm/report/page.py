@@ -12,7 +12,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from fastrdm.config import tree
+from fastrdm.config import run_config
+from fastrdm.config.tree import Tree
 from fastrdm.files import write_whole
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import watch
@@ -214,7 +215,7 @@ def _configuration(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return f"<p>One run, nothing to compare: see {escape(runs[0].name)}/config.yaml.</p>"
     lacking = [run.name for run in runs if not run.config]
-    settings = [tree.flat(run.config) for run in runs if run.config]
+    settings = [dict(run_config.flat(run.config)) for run in runs if run.config]
     keys = [k for k in dict.fromkeys(key for s in settings for key in s) if len({str(s.get(k)) for s in settings}) > 1]
     rows = [[f"<code>{escape(key)}</code>", *(escape(_written(s, key)) for s in settings)] for key in keys]
     same = "" if keys else "<p>No setting differs.</p>"
@@ -222,7 +223,7 @@ def _configuration(runs: Sequence[Run]) -> str:
     return (table(["setting", *(run.name for run in runs if run.config)], rows) if rows else same) + note
 
 
-def _written(settings: tree.Tree, key: str) -> str:
+def _written(settings: Tree, key: str) -> str:
     value = settings.get(key)
     return "-" if value is None else str(value)
 
