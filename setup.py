@@ -39,9 +39,9 @@ CITATION = (HERE / "CITATION.cff").read_text(encoding="utf-8")
 repository = re.search(r"^repository-code: *\"?([^\s\"]+)", CITATION, re.MULTILINE)
 REPOSITORY = repository[1] if repository else ""
 VISION = ["torchvision>=0.26"]
-TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
-TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
 PLOTS = ["matplotlib>=3.8"]
+TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
+TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
 
 setup(
     name="fastrdm",
@@ -81,6 +81,7 @@ setup(
     package_data={
         "fastrdm": ["py.typed", "recipes/**/*.yaml", "recipes/*.yaml"],
         "fastrdm.explore": ["page.html"],
+        "fastrdm.report": ["assets/*"],
         "fastrdm.loaders.sources": ["class_lists/*.txt"],
         "fastrdm.kernels.augment": ["csrc/*"],
     },
@@ -99,7 +100,8 @@ setup(
     extras_require={
         "test": TEST,
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
-        "dev": [*TEST, *PLOTS, "ruff", "mypy", "types-PyYAML"],
+        "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient", "nbformat", "ipykernel"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
@@ -107,8 +109,8 @@ setup(
         "parquet": ["pyarrow>=17"],
         "explore": ["umap-learn>=0.5.7"],
         "timm": [*VISION, "timm>=1.0.20"],
-        "tensorboard": ["tensorboard"],
-        "wandb": ["wandb"],
+        "tensorboard": ["tensorboard", *PLOTS],
+        "wandb": ["wandb", *PLOTS],
     },
     cmdclass={"sdist": SourceDistribution},
     entry_points={"console_scripts": ["fastrdm=fastrdm.cli:entry"]},

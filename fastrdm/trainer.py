@@ -225,6 +225,8 @@ class Trainer:
         while self.step < total and not stopped:
             self.loader.set_epoch(self.step // self.horizon.steps_per_epoch)
             for batch in clock.waiting(self.loader):
+                if self.step % self.horizon.steps_per_epoch == 0:
+                    self.log.show_views(self.step, batch.views, c.loader.views)
                 output = self.train_step(batch)
                 self.utilization.after_step(self.log.say)
                 self.step += 1

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,7 @@ def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: ar
         "interval": "Wilson's score interval, 95 %",
         "checkpoint": pretrained.origin,
         "precision": options.precision,
-        "versions": {"fastrdm": version("fastrdm"), **versions()},
+        "versions": versions(),
     }
     source = re.sub(r"[^\w.]+", "-", record["source"]["name"])
     parts = ["eval", name, source, *["target"] * (options.branch == "target")]

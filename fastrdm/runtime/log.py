@@ -3,17 +3,20 @@
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.profiler import ProfileConfig
+from fastrdm.runtime.trackers import TensorBoard, Tracker, WandB, spectrum_picture, view_picture
 from fastrdm.schema import STRICT
 
 
@@ -25,10 +28,12 @@ class LogConfig:
     """Steps between two lines of metrics. The host waits for the device only then."""
 
     tensorboard: bool = False
-    """Write the metrics for TensorBoard as well."""
+    """Write metrics, settings and pictures of views and spectra for TensorBoard as well."""
 
     wandb: str | None = None
-    """Project on Weights & Biases that gets the metrics as well. `null` sends nothing."""
+    """Project on Weights & Biases that gets metrics, settings and pictures of views and spectra as well. `null` sends
+    nothing.
+    """
 
     report: bool = True
     """Write report.html into the run's folder when the run ends."""
@@ -57,16 +62,16 @@ class RunLog:
     def __init__(self, config: LogConfig, run: Path, step: int, settings: dict[str, Any], main: bool) -> None:
         """`step`: where the run goes on; what a killed run wrote after it is dropped, all of it when starting again."""
         self.main, self.run = main, run
-        self._sinks: list[Any] = []
+        self._trackers: list[Tracker] = []
         self._waiting: dict[str, str] = {}  # by the name of its file, what could not be written yet
         self._told = False  # that a line could not be written
         self._shown = -QUIET
         if not main:
             return
         if config.tensorboard:
-            self._sinks.append(_TensorBoard(run, step))
+            self._trackers.append(TensorBoard(run, step, settings))
         if config.wandb:
-            self._sinks.append(_WandB(config.wandb, run, settings))
+            self._trackers.append(WandB(config.wandb, run, settings))
         for name in ("metrics", *(name for name in FILES if (run / f"{name}.jsonl").exists())):
             self._cut(run / f"{name}.jsonl", step)
 
@@ -75,12 +80,7 @@ class RunLog:
         if not self.main:
             return
         self.append("metrics", step, epoch, {"time": round(time.time(), 3), **metrics})
-        for sink in list(self._sinks):
-            try:
-                sink.write(step, metrics)
-            except Exception as error:
-                self._sinks.remove(sink)
-                self.say(f"note: {sink.name} gets no more metrics: {type(error).__name__}: {_first_line(error)}")
+        self._track(lambda tracker: tracker.write(step, metrics))
 
     def append(self, name: str, step: int, epoch: float, record: dict[str, Any]) -> None:
         """Append a line to NAME.jsonl, one of FILES."""
@@ -90,6 +90,14 @@ class RunLog:
             if failed and not self._told:
                 self._told = True
                 self.say(f"training goes on, but {self.run / name}.jsonl could not be written: {failed.strerror}")
+
+        if name == "spectra":
+            title = f"spectrum/{record['tap']}/{record['convention']}"
+            self._track(lambda tracker: tracker.picture(step, title, spectrum_picture(record)))
+
+    def show_views(self, step: int, views: Sequence[Tensor], specs: Sequence[ViewSpec]) -> None:
+        """Show the first images of a batch to TensorBoard and Weights & Biases, as training sees them."""
+        self._track(lambda tracker: tracker.picture(step, "views", view_picture(views, specs)))
 
     def say(self, text: str) -> None:
         """Print a line that stays, and note it in train.log."""
@@ -117,8 +125,17 @@ class RunLog:
             if failed := self._write(name, ""):
                 lost = self._waiting[name].count("\n")
                 show(f"note: {lost} lines of {self.run / name} are lost: {failed.strerror}")
-        for sink in self._sinks:
-            sink.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _track(self, tell: Callable[[Tracker], None]) -> None:
+        """Tell each tracker; one that fails gets nothing more."""
+        for tracker in list(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self.say(f"note: {tracker.name} gets no more metrics: {type(error).__name__}: {_first_line(error)}")
 
     def _write(self, name: str, text: str) -> OSError | None:
         """Append to a file of the run, after what waits for it; the error where that fails and began to."""
@@ -179,48 +196,3 @@ def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]
-
-
-class _TensorBoard:
-    name = "TensorBoard"
-
-    def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError("log.tensorboard needs tensorboard: pip install 'fastrdm[tensorboard]'") from None
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _WandB:
-    name = "W&B"
-
-    def __init__(self, project: str, run: Path, settings: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("log.wandb needs wandb: pip install 'fastrdm[wandb]'") from None
-        self.run = wandb.init(
-            project=project, id=_wandb_id(run), name=run.name, dir=str(run), config=settings, resume="allow"
-        )
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(metrics, step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def _wandb_id(run: Path) -> str:
-    """The run's name on W&B, kept in its folder: folders of one name are different runs, a moved one is the same."""
-    file = run / "wandb-id.txt"
-    if not file.exists():
-        file.write_text(secrets.token_hex(8))
-    return file.read_text().strip()

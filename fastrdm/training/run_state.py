@@ -3,12 +3,17 @@
 import json
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastrdm import __version__
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.spec import Loader
@@ -172,10 +177,26 @@ def _set_random_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+@cache
+def commit() -> str:
+    """What `git describe` calls the checkout of this code, with "-dirty" if it was changed, or "-" without one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "-"
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or "-"
+    except OSError:
+        return "-"
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and torch, device name and core count; stored in a checkpoint's metadata."""
+    """Versions of fastrdm, Python and torch, command, device and core count; stored in a checkpoint's metadata."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
+        "fastrdm": __version__,
+        "commit": commit(),
+        "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fastrdm.commands import train
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION as CENTERED
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.page import main, page, verdict, write
 from fastrdm.report.run_files import read_runs
@@ -17,6 +18,7 @@ from fastrdm.report.run_set import with_alarms
 
 CONFIG = "preset: simsiam\ntrain: {length: 5ep}\nmethod: {alignment: {name: negative_cosine}}\nmonitor: {}\n"
 VOID = {"meta", "br"}
+SILENT = (["style"], ["script"])
 
 
 class Balanced(HTMLParser):
@@ -40,7 +42,7 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in SILENT:
             self.said.append(data)
 
 
@@ -54,6 +56,16 @@ def read(html: str) -> Balanced:
 
 def text(html: str) -> str:
     return re.sub(r"\s+", " ", " ".join(read(html).said))
+
+
+def charts(html: str) -> dict[str, Any]:
+    """The charts of a page by their titles."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    return {chart["title"]: chart for chart in json.loads(found)["charts"]}
+
+
+def words(cell: str) -> str:
+    return re.sub(r"<.*?>", "", cell)
 
 
 def line(step: int, **figures: float) -> dict[str, float]:
@@ -113,20 +125,46 @@ def test_a_finished_run(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     assert write([run]) == run / "report.html"
     told = text((run / "report.html").read_text())
-    for figure in ("-0.5000", "62.5%", "25.0%", "75.0%", "5.0", "15.0", "+10.0", "1,005", "5 of 5", "simsiam"):
-        assert f" {figure} " in told, figure
-    assert "raw pixels 50.0 %" in told
-    assert "random encoder 25.0 %" in told
-    assert "healthy: no alarm" in told
+    for metric in ("-0.5000", "62.5%", "50.0%", "25.0%", "75.0%", "5.0", "15.0", "1,005", "5 of 5", "simsiam"):
+        assert f" {metric} " in told, metric
+    assert "no alarm" in told
     assert "No spectra.jsonl" in told
+    assert "1970-01-01 00:00 UTC" in told and "0:00:50" in told, "when it began and how long it took"
+    drawn = charts((run / "report.html").read_text())
+    levels = [level["label"] for level in drawn["k-NN accuracy"]["levels"]]
+    assert levels == ["raw pixels 50.0 %", "random encoder 25.0 %"]
+    (difference,) = drawn["Rank difference of run"]["lines"]
+    assert difference["y"] == [2, 4, 6, 8, 10]
+    ranks = drawn["Effective rank of both branches"]
+    assert ranks["y"]["log"] and ranks["y"]["limits"] == [1, 15]
+    assert [(line["label"], line["y"][-1]) for line in ranks["lines"]] == [("online", 5), ("target", 15)]
 
 
-def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
+def test_the_rank_about_the_mean_is_shown_first_where_it_was_logged(tmp_path: Path) -> None:
+    both = {f"{b}/{c}/batch": v for b in ("online", "target") for c, v in ((HEADLINE_CONVENTION, 9.0), (CENTERED, 2.5))}
+    html = page(read_runs([make(tmp_path / "run", [line(10, loss=1.0, **both)])]))
+    assert " 2.5 2.5 " in text(html)
+    first, folded = html.split("<summary>Rank at every tap", 1)
+    assert "about their mean" in first and "counts as a direction" in folded
+
+
+def test_the_first_screen_has_at_most_a_dozen_charts(tmp_path: Path) -> None:
+    files = {"alarms_jsonl": jsonl(alarm(2)), "spectra_jsonl": jsonl(spectrum(1), spectrum(2))}
+    many = [line(10 * i, **{f"metric{k}": 1.0 for k in range(40)}) for i in range(5)]
+    for runs in (["a"], ["b", "c", "d", "e", "f", "g", "h", "i", "j", "k"]):
+        html = page(read_runs([make(tmp_path / name, [*metrics(), *many], **files) for name in runs]))
+        first = html.split("<details", 1)[0]
+        assert 5 <= first.count("<figure") <= 12
+        assert "metric7" not in first and "metric7" in charts(html)
+
+
+def test_nothing_is_loaded(tmp_path: Path) -> None:
     files = {"alarms_jsonl": jsonl(alarm(2)), "spectra_jsonl": jsonl(spectrum(1), spectrum(2))}
     html = page(read_runs([make(tmp_path / "a", **files), make(tmp_path / "b")]))
-    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}
-    assert not {"script", "link", "img", "iframe", "object"} & set(read(html).tags)
+    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"https://github.com/leeoniya/uPlot"}, "the library's name"
+    assert not {"link", "img", "iframe", "object"} & set(read(html).tags)
     assert "url(" not in html and "@import" not in html and "src=" not in html
+    assert "Permission is hereby granted" in html, "the license of the library"
 
 
 def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path) -> None:
@@ -139,10 +177,12 @@ def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path
         }
     html = page(read_runs([make(tmp_path / "run", [line(10, **windows), line(20, **windows)])]))
     told = text(html)
-    assert "20.0 31.5 +11.5" in told
-    assert html.count("fill-opacity") == 2  # the bands of the difference and of its null
+    assert " 20.0 31.5 " in told
+    null, difference = charts(html)["Rank difference of run"]["lines"]
+    assert (difference["y"], difference["low"], difference["high"]) == ([11.5] * 2, [10.5] * 2, [12.5] * 2)
+    assert (null["y"], null["color"]) == ([0.5] * 2, "muted")
     assert "Null: view 2 minus view 1" in told
-    assert "healthy: no alarm" in told
+    assert "no alarm" in told
     assert "of single batches" not in told
 
 
@@ -151,13 +191,19 @@ def test_alarms_are_told_marked_and_counted(tmp_path: Path) -> None:
     run = make(tmp_path / "run", alarms_jsonl=alarms)
     (found,) = runs = read_runs([run])
     alarmed = with_alarms(runs)
-    assert verdict(found, alarmed.alarms) == (
-        "falling rank at epoch 1 (target); dimensional collapse at epoch 2 (features), 3 (hidden)"
+    assert words(verdict(found, alarmed.alarms)) == (
+        "alarm falling rank at target at epoch 1; dimensional collapse at features at epoch 2; "
+        "dimensional collapse at hidden at epoch 3"
     )
-    assert [(m.x, m.label) for m in alarmed.marks()] == [(1, "1"), (2, "2"), (3, "3")]
     html = page(runs)
+    marks = [(mark["x"], mark["label"]) for mark in charts(html)["Loss"]["marks"]]
+    assert marks == [
+        (1, "falling rank at target"),
+        (2, "dimensional collapse at features"),
+        (3, "dimensional collapse at hidden"),
+    ]
     assert "rank &lt;below&gt; 2" in html
-    assert re.search(r"2 run dimensional collapse features 2 20 2 1.25 2 warn rank <below> 2", text(html))
+    assert re.search(r" run dimensional collapse features 2 20 2 1.25 2 warn rank <below> 2", text(html))
 
 
 def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,11 +212,12 @@ def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert main([str(run) for run in runs]) == 0
     told = text((tmp_path / "report.html").read_text())
-    assert "preset: simsiam -> byol" in told
-    assert "method.alignment.name: negative_cosine -> byol" in told
+    assert "setting one two preset simsiam byol method.alignment.name negative_cosine byol" in told
     assert "train.length" not in told
     assert "lie on different scales" in told
     assert "not watched for alarms; unfinished, 3 of 5 epochs" in told
+    drawn = charts((tmp_path / "report.html").read_text())
+    assert [line["run"] for line in drawn["Rank difference of all runs"]["lines"]] == [0, 1]
     assert "two: no summary.json: the run has not finished" in told
 
 
@@ -211,40 +258,40 @@ def test_what_is_not_a_number_is_a_gap(tmp_path: Path) -> None:
     assert "1.0000" in text(page([run]))
 
 
-def test_spectra_are_drawn_a_tap_each_from_light_to_dark(tmp_path: Path) -> None:
+def test_spectra_are_drawn_a_tap_each_from_early_to_late(tmp_path: Path) -> None:
     lines = [spectrum(e, tap) for e in range(1, 31) for tap in ("target", "online")]
     half = {"step": 1, "epoch": 1, "tap": "online", "convention": "unit/moment", "ranks": [1, 2]}
     run = make(tmp_path / "run", spectra_jsonl=jsonl(*lines, half))
     html = page(read_runs([run]))
     told = text(html)
     assert told.index("Spectrum of the online branch, run") < told.index("Spectrum of the target branch, run")
-    assert "8 moments from light to dark" in told
-    assert " epoch 1 " in told and " epoch 30 " in told
+    assert "8 moments from early to late" in told
+    lines = charts(html)["Spectrum of the online branch, run"]["lines"]
+    assert [lines[0]["label"], lines[-1]["label"]] == ["epoch 1", "epoch 30"]
+    assert [lines[0]["color"], lines[-1]["color"]] == ["time0.000", "time1.000"]
     assert "spectra.jsonl: 1 of 61 lines could not be read" in told
 
 
 def test_every_other_figure_gets_a_chart(tmp_path: Path) -> None:
     html = page(read_runs([make(tmp_path / "run", [line(10, rankme=3.0), line(20, rankme=4.0)])]))
-    assert "<b>rankme.</b>" in html
-    assert "<b>loss.</b>" not in html
+    assert "<b>rankme</b>" in html
+    assert "<b>loss</b>" not in html
 
 
 def test_other_figures_of_one_run_share_a_chart_for_all_taps(tmp_path: Path) -> None:
     slopes = {f"{tap}/slope/window": i for i, tap in enumerate(("online", "features"))}
     html = page(read_runs([make(tmp_path / "run", [line(10, **slopes), line(20, **slopes)])]))
-    assert html.count("<b>slope/window.</b>") == 1
-    assert {"online", "features"} <= set(read(html).said)
-    many = {f"figure{i}": 1.0 for i in range(30)}
-    assert "details" not in read(html).tags
-    assert "30 figures" in text(page(read_runs([make(tmp_path / "many", [line(10, **many)])])))
+    assert html.count("<b>slope/window</b>") == 1
+    assert [line["label"] for line in charts(html)["slope/window"]["lines"]] == ["online", "features"]
 
 
 def test_names_and_values_are_escaped(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>&"
     run = make(tmp_path / "r<i>un", [line(10, **{bad: 1.0})], config_yaml=f"preset: '{bad}'\n")
     html = page(read_runs([run, make(tmp_path / "other")]))
-    assert "script" not in read(html).tags
-    assert "<i>" not in html
+    assert read(html).tags.count("script") == 3, "the data, the library and what draws"
+    assert "<i>" not in html and "<script>alert" not in html
+    assert bad in charts(html)
 
 
 def test_long_runs_stay_small(tmp_path: Path) -> None:
@@ -323,18 +370,15 @@ def test_analyses_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
     told = text(html := page(read_runs([make(tmp_path / "run", analysis_jsonl=lines)])))
     row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
     assert row in told
-    titles = ["Rank of both branches throughout training, run.", "Rank difference throughout training, run."]
-    titles += ["Effective rank of both branches when last measured, of what enters the loss."]
-    titles += ["Spectral filter when last measured, of what enters the loss."]
-    titles += ["Spectral filter throughout training, of what enters the loss, run."]
-    titles += [
-        "Spectra when last measured, of what enters the loss, run.",
-        "Eigenspace alignment beside chance, of what enters",
-    ]
+    titles = ["Rank of both branches throughout training, run", "Rank difference throughout training, run"]
+    titles += ["Spectral filter when last measured, of what enters the loss"]
+    titles += ["Spectral filter throughout training, of what enters the loss, run"]
+    titles += ["Spectra when last measured, of what enters the loss, run"]
     for title in titles:
         assert title in told, title
-    assert "the scores" not in told.split("Spectra ")[0], "SimSiam has none"
-    assert html.count("fill-opacity") == 1, "the interval of the difference"
+    assert "of the scores" not in told, "SimSiam has none"
+    drawn = charts(html)["Rank difference throughout training, run"]["lines"]
+    assert [(line["label"], line.get("low")) for line in drawn] == [("null", None), ("difference", [0, 2])]
     assert "<b>analysis/" not in html
 
 
@@ -350,7 +394,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
     assert "Not measured: three (train with analysis.every=10ep, or call fastrdm analyze RUN)." in told
-    assert told.count("Spectra when last measured, of what enters the loss, ") == 4  # title and caption of two runs
+    assert told.count("Spectra when last measured, of what enters the loss, ") == 2
     assert "throughout training, two" not in told
 
 
