@@ -276,7 +276,7 @@ def test_behind_an_online_filter_the_loss_keeps_the_gradient_of_small_directions
     target = x.flip(0) + 0.3 * small.roll(1, 1)
 
     def gradient(dtype: torch.dtype, keep: bool) -> Tensor:
-        method.filtered = keep
+        method.wide_loss = keep
         leaf = x.to(dtype).requires_grad_()
         loss = method._loss(method._run(method.online_transforms, leaf, None), target.to(dtype))  # type: ignore[arg-type]
         assert loss.dtype == dtype
@@ -289,5 +289,5 @@ def test_behind_an_online_filter_the_loss_keeps_the_gradient_of_small_directions
 
 
 def test_without_an_online_filter_the_loss_stays_in_its_dtype(branch: Build) -> None:
-    assert not branch(METHODS["byol"]).filtered and branch(METHODS["rdm_byol"]).filtered
-    assert not branch(METHODS["rdm_simsiam"]).filtered, "a target's filter passes no gradient"
+    assert not branch(METHODS["byol"]).wide_loss and branch(METHODS["rdm_byol"]).wide_loss
+    assert not branch(METHODS["rdm_simsiam"]).wide_loss, "a target's filter passes no gradient"
