@@ -106,6 +106,10 @@ class Chosen:
         shown = core_schema.simple_ser_schema("any")
         return core_schema.no_info_plain_validator_function(self._validate, serialization=shown)
 
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        name = {"type": "string", "description": f"The name of {self.what}."}
+        return {"anyOf": [name, {"type": "object", "properties": {"name": name}, "required": ["name"]}]}
+
     def _validate(self, value: object) -> Any:
         if isinstance(value, self.base):
             return value
