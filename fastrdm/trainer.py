@@ -36,7 +36,7 @@ from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import fingerprint
-from fastrdm.training.fit import Given, evaluation_bank, fit_warmup
+from fastrdm.training.fit import Given, evaluation_bank, fit_views, fit_warmup
 from fastrdm.training.initial_weights import initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
@@ -105,6 +105,8 @@ class Trainer:
         stored = distributed.on_main(lambda: checkpoint.newest_settings(folder))
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
+        self.notes += told
+        self.settings, told = fit_views(self.settings, self.source, self.given)
         self.notes += told
         self.dtype = DTYPES[self.settings.train.precision]
 

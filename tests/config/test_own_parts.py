@@ -199,7 +199,8 @@ def test_another_name_leaves_the_settings_behind_that_it_does_not_have() -> None
         return c.name, c.stem, c.width, c.zero_init_residual
 
     assert encoder("encoder.name=own:Net") == ("own:Net", "imagenet", None, False)
-    assert encoder("preset=simsiam", "encoder.name=resnet50")[3] is True  # it has what lies below
+    below = encoder("quickstart.yaml", "encoder.name=resnet50")
+    assert below == ("resnet50", "cifar", 16, True)  # it has what lies below
     for given in (["encoder.stem=cifar", "encoder.name=own:Net"], ["encoder={name: own:Net, stem: cifar}"]):
         with pytest.raises(ValueError, match=r"encoder\.stem must be left at imagenet"):
             run_config.load(given)  # what the user gives is never left behind
