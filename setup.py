@@ -40,6 +40,7 @@ repository = re.search(r"^repository-code: *\"?([^\s\"]+)", CITATION, re.MULTILI
 REPOSITORY = repository[1] if repository else ""
 VISION = ["torchvision>=0.26"]
 TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
+TEST += ["pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
 TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
 PLOTS = ["matplotlib>=3.8"]
 
@@ -99,6 +100,8 @@ setup(
         "test": TEST,
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
         "dev": [*TEST, *PLOTS, "ruff", "mypy", "types-PyYAML"],
+        "parquet": ["pyarrow>=18"],
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
