@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
 from fastrdm.loaders.order import Indices, shard_groups
-from fastrdm.loaders.sources.decode import CorruptImage, Pixels, new_pixels
+from fastrdm.loaders.sources.decode import CorruptImage, Pixels, blame_the_image, new_pixels
 from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import ViewSpec
 
@@ -84,6 +84,7 @@ def _decoded(
         try:
             return source.read_into(index, new_pixels, ReadTime())
         except CorruptImage as error:
+            blame_the_image(error)
             if faults is None:
                 raise
             faults[index] = str(error)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_run
+from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_path, write_classifier
 from fastrdm.config import help, run_config
 from fastrdm.config import tree as trees
 from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
@@ -78,7 +78,7 @@ def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
         raise ValueError("the encoder must be a CHECKPOINT or --weights FILE, one of the two: see --help")
     if checkpoint is not None:
         require(options.layout is None, "--layout", "left out for a checkpoint of fastrdm", options.layout)
-        return from_run(Path(checkpoint), options.branch, options.encoder, options.source, trust=options.trust)
+        return from_path(Path(checkpoint), options.branch, options.encoder, options.source, trust=options.trust)
     for key in ("layout", "encoder"):
         require(getattr(options, key) is not None, f"--{key}", "given with --weights", None)
     try:
@@ -116,7 +116,11 @@ def main(arguments: Sequence[str]) -> int:
     for method in methods.split(","):
         for name, part, result in measured(measures, config, method):
             record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}
-            write(record, name, pretrained, options, live)
+            file = write(record, name, pretrained, options, live)
+            if method == "finetune" and measures.finetuned is not None:
+                model = file.with_suffix(".safetensors")
+                write_classifier(pretrained, measures.finetuned, measures.train.classes, model)
+                live.say(f"fine-tuned model: {model}")
     if measures.unread:
         live.say(f"left out {len(measures.unread)} unreadable images, such as {measures.unread[0]}")
     return 0
@@ -184,8 +188,8 @@ def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
     }
 
 
-def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> None:
-    """Write one result file and print its summary."""
+def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> Path:
+    """Write one result file, print its summary, and return the file."""
     about = {
         "format": FORMAT,
         "method": name,
@@ -204,6 +208,7 @@ def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: ar
     partial.write_text(json.dumps({**about, **record}, indent=1))
     partial.replace(file)
     live.say(f"{line(name, record)}  {file}")
+    return file
 
 
 def line(name: str, record: dict[str, Any]) -> str:

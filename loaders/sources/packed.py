@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrdm.files import sha256
+from fastrdm.files import read_npy, sha256
 from fastrdm.loaders.sources.decode import Allocate, CorruptImage, Pixels
+from fastrdm.loaders.sources.pack_fields import check_fields, check_index
 from fastrdm.loaders.sources.ranges import RangeSource, keep_open
 from fastrdm.loaders.sources.source import ReadTime
 
@@ -70,8 +71,9 @@ def check_meta(path: str, data: bytes) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not sound:
         raise ValueError(f"{path} is damaged: it is not what was written. Pack the set again")
-    if meta["format"] != FORMAT:
-        raise ValueError(f"{path} is of format {meta['format']}, this version reads {FORMAT}: pack the set again")
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{path} is of format {meta.get('format')}, this version reads {FORMAT}: pack the set again")
+    check_fields(path, meta)
     return meta
 
 
@@ -80,9 +82,7 @@ def read_index(root: Path, meta: dict[str, Any]) -> NDArray[np.void]:
     path = root / INDEX_FILE
     if sha256(path) != meta["files"][INDEX_FILE]["sha256"]:
         raise ValueError(f"{path} is damaged: it is not what was written. Copy it again")
-    index: NDArray[np.void] = np.load(path, allow_pickle=False)
-    assert index.dtype == INDEX and len(index) == meta["count"]
-    return index
+    return check_index(path, read_npy(path), meta, INDEX)
 
 
 def verify_all(root: Path) -> dict[str, int]:

@@ -1,5 +1,8 @@
 """Opening sets by name, and one clear line for each thing that can be wrong."""
 
+import errno
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.archives import Split
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import CorruptImage, new_pixels
 from fastrdm.loaders.sources.open import open_source
-from fastrdm.loaders.sources.source import Source
-from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.loaders.sources.reader import Reader
+from fastrdm.loaders.sources.source import ReadTime, Source
+from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -136,7 +141,8 @@ def test_wrong_name_offers_the_nearest() -> None:
 
 OWN = """
 import numpy as np
-from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.sources.reader import Reader
+from fastrdm.loaders.sources.source import ReadTime, Source
 
 class Good(Source):
     name, classes = "good", ["only"]
@@ -181,3 +187,23 @@ def test_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         opened("own_set:Missing")
     with pytest.raises(ValueError, match="'no_such_set:X' cannot be loaded: No module"):
         opened("no_such_set:X")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_too_many_open_files_are_no_damage_to_an_image(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(4):
+        picture(tmp_path / "a" / f"{k}.png")
+    source = opened("folder", root=str(tmp_path))
+
+    def full(path: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fastrdm.loaders.sources.folder.read_file", full)
+    faults: dict[int, str] = {}
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        Reader(source, faults, 0.5).read(1, new_pixels, ReadTime())
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        list(evaluation_batches(source, ViewSpec(size=4), 2, faults=faults))
+    assert not faults
