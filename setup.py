@@ -101,7 +101,6 @@ setup(
         "test": TEST,
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
         "dev": [*TEST, *PLOTS, "ruff", "mypy", "types-PyYAML"],
-        "parquet": ["pyarrow>=18"],
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
