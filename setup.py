@@ -42,6 +42,7 @@ VISION = ["torchvision>=0.26"]
 PLOTS = ["matplotlib>=3.8"]
 TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
 TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
+TEST += ["pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
 
 setup(
     name="fastrdm",
@@ -102,6 +103,7 @@ setup(
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient", "nbformat", "ipykernel"],
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
