@@ -80,6 +80,7 @@ setup(
     packages=find_packages(include=["fastrdm", "fastrdm.*"]),
     package_data={
         "fastrdm": ["py.typed", "recipes/**/*.yaml", "recipes/*.yaml"],
+        "fastrdm.explore": ["page.html"],
         "fastrdm.report": ["assets/*"],
         "fastrdm.loaders.sources": ["class_lists/*.txt"],
         "fastrdm.kernels.augment": ["csrc/*"],
@@ -104,6 +105,9 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "parquet": ["pyarrow>=17"],
+        "explore": ["umap-learn>=0.5.7"],
         "timm": [*VISION, "timm>=1.0.20"],
         "tensorboard": ["tensorboard", *PLOTS],
         "wandb": ["wandb", *PLOTS],

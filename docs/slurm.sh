@@ -30,10 +30,10 @@ srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
 training=$!
 wait "$training"
 status=$?
-while kill -0 "$training" 2>/dev/null; do # the trap has ended the wait above
+if [ "$over" = 1 ]; then # the trap has ended the wait above
     wait "$training"
     status=$?
-done
+fi
 if [ "$over" = 1 ] && [ "$status" = "$saved" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$most_requeues" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0

@@ -36,6 +36,8 @@ COMMANDS = {
         "commands.train", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
     ),
     "eval": Command("commands.evaluate", "Measure a trained encoder by k-NN, a linear probe or fine-tuning."),
+    "embed": Command("commands.embed", "Write the features of all images of a source, with names and labels."),
+    "explore": Command("commands.explore", "Write a page to look at images as a trained encoder sees them."),
     "analyze": Command("commands.analyze", "Measure spectra, rank difference and spectral filter of finished runs."),
     "report": Command("report.page", "Write an HTML page about one run or several."),
     "export": Command("commands.export", "Write an encoder's weights for torchvision, timm or safetensors."),

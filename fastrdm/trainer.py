@@ -15,12 +15,12 @@ from fastrdm.config.run_config import Config
 from fastrdm.efficiency.utilization import UtilizationMeter
 from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
 from fastrdm.evaluation.knn import knn_accuracy
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.checks import no_accuracy
-from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import Output
@@ -36,7 +36,7 @@ from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import fingerprint
-from fastrdm.training.fit import Given, evaluation_bank, fit_warmup
+from fastrdm.training.fit import Given, evaluation_bank, fit_views, fit_warmup
 from fastrdm.training.initial_weights import initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
@@ -82,9 +82,12 @@ class Trainer:
 
     def _open_data(self) -> None:
         c, train, p = self.settings.loader, self.settings.train, self.processes
-        self.source, self.test = open_source(c, "train"), open_source(c, "test")
-        self.bank, notes = evaluation_bank(self.source, self.settings.evaluate.bank)  # where k-NN looks for neighbors
-        self.notes += notes
+        self.sets = open_sets(c, self.settings.evaluate)
+        self.source, self.test = self.sets.train, self.sets.test
+        self.bank, notes = evaluation_bank(
+            self.sets.bank, self.settings.evaluate.bank
+        )  # where k-NN looks for neighbors
+        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes]
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,
@@ -92,7 +95,7 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.unmeasured = no_accuracy(self.source, self.test)
+        self.unmeasured = no_accuracy(self.sets.bank, self.test)
         self.labeled = self.unmeasured is None
         self.data = fingerprint(self.source)
 
@@ -102,6 +105,8 @@ class Trainer:
         stored = distributed.on_main(lambda: checkpoint.newest_settings(folder))
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
+        self.notes += told
+        self.settings, told = fit_views(self.settings, self.source, self.given)
         self.notes += told
         self.dtype = DTYPES[self.settings.train.precision]
 
@@ -124,7 +129,7 @@ class Trainer:
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        learner = build_learner(self.method, c, len(self.source.classes) if self.labeled else 0)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.sets.probed else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
         if train.compile is True:
             # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
-from fastrdm.loaders.order import Indices
-from fastrdm.loaders.sources.decode import CorruptImage, Pixels, new_pixels
+from fastrdm.loaders.order import Indices, shard_groups
+from fastrdm.loaders.sources.decode import CorruptImage, Pixels, blame_the_image, new_pixels
 from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import ViewSpec
 
 CPU = torch.device("cpu")
 AHEAD = 4  # images a thread decodes in advance
+AHEAD_BYTES = 256 << 20  # of decoded images held in advance
 
 
 def center_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -79,6 +80,7 @@ def _decoded(
         try:
             return source.read_into(index, new_pixels, ReadTime())
         except CorruptImage as error:
+            blame_the_image(error)
             if faults is None:
                 raise
             faults[index] = str(error)
@@ -86,15 +88,24 @@ def _decoded(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastrdm-evaluation")
     tasks = ((index, pool.submit(read, index)) for index in indices.tolist())
-    ahead = deque(islice(tasks, AHEAD * workers))
-    try:
-        while ahead:
-            index, task = ahead.popleft()
-            ahead.extend(islice(tasks, 1))
-            if (image := task.result()) is not None:
-                yield index, image
-    finally:
-        pool.shutdown(cancel_futures=True)
+    shards = None if source.shards is None else source.shards[indices]
+    groups = [] if shards is None else shard_groups(np.arange(len(shards)), shards, 1)
+    ahead, shard, largest = deque(islice(tasks, 1)), -1, 0
+    with source.planned(groups):
+        try:
+            while ahead:
+                # no more ahead than there is room for, were all images as large as the largest so far
+                room = max(AHEAD_BYTES // largest, 1) if largest else 1
+                ahead.extend(islice(tasks, max(min(AHEAD * workers, room) - len(ahead) + 1, 0)))
+                index, task = ahead.popleft()
+                if source.shards is not None and source.shards.item(index) != shard:
+                    shard = source.shards.item(index)
+                    source.read_ahead({shard})
+                if (image := task.result()) is not None:
+                    largest = max(largest, image.nbytes)
+                    yield index, image
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _joined(single: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -153,12 +153,29 @@ class LoaderConfig:
     """The data set, and the engine that turns it into batches of views."""
 
     source: str = "digits"
-    """The data set: digits, fashion_mnist, cifar10, cifar100, folder (one folder a class), packed (made by `fastrdm
-    pack`), or your own as pkg.mod:Class.
+    """The data set: digits, fashion_mnist, cifar10, cifar100, folder (images in a folder of any shape), packed (made by
+    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), webdataset, parquet, or your own as
+    pkg.mod:Class.
     """
 
     root: str | None = None
-    """Folder of the data set. The digits need none, and fashion_mnist has a default folder."""
+    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. WebDataset and parquet take
+    a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
+    """
+
+    labels: str = "auto"
+    """Where labels come from: `folders`, `none`, or a file (CSV with the columns file and label, Kaggle's solution, a
+    devkit's ground truth). `auto` takes folders where there are two or more, and what stands beside an image in other
+    sources; WebDataset takes the suffix of a member too.
+    """
+
+    cache: str | None = None
+    """Folder for indexes of tar files and for shards of remote packs. null keeps an index beside its file where that
+    can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
+    """
+
+    cache_gb: float = 100.0
+    """Gigabytes (10^9 bytes) that the shards of a remote pack may take in the cache of one machine."""
 
     download: bool = False
     """Download the CIFAR archives when they are not in `root`."""
@@ -169,8 +186,8 @@ class LoaderConfig:
     """
 
     subset: int | None = None
-    """Number of training images to use, the first ones of each class and equally many of each; a multiple of the number
-    of classes. `null` uses all.
+    """Number of training images to use, the first ones of each class, as nearly the same number of each as there are.
+    `null` uses all.
     """
 
     engine: Engine = "auto"
@@ -235,6 +252,7 @@ class LoaderConfig:
         require(self.workers == "auto" or self.workers >= 1, "workers", "at least 1 thread", self.workers)
         require(self.prefetch >= 1, "prefetch", "at least 1 batch", self.prefetch)
         require(self.prefetch_mb >= 1, "prefetch_mb", "at least 1 MiB", self.prefetch_mb)
+        require(self.cache_gb > 0, "cache_gb", "above 0", self.cache_gb)
         require(self.window >= 1, "window", "at least 1 shard", self.window)
         require(0 <= self.max_corrupt <= 1, "max_corrupt", "a share in [0, 1]", self.max_corrupt)
         require(self.subset is None or self.subset > 0, "subset", "above 0 images", self.subset)

@@ -17,7 +17,7 @@ LAYERS = [
     ["trainer"],
     ["efficiency"],
     ["training"],
-    ["report"],
+    ["report", "explore"],
     ["config"],
     ["evaluation"],
     ["analysis"],

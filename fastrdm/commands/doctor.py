@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # where a package's module has another name
-MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "opencv-python-headless": "cv2"}
+MODULES = {
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "umap-learn": "umap",
+}
 DEVELOPMENT = frozenset(("test", "dev"))  # extras that no run needs
 FFCV_SYSTEM = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config && "  # what ffcv is built with
 PROBE = """

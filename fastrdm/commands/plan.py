@@ -15,8 +15,7 @@ from fastrdm.config import run_config, tree
 from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
-from fastrdm.loaders.sources.open import open_source
-from fastrdm.loaders.sources.source import Source
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.models.encoders import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
@@ -89,12 +88,13 @@ def data(settings: Config, images: int | None) -> Data:
     if images is not None:
         return Data(loader.subset or images, "as given; without labels, so without the probe", 0, 0)
     try:
-        source: Source = open_source(loader, "train")
+        sets = open_sets(loader, settings.evaluate)
     except ValueError as error:
         raise ValueError(f"{error}; or give --images N") from None
+    source = sets.train
     held = source.images is not None and loader.engine in ("auto", "resident")
     resident = source.images.nbytes if held and source.images is not None else 0
-    return Data(len(source), "read from the source", len(source.classes) if source.labels.max() >= 0 else 0, resident)
+    return Data(len(source), "read from the source", len(source.classes) if sets.probed else 0, resident)
 
 
 def horizon_of(settings: Config, images: int, gpus: int) -> Horizon:

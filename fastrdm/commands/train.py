@@ -226,8 +226,6 @@ def headline(trainer: Trainer) -> list[str]:
         *trainer.monitor.describe(),
         trainer.utilization.describe(),
     ]
-    if note := getattr(trainer.source, "note", None):
-        lines.append(f"note: {note}")
     if c.train.accumulate > 1:
         lines.append(
             f"note: train.accumulate={c.train.accumulate} saves memory, but BatchNorm, spectral filters, Sinkhorn and "

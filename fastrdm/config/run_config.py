@@ -546,7 +546,7 @@ def _with_items(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     inner = {key: _with_items(value) for key, value in schema.items()}
-    if inner.get("type") == "array" and "$ref" in str(inner.get("items")):
+    if inner.get("type") == "array" and any(word in str(inner.get("items")) for word in ("$ref", "properties")):
         kept = {key: inner.pop(key) for key in ("title", "description", "default") if key in inner}
         return {**kept, "anyOf": [inner, {"type": "object"}]}
     return inner

@@ -55,7 +55,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "swav": Layout({"online": EncoderKeys(("state_dict", ""), ("module.", ""))}, ("projection_head.", "prototypes.")),
 }
-EXPORTS = ("torchvision", "timm", "safetensors")
+EXPORTS = ("torchvision", "timm", "safetensors", "huggingface", "onnx")
 COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing here reads it
 
 
@@ -220,10 +220,12 @@ def _first(keys: Mapping[str, Any]) -> str:
 def check_export(config: EncoderConfig, layout: str) -> None:
     """ValueError if `layout` has no network for this encoder; its weights are then `encoder.backbone.state_dict()`."""
     row = find_encoder(config.name)
-    if layout == "safetensors":
+    if layout in ("safetensors", "onnx"):
         return
     instead = "--layout safetensors holds it under the encoder's own keys"
-    if layout not in row.exports:
+    # A folder for Hugging Face is one that timm opens.
+    library = "timm" if layout == "huggingface" else layout
+    if library not in row.exports:
         fitting = f"--layout {row.exports[0]} does" if row.exports else instead
         raise ValueError(f"--layout {layout} cannot hold {config.name}: {fitting}")
     if config.stem != "imagenet":

@@ -87,7 +87,7 @@ def read(path: Path) -> Checkpoint:
     """Read the checkpoint in `path` and compare its files with their hashes. CheckpointError says what is wrong."""
     try:
         meta = json.loads((path / META).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no complete checkpoint: {META}: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}")

@@ -31,6 +31,19 @@ def evaluation_bank(source: Source, size: int | None) -> tuple[Source, list[str]
     return Subset(source, np.sort(np.concatenate(chosen))), []
 
 
+def fit_views(settings: Config, source: Source, given: Given) -> tuple[Config, list[str]]:
+    """Views that nobody set, and that are far larger than the images of a set in memory, become as large as these."""
+    views = settings.loader.views
+    if source.images is None or given("loader.views.0.size"):
+        return settings, []
+    side, largest = min(source.images.shape[1:3]), max(view.size for view in views)
+    if largest <= side * settings.loader.max_enlarge:
+        return settings, []
+    smaller = tuple(replace(v, size=max(round(v.size * side / largest), 1), progressive=()) for v in views)
+    note = f"note: the images of {source.name} have {side} px: views of {side} px are drawn instead of {largest}"
+    return replace(settings, loader=replace(settings.loader, views=smaller)), [note]
+
+
 def fit_warmup(settings: Config, horizon: Horizon, given: Given) -> tuple[Config, list[str]]:
     """A warm-up that is longer than the run becomes a tenth of it; ValueError when the user asked for its length."""
     warmup = settings.optim.warmup

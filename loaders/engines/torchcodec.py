@@ -46,7 +46,9 @@ class TorchcodecLoader(EpochLoader):
     def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
         process.check("torchcodec")
         shards = source.shards if config.order == "windowed" else None
-        super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
+        super().__init__(
+            len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
+        )
         if not source.encoded:
             raise ValueError(f"loader.engine=torchcodec takes JPEG files, packed or not, got {source.name}")
         self.fetch, self.views, self.device, self.dtype = source.fetch, config.views, process.device, process.dtype

@@ -132,4 +132,4 @@ def test_help_of_a_section(section: str, first: str, last: str, capsys: pytest.C
 def test_help_of_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--help", "optimm"]) == cli.EXIT_REFUSED
     told = capsys.readouterr().err
-    assert told == "fastrdm: --help takes a section, a key or a transform, got 'optimm': did you mean 'optim'?\n"
+    assert told == "fastrdm: --help takes a section, a key or a part, got 'optimm': did you mean 'optim'?\n"

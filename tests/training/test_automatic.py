@@ -18,7 +18,7 @@ from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import differences, fingerprint
-from fastrdm.training.fit import evaluation_bank, fit_warmup
+from fastrdm.training.fit import evaluation_bank, fit_views, fit_warmup
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -126,6 +126,17 @@ def test_a_bank_of_all_and_of_more_than_all() -> None:
     assert evaluation_bank(images, None) == (images, []) == evaluation_bank(images, 5)
     bank, notes = evaluation_bank(images, 6)
     assert bank is images and notes == ["note: evaluate.bank=6, but the set has 5 images: k-NN uses all of them"]
+
+
+def test_views_that_nobody_set_shrink_to_the_images_of_a_set_in_memory() -> None:
+    settings = run_config.load(["loader.source=my.module:Source"])
+    images = source([2, 3])  # of 4 px
+    smaller, notes = fit_views(settings, images, lambda key: False)
+    assert [view.size for view in smaller.loader.views] == [4, 4]
+    assert notes == ["note: the images of digits have 4 px: views of 4 px are drawn instead of 224"]
+    assert fit_views(settings, images, lambda key: key == "loader.views.0.size") == (settings, [])
+    small = run_config.load(["loader.views.*.size=16"])
+    assert fit_views(small, images, lambda key: False) == (small, []), "four times as large is allowed"
 
 
 def test_a_warmup_that_fits_is_left_alone() -> None:
