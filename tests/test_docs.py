@@ -15,7 +15,7 @@ from fastrdm.methods.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-MADE = {"settings.md", "records.md"}  # what docs/site_hooks.py makes for the site; tests/test_site.py follows these links
+MADE = {"settings.md", "records.md"}  # docs/site_hooks.py makes them; tests/test_site.py follows the links
 RECIPES = sorted(run_config.RECIPES.rglob("*.yaml"))
 
 
