@@ -22,7 +22,7 @@ def match(pattern: str, file: str) -> str:
 def long_description() -> str:
     """The README. Its links to files lead to the repository that CITATION.cff names; without one they become text."""
     target = rf"[\1]({REPOSITORY}/blob/main/\2)" if REPOSITORY else r"\1"
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", target, (HERE / "README.md").read_text(encoding="utf-8"))
+    return re.sub(r"!?\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", target, (HERE / "README.md").read_text(encoding="utf-8"))
 
 
 class SourceDistribution(sdist):
