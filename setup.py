@@ -108,7 +108,7 @@ setup(
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        "parquet": ["pyarrow>=17"],
+        "parquet": ["pyarrow>=18"],
         "explore": ["umap-learn>=0.5.7"],
         "timm": [*VISION, "timm>=1.0.20"],
         "tensorboard": ["tensorboard", *PLOTS],
