@@ -20,6 +20,11 @@ AHEAD = 4  # images a thread decodes in advance
 AHEAD_BYTES = 256 << 20  # of decoded images held in advance
 
 
+def short_side(size: int, whole: bool) -> int:
+    """Pixels of an image's short side before the center square of `size` pixels is cut."""
+    return size if whole else round(size * 256 / 224)
+
+
 def center_view(
     images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32, whole: bool | None = None
 ) -> Tensor:
@@ -31,7 +36,7 @@ def center_view(
     """
     sides = images.shape[1:3]
     whole = min(sides) <= spec.size if whole is None else whole
-    short = spec.size if whole else round(spec.size * 256 / 224)
+    short = short_side(spec.size, whole)
     weights = []
     for side in sides:
         resized = int(short * side / min(sides))

@@ -16,14 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, add_trust, description, from_path
+from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, add_trust, description, from_path, preprocess_of
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import EXPORTS, check_export
 from fastrdm.schema import require
 
 TOLERANCE = 1e-6  # of the largest output: other kernels may sum in another order
 ONNX_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest output: another runtime's convolutions
-CROP = 224 / 256  # share of the short side that the center view keeps, as `fastrdm.loaders.evaluation` cuts it
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # what timm and transformers look for in a folder
 
 
@@ -106,7 +105,7 @@ def write_folder(pretrained: Pretrained, folder: Path) -> None:
     card = {
         "input_size": [3, size, size],
         "interpolation": view.interpolation,
-        "crop_pct": CROP,
+        "crop_pct": size / preprocess_of(pretrained).resize,
         "crop_mode": "center",
         "mean": view.mean,
         "std": view.std,

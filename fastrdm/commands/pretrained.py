@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from fastrdm.config import run_config
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.files import sha256
-from fastrdm.loaders.evaluation import center_view
+from fastrdm.loaders.evaluation import center_view, short_side
+from fastrdm.loaders.sources.source import STATISTICS
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import Branch, load_foreign, read_tree
@@ -50,6 +51,7 @@ class Pretrained(NamedTuple):
     folder: Path  # where results go
     origin: dict[str, Any]  # path, step, SHA-256 of the weights, branch, layout: for the record
     evaluate: EvaluateConfig = EvaluateConfig()  # what the run itself is judged on
+    whole: bool = False  # whether the center view is the whole short side of an image, as in sets of 32 px
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Preprocess:
     """Preprocessing of an image into the encoder's input: resize, center crop, normalization."""
 
     size: int  # height and width of the input, pixels
+    resize: int  # short side of the image before the center square is cut, pixels
     interpolation: str  # bilinear or bicubic, antialiased
     mean: Triple  # of red, green and blue on the scale 0 to 1
     std: Triple
@@ -64,14 +67,13 @@ class Preprocess:
     def __call__(self, image: ArrayLike) -> Tensor:
         """The center view (3, size, size) float32 of one RGB image, given as (H, W, 3) uint8 or as a PIL image.
 
-        Images larger than `size` are first resized so that their short side is 256 / 224 of it. Equal to what
-        `fastrdm eval` does.
+        Equal to what `fastrdm eval` does on the data set of the run.
         """
         pixels = np.asarray(image)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise ValueError(f"an image must be (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
         view = ViewSpec(size=self.size, interpolation=self.interpolation, mean=self.mean, std=self.std)  # type: ignore[arg-type]
-        return center_view(torch.as_tensor(pixels.copy()[None]), view)[0]
+        return center_view(torch.as_tensor(pixels.copy()[None]), view, whole=self.resize == self.size)[0]
 
     def torchvision(self) -> nn.Module:
         """The same preprocessing as a torchvision v2 transform of PIL images, or of tensors (..., 3, H, W) uint8.
@@ -79,15 +81,14 @@ class Preprocess:
         It gives float32 and differs from this class by rounding only. Raises ImportError without torchvision.
         """
         v2 = import_module("torchvision.transforms.v2")
-        resized = v2.Lambda(partial(_resize_short_side, size=self.size, interpolation=self.interpolation))
+        resized = v2.Lambda(partial(_resize_short_side, short=self.resize, interpolation=self.interpolation))
         steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), resized, v2.CenterCrop(self.size)]
         return v2.Compose([*steps, v2.Normalize(self.mean, self.std), v2.ToPureTensor()])  # type: ignore[no-any-return]
 
 
-def _resize_short_side(image: Tensor, size: int, interpolation: str) -> Tensor:
-    """Resize an image (..., H, W) for a center crop of `size` pixels, as `fastrdm.loaders.evaluation.center_view`."""
+def _resize_short_side(image: Tensor, short: int, interpolation: str) -> Tensor:
+    """Resize an image (..., H, W) to `short` pixels on its short side, as `fastrdm.loaders.evaluation.center_view`."""
     functional: Any = import_module("torchvision.transforms.v2.functional")
-    short = size if min(image.shape[-2:]) <= size else round(size * 256 / 224)
     how = import_module("torchvision.transforms").InterpolationMode(interpolation)
     return functional.resize(image, [short], interpolation=how, antialias=True).clamp(0, 1)  # type: ignore[no-any-return]
 
@@ -108,7 +109,7 @@ def load_encoder(path: str | Path, branch: Branch = "online", *, trust: bool = F
     checkpoint that is damaged.
     """
     found = from_path(Path(path), branch, trust=trust)
-    return LoadedEncoder(found.encoder, preprocess_of(found.view))
+    return LoadedEncoder(found.encoder, preprocess_of(found))
 
 
 def from_path(
@@ -120,15 +121,16 @@ def from_path(
     return from_run(path, branch, encoder, source, trust=trust)
 
 
-def preprocess_of(view: ViewSpec) -> Preprocess:
-    """The preprocessing of images for an encoder that was trained on such views."""
-    return Preprocess(view.size, view.interpolation, view.mean, view.std)
+def preprocess_of(pretrained: Pretrained) -> Preprocess:
+    """The preprocessing of images for an encoder: the view that `fastrdm eval` makes of the data of its run."""
+    view = pretrained.view
+    return Preprocess(view.size, short_side(view.size, pretrained.whole), view.interpolation, view.mean, view.std)
 
 
 def description(pretrained: Pretrained, **more: object) -> dict[str, str]:
     """What an exported file says of itself: `load_encoder` needs the encoder's settings and its preprocessing."""
     encoder = TypeAdapter(EncoderConfig).dump_python(pretrained.config, mode="json")
-    preprocess = asdict(preprocess_of(pretrained.view))
+    preprocess = asdict(preprocess_of(pretrained))
     about = {"encoder": encoder, "preprocess": preprocess, "origin": pretrained.origin, **more}
     return {"branch": str(pretrained.origin["branch"]), DESCRIPTION: json.dumps(about)}
 
@@ -176,9 +178,11 @@ def from_export(file: Path, branch: Branch, *, trust: bool = False) -> Pretraine
     encoder = build_encoder(config)
     heads = tuple(f"{name}." for name in stored.get("classifier", ()))
     encoder.backbone.load_state_dict({key: x for key, x in weights.items() if not key.startswith(heads)})
+    resize = stored["preprocess"].pop("resize")
     view = replace(ViewSpec(), **stored["preprocess"])
     origin = {**stored.get("origin", {}), "path": str(file), "sha256": sha256(file), "branch": branch}
-    return Pretrained(encoder.eval(), config, view, None, file.parent, origin)
+    whole = resize == view.size
+    return Pretrained(encoder.eval(), config, view, None, file.parent, origin, whole=whole)
 
 
 def from_run(
@@ -218,7 +222,8 @@ def from_run(
         "versions": found.meta["versions"],
     }
     data, judged = settings.loader, settings.evaluate
-    return Pretrained(model.eval(), settings.encoder, data.views[0], data, path, origin, judged)
+    whole = data.source in STATISTICS  # sets held in memory
+    return Pretrained(model.eval(), settings.encoder, data.views[0], data, path, origin, judged, whole)
 
 
 def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -> Pretrained:
@@ -241,7 +246,8 @@ def from_file(file: Path, layout: str, encoder: EncoderConfig, branch: Branch) -
         "encoder": encoder.name,
         "stem": encoder.stem,
     }
-    return Pretrained(model.eval(), encoder, view, None, file.parent, origin)
+    whole = encoder.stem == "cifar"
+    return Pretrained(model.eval(), encoder, view, None, file.parent, origin, whole=whole)
 
 
 def public_view(file: Path, encoder: EncoderConfig, card: Mapping[str, Any]) -> ViewSpec:

@@ -497,6 +497,7 @@ FREE = (
     "loader.download",
     "loader.workers",
     "loader.prefetch",
+    "loader.cache",
     "loader.augment",
     "loader.max_corrupt",
 )
