@@ -26,6 +26,15 @@ PAGES = {  # files of the repository and the pages made from them
 LINK = r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)"  # of Markdown, not to another site
 
 
+def on_config(config: Any) -> Any:
+    """Put pages that nobody gave a place under a title of their own, so that none is lost."""
+    placed = yaml.safe_dump(config.nav)
+    rest = sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in placed)
+    if rest:
+        config.nav.append({"More": rest})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages, and the pictures of the records."""
     from mkdocs.structure.files import File
