@@ -22,7 +22,7 @@ def match(pattern: str, file: str) -> str:
 def long_description() -> str:
     """The README. Its links to files lead to the repository that CITATION.cff names; without one they become text."""
     target = rf"[\1]({REPOSITORY}/blob/main/\2)" if REPOSITORY else r"\1"
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", target, (HERE / "README.md").read_text(encoding="utf-8"))
+    return re.sub(r"!?\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", target, (HERE / "README.md").read_text(encoding="utf-8"))
 
 
 class SourceDistribution(sdist):
@@ -42,6 +42,9 @@ VISION = ["torchvision>=0.26"]
 PLOTS = ["matplotlib>=3.8"]
 TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
 TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+TEST += [*ONNX, "transformers>=4.51"]
+TEST += ["pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
 
 setup(
     name="fastrdm",
@@ -102,11 +105,12 @@ setup(
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient", "nbformat", "ipykernel"],
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
-        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        "parquet": ["pyarrow>=17"],
+        "onnx": ONNX,
+        "parquet": ["pyarrow>=18"],
         "explore": ["umap-learn>=0.5.7"],
         "timm": [*VISION, "timm>=1.0.20"],
         "tensorboard": ["tensorboard", *PLOTS],

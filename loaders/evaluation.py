@@ -20,14 +20,18 @@ AHEAD = 4  # images a thread decodes in advance
 AHEAD_BYTES = 256 << 20  # of decoded images held in advance
 
 
-def center_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
+def center_view(
+    images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32, whole: bool | None = None
+) -> Tensor:
     """(B, 3, S, S) `dtype`, channels-last, normalized, of images (B, H, W, 3) uint8 of one size.
 
-    The short side is resized to 256 / 224 of the view, or to the view where the image is no larger than it; then the
-    center square is cut. Both in one resampling, equal to torchvision's resize and center crop.
+    The short side is resized to the view where `whole`, as in the protocols of 32 px sets, else to 256 / 224 of it, as
+    in those of photographs; then the center square is cut. None: whole where the image is no larger than the view. All
+    in one resampling, equal to torchvision's resize and center crop.
     """
     sides = images.shape[1:3]
-    short = spec.size if min(sides) <= spec.size else round(spec.size * 256 / 224)
+    whole = min(sides) <= spec.size if whole is None else whole
+    short = spec.size if whole else round(spec.size * 256 / 224)
     weights = []
     for side in sides:
         resized = int(short * side / min(sides))
@@ -59,7 +63,7 @@ def evaluation_batches(
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
     def views(images: Pixels) -> Tensor:
-        return center_view(torch.as_tensor(images, device=device), spec, dtype)
+        return center_view(torch.as_tensor(images, device=device), spec, dtype, source.whole_view)
 
     if source.images is None:
         single = ((index, views(image[None])) for index, image in _decoded(source, mine, workers, faults))

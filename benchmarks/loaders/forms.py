@@ -16,11 +16,10 @@ import sys
 import tarfile
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import simplejpeg
@@ -75,11 +74,6 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def _shards_of(images: int, sizes: list[int], _: object) -> list[tuple[int, int]]:
-    """In place of pack.plan: shards of so many images, small enough to be read many times in a benchmark."""
-    return [(k, min(k + images, len(sizes))) for k in range(0, len(sizes), images)]
-
-
 def write_forms(files: list[Path], root: Path) -> None:
     """The same images, again and again up to the number asked for, in every form."""
     import pyarrow as pa
@@ -110,14 +104,24 @@ def write_forms(files: list[Path], root: Path) -> None:
     images = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
     table = pa.table({"image": images, "label": [0] * len(files)})
     pq.write_table(table, root / "parquet" / "train-00000-of-00001.parquet", row_group_size=SHARD)
-    with patch.object(pack, "plan", partial(_shards_of, SHARD)):
-        pack.main([str(root / "folder"), str(root / "pack")])
+    pack_by(SHARD, root / "folder", root / "pack")
 
 
 def _into(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def pack_by(each: int, folder: Path, out: Path) -> None:
+    """Pack a folder in shards of `each` images."""
+
+    def plan(sizes: list[int], options: Namespace) -> list[tuple[int, int]]:
+        return [(k, min(k + each, len(sizes))) for k in range(0, len(sizes), each)]
+
+    whole, pack.plan = pack.plan, plan
+    pack.main([str(folder), str(out)])
+    pack.plan = whole
 
 
 def serve(folder: Path, *more: str) -> tuple["subprocess.Popen[str]", str]:
@@ -213,8 +217,7 @@ def waiting(root: Path, rate: float) -> tuple[float, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(coarse), quality=90))
-    with patch.object(pack, "plan", partial(_shards_of, 250)):
-        pack.main([str(root / "small"), str(root / "small_pack")])
+    pack_by(250, root / "small", root / "small_pack")
     process, url = serve(root / "small_pack", "--mb-per-second", "100", "--latency", "0.02")
     views = (ViewSpec(size=32), ViewSpec(size=32))
     config = LoaderConfig(

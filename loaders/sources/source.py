@@ -69,6 +69,11 @@ class Source:
     std: Triple | None = None
     """Standard deviation of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
 
+    whole_view: bool = False
+    """The center view shows the whole image, as the protocols of 28 and 32 px sets have it. False, for photographs: the
+    short side is resized to 256 / 224 of the view, whatever the image's size, and the center is cut.
+    """
+
     note: str | None = None
     """Note about this set that is shown at the start of a run."""
 
@@ -149,6 +154,7 @@ class ArraySource(Source):
     """Images (N, H, W, 3) uint8 in memory."""
 
     images: Pixels
+    whole_view = True
 
     def __init__(self, name: str, arrays: Arrays) -> None:
         self.name = name
@@ -176,6 +182,7 @@ class Subset(Source):
         self.source, self.index = source, index
         self.name, self.classes, self.labels = source.name, source.classes, source.labels[index]
         self.mean, self.std, self.note = source.mean, source.std, source.note
+        self.whole_view = source.whole_view
         self.side, self.stored_bytes = source.side, source.stored_bytes
         self.images = None if source.images is None else source.images[index]
         self.shards = None if source.shards is None else source.shards[index]
