@@ -42,6 +42,8 @@ VISION = ["torchvision>=0.26"]
 PLOTS = ["matplotlib>=3.8"]
 TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
 TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+TEST += [*ONNX, "transformers>=4.51"]
 TEST += ["pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
 
 setup(
@@ -107,7 +109,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
-        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "onnx": ONNX,
         "parquet": ["pyarrow>=18"],
         "explore": ["umap-learn>=0.5.7"],
         "timm": [*VISION, "timm>=1.0.20"],

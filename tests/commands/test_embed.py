@@ -25,6 +25,7 @@ from fastrdm.loaders.sources.open import open_source
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "preset=byol",
     "train.length=2st",
     "optim.warmup=1st",

@@ -20,6 +20,7 @@ from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "preset=byol",
     "train.length=2st",
     "optim.warmup=1st",
@@ -140,7 +141,7 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
 
 def exported(monkeypatch: pytest.MonkeyPatch, ours: Pretrained, *arguments: object) -> None:
     """Run the command on an encoder of no run."""
-    monkeypatch.setattr(export, "from_path", lambda *_: ours)
+    monkeypatch.setattr(export, "from_path", lambda *_, **__: ours)
     assert export.main(["run", *map(str, arguments)]) == 0
 
 
