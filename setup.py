@@ -22,7 +22,7 @@ def match(pattern: str, file: str) -> str:
 def long_description() -> str:
     """The README. Its links to files lead to the repository that CITATION.cff names; without one they become text."""
     target = rf"[\1]({REPOSITORY}/blob/main/\2)" if REPOSITORY else r"\1"
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", target, (HERE / "README.md").read_text(encoding="utf-8"))
+    return re.sub(r"!?\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", target, (HERE / "README.md").read_text(encoding="utf-8"))
 
 
 class SourceDistribution(sdist):
@@ -39,9 +39,12 @@ CITATION = (HERE / "CITATION.cff").read_text(encoding="utf-8")
 repository = re.search(r"^repository-code: *\"?([^\s\"]+)", CITATION, re.MULTILINE)
 REPOSITORY = repository[1] if repository else ""
 VISION = ["torchvision>=0.26"]
-TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
-TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard"]
 PLOTS = ["matplotlib>=3.8"]
+TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
+TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+TEST += [*ONNX, "transformers>=4.51"]
+TEST += ["pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
 
 setup(
     name="fastrdm",
@@ -80,6 +83,8 @@ setup(
     packages=find_packages(include=["fastrdm", "fastrdm.*"]),
     package_data={
         "fastrdm": ["py.typed", "recipes/**/*.yaml", "recipes/*.yaml"],
+        "fastrdm.explore": ["page.html"],
+        "fastrdm.report": ["assets/*"],
         "fastrdm.loaders.sources": ["class_lists/*.txt"],
         "fastrdm.kernels.augment": ["csrc/*"],
     },
@@ -98,13 +103,18 @@ setup(
     extras_require={
         "test": TEST,
         "bench": [*VISION, *PLOTS, "kornia>=0.8"],
-        "dev": [*TEST, *PLOTS, "ruff", "mypy", "types-PyYAML"],
+        "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient", "nbformat", "ipykernel"],
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6"],
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "ffcv": ["ffcv>=1.0.2", "opencv-python-headless"],
         "torchcodec": ["torchcodec>=0.16"],
+        "onnx": ONNX,
+        "parquet": ["pyarrow>=18"],
+        "explore": ["umap-learn>=0.5.7"],
         "timm": [*VISION, "timm>=1.0.20"],
-        "tensorboard": ["tensorboard"],
-        "wandb": ["wandb"],
+        "tensorboard": ["tensorboard", *PLOTS],
+        "wandb": ["wandb", *PLOTS],
     },
     cmdclass={"sdist": SourceDistribution},
     entry_points={"console_scripts": ["fastrdm=fastrdm.cli:entry"]},

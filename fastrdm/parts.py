@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -96,15 +96,21 @@ class Chosen:
     """Annotates a field whose settings are those of the part that its key `name` names; a name alone is short for it.
 
     `settings` gives the dataclass, derived from `base`, of a part's name, and raises ValueError where there is no such
-    part. `what` is the word for such a part in messages.
+    part. `what` is the word for such a part in messages, `known` are the names of our own parts.
     """
 
-    def __init__(self, what: str, base: type, settings: Callable[[str], type]) -> None:
-        self.what, self.base, self.settings = what, base, settings
+    def __init__(self, what: str, base: type, settings: Callable[[str], type], known: Iterable[str]) -> None:
+        self.what, self.base, self.settings, self.known = what, base, settings, known
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         shown = core_schema.simple_ser_schema("any")
         return core_schema.no_info_plain_validator_function(self._validate, serialization=shown)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """A name, the settings of one of our own parts, or those of a part named `package.module:Name`."""
+        ours = [handler(TypeAdapter(self.settings(name)).core_schema) for name in self.known]
+        own = {"type": "object", "properties": {"name": {"type": "string", "pattern": ":"}}, "required": ["name"]}
+        return {"anyOf": [{"type": "string"}, *ours, own]}
 
     def _validate(self, value: object) -> Any:
         if isinstance(value, self.base):

@@ -1,7 +1,9 @@
 """The training run, readable from top to bottom: build, resume, train, log, evaluate, save."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +15,12 @@ from fastrdm.config.run_config import Config
 from fastrdm.efficiency.utilization import UtilizationMeter
 from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
 from fastrdm.evaluation.knn import knn_accuracy
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines.resident import ResidentLoader
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.checks import no_accuracy
-from fastrdm.loaders.sources.open import balanced, open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.dual_branch import Output
@@ -30,9 +32,14 @@ from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.log import RunLog
 from fastrdm.runtime.profiler import StepProfiler
-from fastrdm.runtime.timers import LossTracker, NonFiniteLoss, TrainingClock
+from fastrdm.runtime.run_folder import RunFolder
+from fastrdm.runtime.timers import LossTracker, NonFiniteLoss, TrainingClock, duration
 from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
+from fastrdm.training import automatic
+from fastrdm.training.fingerprint import fingerprint
+from fastrdm.training.fit import Given, evaluation_bank, fit_views, fit_warmup
+from fastrdm.training.initial_weights import initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
 from fastrdm.training.run_state import RunState
@@ -42,22 +49,33 @@ from fastrdm.training.step import TrainStep, changes
 class Trainer:
     """One process's part of a run."""
 
-    def __init__(self, settings: Config) -> None:
-        self.settings = settings
+    def __init__(self, settings: Config, given: Given = lambda key: True) -> None:
+        """`given` tells which keys the user set: only those are refused for a set or a run that they do not fit."""
+        self.settings, self.given = settings, given
+        self.notes: list[str] = []
+        """What was chosen or changed for this machine and this set, for the user to know."""
+
+        folder = RunFolder(run_config.run_folder(settings))
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
         distributed.agree(run_config.to_yaml(settings))
+        distributed.on_main(folder.check)
         torch.manual_seed(settings.train.seed)
-        self._build_data()
+        distributed.together(self._open_data)
+        self._choose(folder.path)
+        self._build_loader()
         self._build_model()
         torch.manual_seed(settings.train.seed + 1 + self.processes.rank)  # dropout differs between processes
         self.step = 0
         self.metrics: dict[str, float] = {}  # the newest value of everything measured
         self.losses = LossTracker(self.processes.device)
+        settings = self.settings
         views, images = len(settings.loader.views), settings.loader.batch_size // settings.train.accumulate
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
         self.judge = Judge(images)
         self.analysis = PeriodicAnalysis(settings, self.method, self.source, self.test, self.processes)
-        self.state = RunState(settings, self.processes, self.stepper, self.loader, self.losses, self.monitor)
+        self.state = RunState(
+            settings, folder, self.processes, self.stepper, self.loader, self.losses, self.monitor, self.data
+        )
         classes = len(self.source.classes) if self.learner.probe else 0
         self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
         self.stop = distributed.StopSignal()
@@ -65,12 +83,14 @@ class Trainer:
         self.watch = Watchdog(self.processes, settings.train.hang_timeout)
         self.halt: alarms.Action = "warn"  # what an alarm asks for
 
-    def _build_data(self) -> None:
+    def _open_data(self) -> None:
         c, train, p = self.settings.loader, self.settings.train, self.processes
-        self.dtype = DTYPES[train.precision]
-        self.source, self.test = open_source(c, "train"), open_source(c, "test")
-        bank = self.settings.evaluate.bank
-        self.bank = balanced(self.source, bank) if bank else self.source  # what k-NN looks for neighbors in
+        self.sets = open_sets(c, self.settings.evaluate)
+        self.source, self.test = self.sets.train, self.sets.test
+        self.bank, notes = evaluation_bank(
+            self.sets.bank, self.settings.evaluate.bank
+        )  # where k-NN looks for neighbors
+        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes]
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,
@@ -78,8 +98,23 @@ class Trainer:
             f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
             c.batch_size,
         )
-        self.unmeasured = no_accuracy(self.source, self.test)
+        self.unmeasured = no_accuracy(self.sets.bank, self.test)
         self.labeled = self.unmeasured is None
+        self.data = fingerprint(self.source)
+
+    def _choose(self, folder: Path) -> None:
+        """Settle what is left at `auto`; a run that goes on keeps what its checkpoint says."""
+        distributed.agree(self.data)
+        stored = distributed.on_main(lambda: checkpoint.newest_settings(folder))
+        self._may_run_eagerly = self.settings.train.compile == "auto"
+        self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
+        self.notes += told
+        self.settings, told = fit_views(self.settings, self.source, self.given)
+        self.notes += told
+        self.dtype = DTYPES[self.settings.train.precision]
+
+    def _build_loader(self) -> None:
+        c, train, p = self.settings.loader, self.settings.train, self.processes
         self.loader = build_loader(
             c, self.source, seed=train.seed, rank=p.rank, world=p.world, device=p.device, dtype=self.dtype
         )
@@ -88,6 +123,8 @@ class Trainer:
         require(self.horizon.total >= 1, "train.length", f"at least a step (an epoch has {epoch})", train.length)
         last, epochs = max(e for v in c.views for e, _ in (*v.progressive, (0, 0))), self.horizon.total / epoch
         require(last < max(epochs, 1), "loader.views.*.progressive", f"below the run's {epochs:g} epochs", last)
+        self.settings, told = fit_warmup(self.settings, self.horizon, self.given)
+        self.notes += told
 
     def _build_model(self) -> None:
         c, train = self.settings, self.settings.train
@@ -95,36 +132,41 @@ class Trainer:
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        learner = build_learner(self.method, c, len(self.source.classes) if self.labeled else 0)
+        learner = build_learner(self.method, c, len(self.source.classes) if self.sets.probed else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
-        if train.compile:
+        if train.compile is True:
             # a graph break would be a slow step that nobody asked for; each size of the views has a graph of its own
             self.method.compile(fullgraph=True, dynamic=False)
             limits = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, 1 + len(changes(c, self.method)))
         self.stepper = TrainStep(c, self.learner, self.horizon, self.processes)
-        if train.capture and isinstance(self.loader, ResidentLoader):
+        if train.capture is True and isinstance(self.loader, ResidentLoader):
             self.loader.capture(recorder(self.processes.device, "train.capture"))
         self.optimizer = self.stepper.optimizer
 
-    def train(self) -> bool:
-        """Train to the end, from the newest checkpoint where there is one; False when asked to stop before."""
+    def train(self, introduction: Sequence[str] = ()) -> bool:
+        """Train to the end, from the newest checkpoint where there is one; False when asked to stop before.
+
+        `introduction`: lines that were printed before, for the run's train.log.
+        """
+        with contextlib.ExitStack() as held:
+            if self.processes.main:
+                home = self.state.home.held(lambda line: print(line, flush=True))
+            distributed.on_main(lambda: held.enter_context(home))
+            return self._train(introduction)
+
+    def _train(self, introduction: Sequence[str]) -> bool:
         c, total = self.settings, self.horizon.total
         if self.processes.world > 1 and checkpoint.existing(self.state.folder):
             sizes, share = [view.size for view in c.loader.views], c.loader.batch_size // self.processes.world
             for _ in range(2):
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
-        self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
-        self.judge.replay(self.log.metrics())
-        notes = *self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()
-        if self.unmeasured:
-            notes = f"note: k-NN and probe are not measured: {self.unmeasured}", *notes
-        for line in (*said, *notes, *mixed_devices(self.processes)):
-            self.log.say(line)
+        self._open_log(introduction, said)
         self.trace = self.step_trace()
-        if self.step == 0 and c.evaluate.baselines and self.labeled:
-            self.measure_baselines()
+        if self.step == 0:
+            self._begin()
+        self.state.describe()
         if self.step == 0 and self.analysis.due(0):
             self.observe()
         try:
@@ -145,10 +187,40 @@ class Trainer:
         distributed.agree(self.step)  # nobody leaves while the main process saves: torchrun ends the rest when one does
         return self.step == total
 
+    def _open_log(self, introduction: Sequence[str], said: Sequence[str]) -> None:
+        c = self.settings
+        self.log = RunLog(c.log, self.state.folder, self.step, run_config.to_dict(c), self.processes.main)
+        self.judge.replay(self.log.metrics())
+        for line in introduction:
+            self.log.note(line)
+        notes = [*self.method.unfinished_durations(), *self.prepared(), *self.analysis.describe()]
+        if self.unmeasured:
+            notes.insert(0, f"note: k-NN and probe are not measured: {self.unmeasured}")
+        for line in (*said, *notes, *mixed_devices(self.processes)):
+            self.log.say(line)
+        if self._may_run_eagerly:
+            self.stepper.instead = self.log.say
+
+    def _begin(self) -> None:
+        """What a run does before its first step."""
+        if self.settings.evaluate.baselines and self.labeled:
+            self.measure_baselines()
+        if self.settings.train.init:
+            self.start_from_weights(self.settings.train.init)
+
+    def start_from_weights(self, init: str) -> None:
+        """Put the weights that train.init names in place of the random ones, and measure them where those were."""
+        lines, self.state.origin = initialize(self.learner, init, self.settings.encoder)
+        for line in lines:
+            self.log.say(line)
+        if self.settings.evaluate.baselines and self.labeled:
+            self.record({"knn_initial_encoder": self.knn(*self.feature_sets(self.method.online.encoder))})
+
     def prepared(self) -> Iterator[str]:
         """A line for each step still to come at which compiled or captured work has to be made anew."""
         train = self.settings.train
-        made = " and ".join(["compiled"] * train.compile + ["captured"] * train.capture)
+        how = {"compiled": train.compile, "captured": train.capture}
+        made = " and ".join(name for name, chosen in how.items() if chosen is True)
         for step, what in changes(self.settings, self.method) if made else ():
             if self.step < step < self.horizon.total:
                 yield f"{made} anew from step {step:,}: {what}"
@@ -159,6 +231,8 @@ class Trainer:
         while self.step < total and not stopped:
             self.loader.set_epoch(self.step // self.horizon.steps_per_epoch)
             for batch in clock.waiting(self.loader):
+                if self.step % self.horizon.steps_per_epoch == 0:
+                    self.log.show_views(self.step, batch.views, c.loader.views)
                 output = self.train_step(batch)
                 self.utilization.after_step(self.log.say)
                 self.step += 1
@@ -166,12 +240,12 @@ class Trainer:
                 self.losses.add(output.loss, self.step)
                 self.monitor.push(output, self.step)
                 stopped, last = self.stop.poll(), self.step == total
-                if self.step % c.log.every == 0 or last:
-                    self.report(output, clock)
-                    stopped = stopped or self.halt != "warn"
                 if (evaluate and self.step % evaluate == 0) or last:
                     with clock.paused():
                         self.evaluate()
+                if self.step % c.log.every == 0 or last:
+                    self.report(output, clock)
+                    stopped = stopped or self.halt != "warn"
                 if self.analysis.due(self.step):
                     with clock.paused():
                         self.observe()
@@ -221,7 +295,8 @@ class Trainer:
         self.record(metrics)
         for spectrum in window.spectra if window else []:
             self.log.append("spectra", self.step, self.epoch, spectrum)
-        self.log.progress(self.line())
+        last = self.step == self.horizon.total
+        self.log.say(self.line()) if last else self.log.progress(self.line())
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
     def record(self, metrics: dict[str, float]) -> None:
@@ -248,9 +323,11 @@ class Trainer:
         f, epochs = self.metrics, self.horizon.total / self.horizon.steps_per_epoch
         online, target = (f[f"{branch}/{CENTERED_CONVENTION}/batch"] for branch in ("online", "target"))
         knn = f"{100 * f['knn']:.1f} %" if "knn" in f else "-"
+        images = (self.horizon.total - self.step) * self.settings.loader.batch_size
+        left = f"  {duration(images / f['images_per_second'])} left" if images else ""
         return (
-            f"epoch {self.epoch:.1f}/{epochs:g}  {f['images_per_second']:,.0f} images/s  "
-            f"data wait {100 * f['data_wait']:.0f} %  loss {f['loss']:.4f}  "
+            f"epoch {self.epoch:.1f}/{epochs:g}{left}  {f['images_per_second']:,.0f} images/s  "
+            f"data wait {100 * f['data_wait']:.0f} %  lr {f['learning_rate']:.2g}  loss {f['loss']:.4f}  "
             f"rank online {online:.1f} target {target:.1f}  deviation {f['target/std/batch']:.2f}  "
             f"k-NN {knn}  {self.judge.verdict().state}"
         )
@@ -263,6 +340,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Measure k-NN of the online and the EMA encoder, and the probe's accuracy, on the test split."""
+        self.losses.check()
         if not self.labeled:
             return
         bank, query = self.feature_sets(self.method.online.encoder)

@@ -12,7 +12,7 @@ from fastrdm.loaders.engines.synthetic import SyntheticLoader
 from fastrdm.loaders.engines.torchcodec import TorchcodecLoader
 from fastrdm.loaders.order import Process
 from fastrdm.loaders.sources.source import Source
-from fastrdm.loaders.spec import Loader, LoaderConfig
+from fastrdm.loaders.spec import Engine, Loader, LoaderConfig
 from fastrdm.schema import require
 
 CPU = torch.device("cpu")
@@ -24,6 +24,13 @@ ENGINES: dict[str, Callable[..., Loader]] = {
     "torchcodec": TorchcodecLoader,
     "synthetic": SyntheticLoader,
 }
+
+
+def engine_of(config: LoaderConfig, source: Source) -> Engine:
+    """The engine of `config`; what `auto` means for this source."""
+    if config.engine != "auto":
+        return config.engine
+    return "native" if source.images is None else "resident"
 
 
 def build_loader(
@@ -46,7 +53,4 @@ def build_loader(
     ordered = config.order == "full" or source.shards is not None
     shards = "full unless the set is packed in shards (fastrdm pack; a .beton file has none)"
     require(ordered, "loader.order", shards, config.order)
-    engine = config.engine
-    if engine == "auto":
-        engine = "native" if source.images is None else "resident"
-    return ENGINES[engine](config, source, Process(seed, rank, world, device, dtype))
+    return ENGINES[engine_of(config, source)](config, source, Process(seed, rank, world, device, dtype))

@@ -10,23 +10,33 @@ import torch
 from torch import Tensor
 
 from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
-from fastrdm.loaders.order import Indices
-from fastrdm.loaders.sources.decode import CorruptImage, Pixels, new_pixels
+from fastrdm.loaders.order import Indices, shard_groups
+from fastrdm.loaders.sources.decode import CorruptImage, Pixels, blame_the_image, new_pixels
 from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import ViewSpec
 
 CPU = torch.device("cpu")
 AHEAD = 4  # images a thread decodes in advance
+AHEAD_BYTES = 256 << 20  # of decoded images held in advance
 
 
-def center_view(images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
+def short_side(size: int, whole: bool) -> int:
+    """Pixels of an image's short side before the center square of `size` pixels is cut."""
+    return size if whole else round(size * 256 / 224)
+
+
+def center_view(
+    images: Tensor, spec: ViewSpec, dtype: torch.dtype = torch.float32, whole: bool | None = None
+) -> Tensor:
     """(B, 3, S, S) `dtype`, channels-last, normalized, of images (B, H, W, 3) uint8 of one size.
 
-    The short side is resized to 256 / 224 of the view, or to the view where the image is no larger than it; then the
-    center square is cut. Both in one resampling, equal to torchvision's resize and center crop.
+    The short side is resized to the view where `whole`, as in the protocols of 32 px sets, else to 256 / 224 of it, as
+    in those of photographs; then the center square is cut. None: whole where the image is no larger than the view. All
+    in one resampling, equal to torchvision's resize and center crop.
     """
     sides = images.shape[1:3]
-    short = spec.size if min(sides) <= spec.size else round(spec.size * 256 / 224)
+    whole = min(sides) <= spec.size if whole is None else whole
+    short = short_side(spec.size, whole)
     weights = []
     for side in sides:
         resized = int(short * side / min(sides))
@@ -58,7 +68,7 @@ def evaluation_batches(
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
     def views(images: Pixels) -> Tensor:
-        return center_view(torch.as_tensor(images, device=device), spec, dtype)
+        return center_view(torch.as_tensor(images, device=device), spec, dtype, source.whole_view)
 
     if source.images is None:
         single = ((index, views(image[None])) for index, image in _decoded(source, mine, workers, faults))
@@ -79,6 +89,7 @@ def _decoded(
         try:
             return source.read_into(index, new_pixels, ReadTime())
         except CorruptImage as error:
+            blame_the_image(error)
             if faults is None:
                 raise
             faults[index] = str(error)
@@ -86,15 +97,24 @@ def _decoded(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastrdm-evaluation")
     tasks = ((index, pool.submit(read, index)) for index in indices.tolist())
-    ahead = deque(islice(tasks, AHEAD * workers))
-    try:
-        while ahead:
-            index, task = ahead.popleft()
-            ahead.extend(islice(tasks, 1))
-            if (image := task.result()) is not None:
-                yield index, image
-    finally:
-        pool.shutdown(cancel_futures=True)
+    shards = None if source.shards is None else source.shards[indices]
+    groups = [] if shards is None else shard_groups(np.arange(len(shards)), shards, 1)
+    ahead, shard, largest = deque(islice(tasks, 1)), -1, 0
+    with source.planned(groups):
+        try:
+            while ahead:
+                # no more ahead than there is room for, were all images as large as the largest so far
+                room = max(AHEAD_BYTES // largest, 1) if largest else 1
+                ahead.extend(islice(tasks, max(min(AHEAD * workers, room) - len(ahead) + 1, 0)))
+                index, task = ahead.popleft()
+                if source.shards is not None and source.shards.item(index) != shard:
+                    shard = source.shards.item(index)
+                    source.read_ahead({shard})
+                if (image := task.result()) is not None:
+                    largest = max(largest, image.nbytes)
+                    yield index, image
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _joined(single: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastrdm.loaders.sources.source import NoImages, Source
 from fastrdm.schema import require
 
 Indices = NDArray[np.int64]
@@ -25,6 +26,13 @@ def epoch_order(samples: int, seed: int, epoch: int, shards: Indices | None = No
         return np.argsort(words, kind="stable")
     turn = np.argsort(np.argsort(stream.random_raw(int(shards.max()) + 1), kind="stable"), kind="stable")
     return np.lexsort((words, turn[shards] // window))
+
+
+def shard_groups(order: Indices, shards: Indices, window: int) -> list[list[int]]:
+    """The shards of an order in groups of `window`, as epoch_order mixes them: those that come first, first."""
+    used, first = np.unique(shards[order], return_index=True)
+    by_use: list[int] = used[np.argsort(first)].tolist()
+    return [by_use[start : start + window] for start in range(0, len(by_use), window)]
 
 
 def batch_indices(order: Indices, step: int, batch_size: int, rank: int, world: int) -> Indices:
@@ -65,14 +73,15 @@ class EpochLoader:
         *,
         shards: Indices | None = None,
         window: int = 1,
+        source: Source | None = None,
     ) -> None:
-        """`shards` and `window` as in epoch_order."""
+        """`shards` and `window` as in epoch_order; `source` is told which of its shards are read next."""
         if batch_size > samples:
             raise ValueError(f"loader.batch_size must be at most the {samples} images of the set, got {batch_size}")
         batch_indices(np.empty(0, np.int64), 0, batch_size, rank, world)  # refused here, not at the first batch
         assert 0 <= rank < world
         self.samples, self.batch_size, self.seed, self.rank, self.world = samples, batch_size, seed, rank, world
-        self.shards, self.window = shards, window
+        self.shards, self.window, self.source = shards, window, source or NoImages("none")
         self.epoch = self.position = 0
         self.faults: dict[int, str] = {}
 
@@ -99,8 +108,8 @@ class EpochLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def diagnosis(self) -> str | None:
-        """Message on what training waits for; None unless an engine measures it."""
-        return None
+        """What the source has to tell, unless an engine measures itself."""
+        return self.source.news()
 
     def close(self) -> None:
         """Free what the engine holds; nothing unless an engine overrides it."""
@@ -108,5 +117,23 @@ class EpochLoader:
     def _remaining(self) -> Iterator[Indices]:
         """This process's indices (batch_size / world,) of every global batch still to come."""
         rest = epoch_order(self.samples, self.seed, self.epoch, self.shards, self.window)[self.position :]
-        for step in range(len(rest) // self.batch_size):
-            yield batch_indices(rest, step, self.batch_size, self.rank, self.world)
+        asked: set[int] = set()
+        with self.source.planned(self._groups(rest)):
+            for step in range(len(rest) // self.batch_size):
+                if self.shards is not None:
+                    batch = self.shards[rest[step * self.batch_size : (step + 1) * self.batch_size]]
+                    if new := set(batch.tolist()) - asked:
+                        asked |= new
+                        self._read_ahead_of(new)
+                yield batch_indices(rest, step, self.batch_size, self.rank, self.world)
+
+    def _groups(self, rest: Indices) -> list[list[int]]:
+        """The shards of what is left of an epoch, in groups that are mixed: all of them in the full order."""
+        if self.shards is not None:
+            return shard_groups(rest, self.shards, self.window)
+        shards = self.source.shards
+        return [] if shards is None else shard_groups(rest, shards, len(shards))
+
+    def _read_ahead_of(self, shards: set[int]) -> None:
+        """Tell the source that these shards come next."""
+        self.source.read_ahead(shards)

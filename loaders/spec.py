@@ -1,11 +1,13 @@
 """The contract of every loading engine: settings of views and loader, and the batch that it yields."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from fastrdm.kernels.augment.layout import OPERATIONS
@@ -14,6 +16,14 @@ from fastrdm.schema import STRICT, Pair, Triple, require
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+def _workers(value: object) -> object:
+    whole = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())
+    require(value == "auto" or whole, "workers", "auto or a whole number of threads", value)
+    return value
+
+
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 Engine = Literal["auto", "resident", "native", "dali", "ffcv", "torchcodec", "synthetic"]
 
 
@@ -128,17 +138,44 @@ class ViewSpec:
         return replace(self, size=size, progressive=()) if self.progressive else self
 
 
+MOST_WORKERS = 16  # threads of a process; more were never faster
+
+
+def cores_of_a_process() -> int:
+    """Cores for each of the processes that share those which this one may use: from 1 to MOST_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    together = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(max(cores // (int(together) if together.isdecimal() and int(together) else 1), 1), MOST_WORKERS)
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoaderConfig:
     """The data set, and the engine that turns it into batches of views."""
 
     source: str = "digits"
-    """The data set: digits, fashion_mnist, cifar10, cifar100, folder (one folder a class), packed (made by `fastrdm
-    pack`), or your own as pkg.mod:Class.
+    """The data set: digits, fashion_mnist, cifar10, cifar100, folder (images in a folder of any shape), packed (made by
+    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), webdataset, parquet, or your own as
+    pkg.mod:Class.
     """
 
     root: str | None = None
-    """Folder of the data set. The digits need none, and fashion_mnist has a default folder."""
+    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. WebDataset and parquet take
+    a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
+    """
+
+    labels: str = "auto"
+    """Where labels come from: `folders`, `none`, or a file (CSV with the columns file and label, Kaggle's solution, a
+    devkit's ground truth). `auto` takes folders where there are two or more, and what stands beside an image in other
+    sources; WebDataset takes the suffix of a member too.
+    """
+
+    cache: str | None = None
+    """Folder for indexes of tar files and for shards of remote packs. null keeps an index beside its file where that
+    can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
+    """
+
+    cache_gb: float = 100.0
+    """Gigabytes (10^9 bytes) that the shards of a remote pack may take in the cache of one machine."""
 
     download: bool = False
     """Download the CIFAR archives when they are not in `root`."""
@@ -149,8 +186,8 @@ class LoaderConfig:
     """
 
     subset: int | None = None
-    """Number of training images to use, the first ones of each class and equally many of each; a multiple of the number
-    of classes. `null` uses all.
+    """Number of training images to use, the first ones of each class, as nearly the same number of each as there are.
+    `null` uses all.
     """
 
     engine: Engine = "auto"
@@ -176,8 +213,10 @@ class LoaderConfig:
     and triton on a GPU.
     """
 
-    workers: int = 2
-    """Decoding threads of each process."""
+    workers: Workers = "auto"
+    """Decoding threads of each process. `auto` takes the cores that the process may use, divided among the processes of
+    the machine, and 16 at most.
+    """
 
     prefetch: int = 4
     """Batches prepared ahead of the training step."""
@@ -198,6 +237,11 @@ class LoaderConfig:
     max_corrupt: float = 0.001
     """Share of unreadable images above which the run stops. Up to there, a readable image takes the place of each."""
 
+    @property
+    def threads(self) -> int:
+        """Number of decoding threads, whether it was set or is left to the number of cores."""
+        return cores_of_a_process() if self.workers == "auto" else self.workers
+
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
         require(len(self.views) >= 2, "views", "at least two views", len(self.views))
@@ -205,9 +249,10 @@ class LoaderConfig:
         fits = max(sizes[2:], default=0) <= max(sizes[:2])
         require(fits, "views", "two global views and local crops that are no larger (sizes in pixels)", sizes)
         require(self.max_enlarge > 0, "max_enlarge", "above 0", self.max_enlarge)
-        require(self.workers >= 1, "workers", "at least 1 thread", self.workers)
+        require(self.workers == "auto" or self.workers >= 1, "workers", "at least 1 thread", self.workers)
         require(self.prefetch >= 1, "prefetch", "at least 1 batch", self.prefetch)
         require(self.prefetch_mb >= 1, "prefetch_mb", "at least 1 MiB", self.prefetch_mb)
+        require(self.cache_gb > 0, "cache_gb", "above 0", self.cache_gb)
         require(self.window >= 1, "window", "at least 1 shard", self.window)
         require(0 <= self.max_corrupt <= 1, "max_corrupt", "a share in [0, 1]", self.max_corrupt)
         require(self.subset is None or self.subset > 0, "subset", "above 0 images", self.subset)

@@ -15,6 +15,7 @@ from fastrdm import cli, trainer
 from fastrdm.runtime import checkpoint
 
 ARGUMENTS = [
+    "quickstart.yaml",
     "train.length=6st",
     "optim.warmup=1st",
     "encoder.width=4",
@@ -54,7 +55,7 @@ def saved_steps(tmp_path: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("step-")) for p in checkpoint.existing(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
@@ -84,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_range_of_steps(
     at_step(monkeypatch, 4, poison)
     code, told = run()
     assert code == cli.EXIT_FAILED
-    assert "the loss was not finite in steps 3 to 4" in told
+    assert "the loss was not finite in steps 4 to 4" in told
     assert saved_steps(tmp_path) == [2], "nothing poisoned was saved, the sound checkpoint is there"
 
 

@@ -22,6 +22,7 @@ from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.renamed import RENAMED
 
 SMALL = [
+    "quickstart.yaml",
     "encoder.width=4",
     "loader.batch_size=16",
     "evaluate.every=0st",
@@ -93,7 +94,7 @@ def test_help_has_a_sentence_on_every_command(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     for name, command in cli.COMMANDS.items():
         assert command.sentence[0].isupper() and command.sentence.endswith(".")
-        assert f"\n  {name:7}  {command.sentence}\n" in said
+        assert f"\n  {name:10}  {command.sentence}\n" in said
 
 
 def test_python_dash_m(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_an_encoder_is_loaded_from_a_run_and_from_its_export(result: Any, branch
     arguments = [str(result.folder), "--layout", "safetensors", "--branch", branch, "--out", str(file)]
     assert export.main(arguments) == 0
     again, same = fastrdm.load_encoder(file, branch)
-    assert same == preprocess == Preprocess(16, "bicubic", preprocess.mean, preprocess.std)
+    assert same == preprocess == Preprocess(16, 16, "bicubic", preprocess.mean, preprocess.std)
     with torch.no_grad():
         features = encoder(views)
         assert torch.equal(again(views), features)
@@ -208,6 +209,6 @@ def test_what_load_encoder_refuses(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, bare)
     with pytest.raises(ValueError, match="does not say which encoder it holds: write it by `fastrdm export`"):
         fastrdm.load_encoder(bare)
-    preprocess = Preprocess(8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    preprocess = Preprocess(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match=r"an image must be \(H, W, 3\) uint8, got \(8, 8\) uint8"):
         preprocess(np.zeros((8, 8), np.uint8))

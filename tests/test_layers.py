@@ -17,7 +17,7 @@ LAYERS = [
     ["trainer"],
     ["efficiency"],
     ["training"],
-    ["report"],
+    ["report", "explore"],
     ["config"],
     ["evaluation"],
     ["analysis"],
@@ -37,7 +37,7 @@ LAYERS = [
     ["cli"],
     ["files", "parts"],
     ["schema"],
-    ["errors", "renamed"],
+    ["errors", "renamed", "worker"],
     ["kernels.augment"],
     ["kernels.spectral"],
     ["kernels.linalg"],
@@ -141,4 +141,4 @@ def test_train_runs_beside_modules_named_as_pythons(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("preset: simsiam\n")
+    assert done.stdout.startswith("preset: simsiam ")

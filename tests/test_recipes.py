@@ -135,7 +135,7 @@ def found(c: Config) -> Published:
 @pytest.mark.parametrize("preset", CIFAR)
 def test_published_cifar(preset: str, data: str) -> None:
     length = [f"train.length={CIFAR[preset].epochs}ep"] if preset.startswith("rdm") else []
-    c = run_config.load([f"{data}/resnet18.yaml", f"preset={preset}", *length])
+    c = run_config.load([f"{data}/resnet18.yaml", f"preset={preset}", *length], published=True)
     assert found(c) == CIFAR[preset]
     common(c, size=32)
     assert (c.encoder.stem, c.loader.source, c.loader.classes) == ("cifar_padding2", data, None)
@@ -146,7 +146,7 @@ def test_published_cifar(preset: str, data: str) -> None:
 def test_published_imagenet100(preset: str) -> None:
     name = "_".join(preset.split("_")[:2]) if preset.startswith("rdm_byol") else preset.split("_")[-2:][0]
     recipe = f"imagenet100/{name}.yaml"
-    c = run_config.load([recipe, f"preset={preset}"])
+    c = run_config.load([recipe, f"preset={preset}"], published=True)
     assert found(c) == IMAGENET100[preset]
     common(c, size=224)
     assert (c.encoder.stem, c.encoder.sync_bn, c.loader.classes) == ("imagenet", True, "imagenet100")
@@ -180,7 +180,7 @@ def common(c: Config, size: int) -> None:
 def test_published_imagenet() -> None:
     """SimSiam and RDM-SimSiam on ImageNet-1k (the authors' imagenet/main_simsiam.py and imagenet/run.sh)."""
     for preset in ("simsiam", "rdm_simsiam_target0.3", "rdm_simsiam_power2"):
-        c = run_config.load(["imagenet/simsiam.yaml", f"preset={preset}"])
+        c = run_config.load(["imagenet/simsiam.yaml", f"preset={preset}"], published=True)
         o, v = c.optim, c.loader.views[0]
         assert (c.encoder.name, c.encoder.zero_init_residual, c.encoder.sync_bn) == ("resnet50", True, True)
         assert (c.train.length, c.train.precision, c.loader.batch_size) == ("100ep", "fp32", 512)

@@ -12,12 +12,14 @@ import torch
 
 from fastrdm import trainer
 from fastrdm.config import run_config
+from fastrdm.evaluation import sets
 from fastrdm.monitoring.verdict import judge
 from fastrdm.report.run_files import read_runs
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "train.length=4st",
     "optim.warmup=1st",
     "encoder.width=4",
@@ -138,14 +140,14 @@ def test_a_run_can_be_longer_than_whole_epochs_and_ends_where_it_says(tmp_path: 
 
 
 def test_unlabeled_images_train_without_a_probe_or_knn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trainer.open_source
+    whole = sets.open_whole
 
     def unlabeled(*arguments: Any) -> Any:
         source = whole(*arguments)
         source.labels = source.labels * 0 - 1
         return source
 
-    monkeypatch.setattr(trainer, "open_source", unlabeled)
+    monkeypatch.setattr(sets, "open_whole", unlabeled)
     t = make(tmp_path, "evaluate.baselines=true", "loader.subset=null")
     assert t.learner.probe is None
     assert t.train()

@@ -49,8 +49,7 @@ class Contestant(NamedTuple):
 
 def paths_of(folder: Path) -> list[Path]:
     """The files in the order of FolderSource."""
-    files = FolderSource(folder)
-    return [folder / files.classes[label] / name for label, name in zip(files.labels, files.files, strict=True)]
+    return [folder / name for name in FolderSource(folder).files]
 
 
 def tensor(data: bytes) -> Tensor:
@@ -154,7 +153,7 @@ def copies(setup: Setup, private: bool) -> Epoch:
     raw = PackedSource(setup.packs / "raw")
     mapped = [np.load(path, mmap_mode="r") for path in raw.paths]
     starts = [mapped[raw.shards[k]].offset for k in range(len(raw))]
-    rows = [(raw.shards[k], (raw.offset[k] - starts[k]) // raw.bytes[k]) for k in range(len(raw))]
+    rows = [(raw.shards[k], (raw.offset[k] - starts[k]) // raw.length[k]) for k in range(len(raw))]
     shards = [np.asarray(shard) for shard in mapped]
     order, batch = np.random.default_rng(0).permutation(len(raw)), np.zeros((len(raw), 256, 256, 3), np.uint8)
     memory = np.concatenate(shards) if private else None

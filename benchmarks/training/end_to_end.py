@@ -34,8 +34,10 @@ from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch, LoaderConfig
+from fastrdm.runtime.distributed import Processes
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.trainer import Trainer
+from fastrdm.training import automatic
 
 FIELDS = ["preset", "encoder", "source", "engine", "batch", "precision", "compile", "capture", "contestant"]
 FIELDS += ["blocks", "steps", "ms", "p20", "p80", "images_per_second", "to_synthetic", "to_reference", "data_wait"]
@@ -79,7 +81,7 @@ def forever(trainer: Trainer) -> Iterator[Batch]:
 def reference_batches(trainer: Trainer) -> Iterator[Batch]:
     """Batches of the DataLoader, epoch after epoch, moved to the trainer's device."""
     c, device = trainer.settings.loader, trainer.processes.device
-    data, workers = Pictures(trainer.source, c), c.workers or 2
+    data, workers = Pictures(trainer.source, c), c.threads
     for epoch in count():
         order = epoch_order(len(trainer.source), trainer.settings.train.seed, epoch).tolist()
         for *views, index, label in DataLoader(data, c.batch_size, order, num_workers=workers, drop_last=True):
@@ -140,7 +142,8 @@ def timed_blocks(settings: Sequence[str], blocks: int, steps: int, pause: float)
 
 def rows(settings: Sequence[str], blocks: int, steps: int, pause: float) -> Iterator[Row]:
     """A row for each contestant, after all of them were timed."""
-    c, found = run_config.load(settings), timed_blocks(settings, blocks, steps, pause)
+    here = Processes(0, 1, common.available_device())
+    c, found = automatic.choose(run_config.load(settings), here)[0], timed_blocks(settings, blocks, steps, pause)
     median = {name: 1e3 * statistics.median(t.whole for t in timed) / steps for name, timed in found.items()}
     environment = common.environment(common.available_device())
     engines = {"real": c.loader.engine, "synthetic": "synthetic", "reference": "DataLoader"}

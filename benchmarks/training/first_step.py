@@ -56,7 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--capture", default="no", choices=["no", "yes"])
     parser.add_argument("--settings", nargs="*", default=[], metavar="a.b=c", help="more of fastrdm train's settings")
     args = parser.parse_args(arguments)
-    settings = [f"preset={args.preset}", f"encoder.name={args.encoder}", "encoder.width=null", "encoder.stem=imagenet"]
+    settings = [
+        "quickstart.yaml",
+        f"preset={args.preset}",
+        f"encoder.name={args.encoder}",
+        "encoder.width=null",
+        "encoder.stem=imagenet",
+    ]
     settings += [f"loader.batch_size={args.batch}", f"loader.views.*.size={args.size}", "loader.max_enlarge=1000"]
     settings += [f"train.precision={args.precision}", f"train.compile={str(args.compile == 'yes').lower()}"]
     settings += [f"train.capture={str(args.capture == 'yes').lower()}", "loader.engine=synthetic", "loader.subset=null"]

@@ -64,7 +64,12 @@ def base_of(preset: str) -> str | None:
 def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: bool, *more: str) -> Trainer:
     """A trainer on noise. A preset's queue is made so short that it is full from the first step on."""
     resnet = "/" not in args.encoder
-    settings = [f"preset={preset}", f"encoder.name={args.encoder}", f"train.precision={args.precision}"]
+    settings = [
+        "quickstart.yaml",
+        f"preset={preset}",
+        f"encoder.name={args.encoder}",
+        f"train.precision={args.precision}",
+    ]
     settings += [f"encoder.width={args.width if resnet else 'null'}"]
     settings += [f"encoder.stem={args.stem if resnet else 'imagenet'}"]
     settings += ["train.length=1000000st", "optim.warmup=0st", "loader.source=digits", "loader.engine=synthetic"]

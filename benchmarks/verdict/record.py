@@ -8,6 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from benchmarks.verdict.arms import CHOOSE, JUDGE
 from benchmarks.verdict.runs import HERE, ROWS, SERIES
 from benchmarks.verdict.truth import LEADING, LEAST_INFORMATION, POINT_SPREAD, Outcome, label
 from fastrdm.kernels.linalg.effective_rank import effective_rank, entropy_rank
-from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, LossRange, replay
+from fastrdm.methods.alignment import LossRange
+from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, replay
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.verdict import (
     ASSIGNMENTS_DEVIATION,
@@ -82,7 +84,7 @@ def load() -> list[Labelled]:
     runs = []
     with ROWS.open(newline="") as lines:
         for row in csv.DictReader(lines):
-            outcome = Outcome(*(number(row[name]) for name in Outcome._fields))
+            outcome = Outcome(**{name: number(row[name]) for name in Outcome._fields})
             record = found[row["data"], row["arm"], row["seed"]]
             state = label(outcome)
             horizon = Horizon(record["steps_per_epoch"], record["total"])
@@ -160,7 +162,7 @@ def candidates(runs: Sequence[Labelled]) -> list[Judged]:
 
                 out.append(best(f"{tap}/{figure}/{source}", value, runs))
     for key in ("loss", "rankme", "lidar", *(f"difference/{c}/window" for c in CONVENTIONS)):
-        out.append(best(key, lambda run, key=key: run.last(key), runs))
+        out.append(best(key, partial(Labelled.last, key=key), runs))
     return sorted((j for j in out if j), key=lambda j: (-j.judged.balanced, -j.judged.right))
 
 
@@ -210,7 +212,7 @@ def rules(runs: Sequence[Labelled]) -> list[str]:
 
 def confusion(runs: Sequence[Labelled]) -> list[str]:
     """Labels in rows, verdicts in columns."""
-    counts = Counter((run.state, judge(run.lines, run.batch).state) for run in runs)
+    counts = Counter[tuple[str, str]]((run.state, judge(run.lines, run.batch).state) for run in runs)
     rows = [f"| label | {' | '.join(STATES)} |", "|---" * (len(STATES) + 1) + "|"]
     rows += [f"| {label} | {' | '.join(str(counts[label, state]) for state in STATES)} |" for label in STATES[:4]]
     right = sum(counts[state, state] for state in STATES)

@@ -28,8 +28,8 @@ class Outcome(NamedTuple):
     retrieval: float  # share of images whose view 2 lies nearest to their view 1 among all views 2, by embedding
     nearer: float  # share of other images whose view 2 is farther from view 1 than the image's own; 0.5: chance
     spread: float  # of embeddings of unit length: 1 - |mean|^2, 0 is one point
-    directions: int  # that hold 90 % of the variance of embeddings of unit length
-    directions99: int  # that hold 99 %
+    directions: float  # that hold 90 % of the variance of embeddings of unit length
+    directions99: float  # that hold 99 %
     leading: float  # share of the variance in the first direction
     information: float  # nats about the image in the target's assignment to prototypes; nan without prototypes
     embedding_knn: float  # accuracy of the embeddings
@@ -90,7 +90,7 @@ def linear_accuracy(bank: FeatureSet, query: FeatureSet) -> float:
     x, y = F.pad(x, (0, 1), value=1.0), F.pad(y, (0, 1), value=1.0)
     gram = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
     weights = torch.linalg.solve(gram, x.T @ F.one_hot(bank.labels).double() / len(x))
-    return ((y @ weights).argmax(1) == query.labels).double().mean().item()
+    return float(((y @ weights).argmax(1) == query.labels).double().mean())
 
 
 def accuracies(trainer: Trainer) -> tuple[float, float]:
@@ -107,17 +107,26 @@ def measure(trainer: Trainer, random: tuple[float, float]) -> Outcome:
     shares = values / values.sum().clamp_min(1e-300)
     network = trainer.method.target or trainer.method.online
     encoded = trainer.feature_sets(lambda x: network([x], None).projection[0])
+    own, nearer = retrieval(F.normalize(z, dim=-1))
     knn, linear = accuracies(trainer)
     return Outcome(
-        *retrieval(F.normalize(z, dim=-1)), 1 - unit.mean(0).square().sum().item(),
-        *(int((shares.cumsum(0) < held).sum()) + 1 for held in (0.9, 0.99)), shares[0].item(),
-        information(assigned) if assigned is not None else float("nan"),
-        knn_accuracy(*encoded, 20, 0.07), knn, linear, *random,
-    )  # fmt: skip
+        retrieval=own,
+        nearer=nearer,
+        spread=1 - unit.mean(0).square().sum().item(),
+        directions=int((shares.cumsum(0) < 0.9).sum()) + 1,
+        directions99=int((shares.cumsum(0) < 0.99).sum()) + 1,
+        leading=shares[0].item(),
+        information=information(assigned) if assigned is not None else float("nan"),
+        embedding_knn=knn_accuracy(*encoded, 20, 0.07),
+        knn=knn,
+        linear=linear,
+        random_knn=random[0],
+        random_linear=random[1],
+    )
 
 
 def label(outcome: Outcome) -> str:
-    """The state that an outcome stands for. A run whose loss is not finite has none and is weak.
+    """The state that an outcome stands for.
 
     Complete collapse: unit-length embeddings spread by less than 0.5 % of their length's square, or the targets tell
     less than 0.01 nat about the image. Dimensional collapse: one direction holds 70 % of the embeddings' variance.

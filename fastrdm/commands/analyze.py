@@ -13,7 +13,7 @@ from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, s
 from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
-from fastrdm.loaders.sources.open import open_source
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import Checkpoint
@@ -97,14 +97,15 @@ def analyze_run(
     method, epoch = trained(found, settings)
     method.to(device)
     processes = Processes(rank=0, world=1, device=device)
-    source = open_source(settings.loader, split)
+    found_sets = open_sets(settings.loader, settings.evaluate)
+    source = found_sets.train if split == "train" else found_sets.test
     images = images_needed(settings, source, images, "--images")
     return analyze_method(method, settings, source, epoch, processes, images=images, replicates=replicates)
 
 
 def trained(found: Checkpoint, settings: Config) -> tuple[DualBranch, int]:
     """The method as it was in the last step before its checkpoint, and the epoch of that step."""
-    steps_per_epoch = len(open_source(settings.loader, "train")) // settings.loader.batch_size
+    steps_per_epoch = len(open_sets(settings.loader, settings.evaluate).train) // settings.loader.batch_size
     horizon = Horizon(steps_per_epoch, steps_of(settings.train.length, steps_per_epoch))
     method = build_method(settings, horizon)
     method.to(torch.float64 if settings.train.precision == "fp64" else torch.float32)

@@ -19,11 +19,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # where a package's module has another name
-MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "opencv-python-headless": "cv2"}
+MODULES = {
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "umap-learn": "umap",
+}
 DEVELOPMENT = frozenset(("test", "dev"))  # extras that no run needs
 FFCV_SYSTEM = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config && "  # what ffcv is built with
 PROBE = """
-import importlib, json, sys
+import sys
+sys.path = [path for path in sys.path if path]  # not the working folder, which may hold a signal.py
+import importlib, json
 for name in sys.argv[1:]:
     print("\\x1e" + json.dumps([name]), flush=True)
     try:

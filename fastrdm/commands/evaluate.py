@@ -9,18 +9,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_run
+from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_path, write_classifier
 from fastrdm.config import help, run_config
 from fastrdm.config import tree as trees
 from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
+from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.evaluation.published_settings import RECIPES
-from fastrdm.loaders.sources.open import open_source
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig
 from fastrdm.models.foreign_weights import LAYOUTS
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add_trust(p)
     p.add_argument("--source", help="images to use; the run's own without it (digits, cifar10, folder, pkg.mod:Class)")
     p.add_argument("--root", help="folder of the images")
+    p.add_argument("--holdout", type=float, metavar="N", help="share or number of the images to test on, without val")
     p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
     p.add_argument("--method", help="of knn, linear, finetune, separated by commas; default knn,linear")
     p.add_argument("--recipe", choices=RECIPES, help="published settings, see docs/evaluation.md")
@@ -76,7 +77,7 @@ def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
         raise ValueError("the encoder must be a CHECKPOINT or --weights FILE, one of the two: see --help")
     if checkpoint is not None:
         require(options.layout is None, "--layout", "left out for a checkpoint of fastrdm", options.layout)
-        return from_run(Path(checkpoint), options.branch, options.encoder, options.source, trust=options.trust)
+        return from_path(Path(checkpoint), options.branch, options.encoder, options.source, trust=options.trust)
     for key in ("layout", "encoder"):
         require(getattr(options, key) is not None, f"--{key}", "given with --weights", None)
     try:
@@ -101,18 +102,24 @@ def main(arguments: Sequence[str]) -> int:
     for method in methods.split(","):
         require(method in METHODS, "--method", f"of {', '.join(METHODS)}", method)
     pretrained = opened(paths[0] if paths else None, options)
-    data = images(options, pretrained)
+    data, judged = images(options, pretrained)
     live = Live()
     machine = Machine(
         distributed.start(options.device).device, options.precision == "bf16", options.batch_size, options.workers
     )
     view = sized(pretrained.view, options.size)
-    train, test = open_source(data, "train"), open_source(data, "test")
-    measures = Evaluator(pretrained.encoder, view, train, test, machine, live.tell)
+    found = open_sets(data, judged)
+    for note in found.notes:
+        live.say(f"note: {note}")
+    measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for method in methods.split(","):
         for name, part, result in measured(measures, config, method):
             record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}
-            write(record, name, pretrained, options, live)
+            file = write(record, name, pretrained, options, live)
+            if method == "finetune" and measures.finetuned is not None:
+                model = file.with_suffix(".safetensors")
+                write_classifier(pretrained, measures.finetuned, measures.train.classes, model)
+                live.say(f"fine-tuned model: {model}")
     if measures.unread:
         live.say(f"left out {len(measures.unread)} unreadable images, such as {measures.unread[0]}")
     return 0
@@ -142,13 +149,15 @@ def _explain(error: Any) -> str:
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
-def images(options: argparse.Namespace, pretrained: Pretrained) -> LoaderConfig:
-    """Loader settings of the images to measure on: those of --source, else the run's own."""
+def images(options: argparse.Namespace, pretrained: Pretrained) -> tuple[LoaderConfig, EvaluateConfig]:
+    """The images to measure on, and how they are split: those of --source, else what the run is judged on."""
     if options.source:
-        return LoaderConfig(source=options.source, root=options.root)
+        return LoaderConfig(source=options.source, root=options.root), EvaluateConfig(holdout=options.holdout)
     if pretrained.loader is None:
         raise ValueError("--source must name the images: a file of weights does not know them")
-    return replace(pretrained.loader, root=options.root or pretrained.loader.root)
+    loader = replace(pretrained.loader, root=options.root or pretrained.loader.root)
+    judged = replace(pretrained.evaluate, holdout=options.holdout or pretrained.evaluate.holdout)
+    return loader, replace(judged, source=None, root=None) if options.root else judged
 
 
 def measured(measures: Evaluator, config: EvalConfig, method: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -178,15 +187,15 @@ def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
     }
 
 
-def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> None:
-    """Write one result file and print its summary."""
+def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> Path:
+    """Write one result file, print its summary, and return the file."""
     about = {
         "format": FORMAT,
         "method": name,
         "interval": "Wilson's score interval, 95 %",
         "checkpoint": pretrained.origin,
         "precision": options.precision,
-        "versions": {"fastrdm": version("fastrdm"), **versions()},
+        "versions": versions(),
     }
     source = re.sub(r"[^\w.]+", "-", record["source"]["name"])
     parts = ["eval", name, source, *["target"] * (options.branch == "target")]
@@ -198,6 +207,7 @@ def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: ar
     partial.write_text(json.dumps({**about, **record}, indent=1))
     partial.replace(file)
     live.say(f"{line(name, record)}  {file}")
+    return file
 
 
 def line(name: str, record: dict[str, Any]) -> str:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
+from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
-from fastrdm.loaders.sources.open import open_source
-from fastrdm.loaders.sources.source import Source
+from fastrdm.evaluation.sets import open_sets
 from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.models.encoders import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
@@ -21,6 +23,8 @@ from fastrdm.monitoring.window import bytes_of
 from fastrdm.report.run_files import read_runs
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon, require, steps_of
+from fastrdm.training import automatic
+from fastrdm.training.fit import fit_warmup
 from fastrdm.training.learner import Learner
 from fastrdm.training.step import changes
 
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     """`fastrdm plan`; the exit status."""
     parser = argparse.ArgumentParser(prog="fastrdm plan", description="Steps, memory and time of a run.")
     parser.add_argument("config", nargs="*", metavar="CONFIG a.b=c", help="as for fastrdm train")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes, one a GPU")
+    parser.add_argument("--gpus", type=int, metavar="N", help="processes, one a GPU; left out: one, on what is here")
     parser.add_argument("--images", type=int, metavar="N", help="images of the set, where it is not here")
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
@@ -61,9 +65,17 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)
-    settings = run_config.load(options.config, trust=options.trust)
+    loaded = run_config.compose(options.config, trust=options.trust)
+    cuda = options.gpus is not None or torch.cuda.is_available()
+    here = torch.device("cuda" if cuda and loaded.config.train.device != "cpu" else "cpu")
+    gpus = options.gpus or 1
+    settings, chosen = automatic.choose(loaded.config, Processes(0, gpus, here))
+    images = data(settings, options.images)
+    epoch = max(images.images // settings.loader.batch_size, 1)
+    horizon = Horizon(epoch, max(steps_of(settings.train.length, epoch), 1))
+    settings, notes = fit_warmup(settings, horizon, user_sets(loaded.layers))
     speed = throughput(settings, options.images_per_second, options.run, options.table)
-    print("\n".join(summary_lines(settings, options.gpus, data(settings, options.images), speed)))
+    print("\n".join([*summary_lines(settings, gpus, images, speed), *loaded.assumed, *chosen, *notes]))
     return 0
 
 
@@ -76,12 +88,13 @@ def data(settings: Config, images: int | None) -> Data:
     if images is not None:
         return Data(loader.subset or images, "as given; without labels, so without the probe", 0, 0)
     try:
-        source: Source = open_source(loader, "train")
+        sets = open_sets(loader, settings.evaluate)
     except ValueError as error:
         raise ValueError(f"{error}; or give --images N") from None
+    source = sets.train
     held = source.images is not None and loader.engine in ("auto", "resident")
     resident = source.images.nbytes if held and source.images is not None else 0
-    return Data(len(source), "read from the source", len(source.classes) if source.labels.max() >= 0 else 0, resident)
+    return Data(len(source), "read from the source", len(source.classes) if sets.probed else 0, resident)
 
 
 def horizon_of(settings: Config, images: int, gpus: int) -> Horizon:

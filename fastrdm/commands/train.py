@@ -1,26 +1,52 @@
 """`fastrdm train`, and `fastrdm.train` in Python: one run from its settings to its summary."""
 
+import argparse
+import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from fastrdm.cli import EXIT_ALARM, EXIT_STOPPED
+import torch
+
+from fastrdm.cli import EXIT_ALARM, EXIT_STOPPED, STOP_SIGNALS
 from fastrdm.config import run_config
+from fastrdm.config.layers import user_sets
+from fastrdm.methods.dual_branch import TRANSFORMS
+from fastrdm.models.foreign_weights import check_export
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
+from fastrdm.runtime.log import show
+from fastrdm.runtime.run_folder import RunFolder
+from fastrdm.schema import require
 from fastrdm.trainer import Trainer
 
-USAGE = """usage: fastrdm train [CONFIG.yaml] [a.b=c ...] [--print-config] [--help]
-       torchrun [--nproc-per-node N] fastrdm/train.py ...      the same on N processes
+USAGE = """usage: fastrdm train [RECIPE or FILE.yaml] [a.b=c ...]
+       fastrdm train --processes N [--nodes N --rdzv-endpoint HOST:PORT] ...    several processes, one a GPU
 
-Without CONFIG.yaml: the quick start, on scikit-learn's digits. Shipped files are found by name, as in
-`cifar10/cpu.yaml`. Durations are written 50ep (epochs), 2000st (steps) or 5% (of the run). Settings:
+examples:
+  fastrdm train                                                        the quick start, on scikit-learn's digits
+  fastrdm train loader.source=folder loader.root=PHOTOS                SimSiam with ResNet-18 on your own photographs
+  fastrdm train preset=byol loader.source=cifar10 loader.root=DATA train.length=200ep
+  fastrdm train cifar10/resnet18.yaml loader.root=DATA preset=dino     a recipe; fastrdm recipes lists them
+  fastrdm train train.init=RUN run=LONGER train.length=400ep           from the weights of another run
+
+options:
+  --help [SECTION]        this text; the settings of a section or of a key; `--help all` has every one
+  --print-config          print the settings, each with the place it comes from, and do nothing
+  --published             the precision of the published run, where a recipe knows it, instead of the fastest
+  --processes N           start N worker processes on this machine; `gpu` for one on each GPU
+  --nodes N               machines that each start the same command, 1 by default
+  --rdzv-endpoint H:P     host and port of the first machine, the same on all
+  --rdzv-id NAME          tells apart runs that meet at one endpoint; the job's number under Slurm
+  --max-restarts N        start the workers again so often when one dies, 0 by default
+
+Settings are written a.b=c; the later one wins. Durations are written 50ep (epochs), 2000st (steps) or 5% (of the
+run). Nobody needs to set more than where the images are: what is assumed is told at the start.
 """
 
 
@@ -45,35 +71,90 @@ def train(arguments: Sequence[str] = (), /, **settings: Any) -> TrainResult:
     The same settings continue a run that was stopped. Raises ValueError for a setting that is refused, and
     fastrdm.errors.RunError for a run that fails.
     """
-    return _run(run_config.load(arguments, settings))
+    return _run(run_config.compose(arguments, settings))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see fastrdm train --help")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line says, and return the exit status."""
-    flags = {a for a in arguments if a.startswith("-")}
-    if flags & {"--help", "-h"}:
-        print(USAGE + "\n".join(run_config.describe()))
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", nargs="?", const="")
+    parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--processes")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--rdzv-endpoint")
+    parser.add_argument("--rdzv-id", default=os.environ.get("SLURM_JOB_ID"))
+    parser.add_argument("--max-restarts", type=int, default=0)
+    options, words = parser.parse_known_args(arguments)
+    if options.help is not None:
+        print(help_text(options.help))
         return 0
-    if unknown := flags - {"--print-config"}:
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}; settings are written a.b=c, see --help")
-    settings = run_config.load([a for a in arguments if a not in flags])
-    if flags:
-        print(run_config.to_yaml(settings), end="")
+    if unknown := [word for word in words if word.startswith("-")]:
+        raise ValueError("; ".join(_unknown(option) for option in unknown))
+    loaded = run_config.compose(words, published=options.published)
+    if options.print_config:
+        print(run_config.annotated(loaded), end="")
         return 0
-    return _run(settings).status
+    if options.processes is None:
+        for name in ("nodes", "rdzv_endpoint", "max_restarts"):
+            given = getattr(options, name) != parser.get_default(name)
+            require(not given, f"--{name.replace('_', '-')}", "given together with --processes", getattr(options, name))
+        return _run(loaded).status
+    return _launch(loaded.config, options, [*words, *["--published"] * options.published])
 
 
-def _run(settings: run_config.Config) -> TrainResult:
+def help_text(section: str) -> str:
+    """What `--help` prints: usage and sections, or the settings of a section, a key, a transform or of `all`."""
+    if section:
+        return "\n".join(run_config.describe("" if section == "all" else section))
+    width = max(map(len, run_config.sections()))
+    told = [f"  {name:{width}}  {sentence}" for name, sentence in run_config.sections().items()]
+    names = ", ".join(TRANSFORMS)
+    return "\n".join([USAGE, "sections:", *told, f"transforms, which --help takes too: {names}"])
+
+
+def _unknown(option: str) -> str:
+    meant = run_config.meant(option)
+    return f"unknown option {option}" + (f": write {meant}" if meant else "; settings are written a.b=c, see --help")
+
+
+def _launch(settings: run_config.Config, options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Check what needs no worker, then start them; the exit status is the run's."""
+    from fastrdm.runtime.launch import Launch, launch
+
+    number = str(torch.cuda.device_count()) if options.processes == "gpu" else options.processes
+    wanted = "a number from 1 up, or gpu where there are GPUs"
+    require(number.isdecimal() and int(number) > 0, "--processes", wanted, options.processes)
+    require("RANK" not in os.environ, "--processes", "left out under torchrun, which starts processes itself", number)
+    require(options.nodes >= 1, "--nodes", "at least 1", options.nodes)
+    alone = options.nodes == 1 or options.rdzv_endpoint is not None
+    require(alone, "--rdzv-endpoint", f"HOST:PORT of the first of {options.nodes} nodes", options.rdzv_endpoint)
+    world, parts, batch = int(number) * options.nodes, settings.train.accumulate, settings.loader.batch_size
+    whole = f"a multiple of {world} processes x train.accumulate={parts}"
+    require(batch % (world * parts) == 0, "loader.batch_size", whole, batch)
+    RunFolder(run_config.run_folder(settings)).check()
+    how = Launch(int(number), options.nodes, options.rdzv_endpoint, options.rdzv_id, options.max_restarts)
+    return launch(words, how, EXIT_STOPPED, STOP_SIGNALS)
+
+
+def _run(loaded: run_config.Loaded) -> TrainResult:
     began = time.monotonic()
     try:
-        trainer = Trainer(settings)
+        trainer = Trainer(loaded.config, user_sets(loaded.layers))
+        opening = [*headline(trainer), *loaded.assumed, *_export_notes(trainer.settings)]
         if trainer.processes.main:
-            print("\n".join(headline(trainer)), flush=True)
+            show("\n".join(opening))
         with _signals_ask(trainer):
-            finished = trainer.train()
+            finished = trainer.train(opening)
         status = 0 if finished else EXIT_STOPPED if trainer.halt == "warn" else EXIT_ALARM
         if trainer.processes.main:
             _tell(trainer, status, time.monotonic() - began)
+        distributed.agree()  # an agent ends the other workers when one has ended: the main process writes its report
         return TrainResult(trainer.state.folder, dict(trainer.metrics), status)
     finally:
         distributed.stop()
@@ -81,8 +162,12 @@ def _run(settings: run_config.Config) -> TrainResult:
 
 @contextmanager
 def _signals_ask(trainer: Trainer) -> Iterator[None]:
-    """Let SIGTERM and SIGINT ask the trainer to save and stop. Only the main thread of a program can set handlers."""
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    """Let the signals that ask a program to end ask the trainer to save and stop after its step.
+
+    SIGHUP stays ignored where it was, as `nohup` has it. Only the main thread of a program can set handlers.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in STOP_SIGNALS if main and signal.getsignal(n) is not signal.SIG_IGN]
     before = {n: signal.signal(n, lambda *_: trainer.stop.ask()) for n in numbers}
     try:
         yield
@@ -95,14 +180,13 @@ def _tell(trainer: Trainer, status: int, seconds: float) -> None:
     """Print how the run ended, and write its report unless it goes on later."""
     folder = trainer.state.folder
     if status == EXIT_ALARM:
-        print(f"\nstopped by an alarm at step {trainer.step}: see {folder}/alarms.jsonl")
+        trainer.log.say(f"\nstopped by an alarm at step {trainer.step}: see {folder}/alarms.jsonl")
     elif status == EXIT_STOPPED:
-        print(f"\nasked to stop: saved at step {trainer.step} in {folder}; the same command continues")
+        trainer.log.say(f"\nasked to stop: saved at step {trainer.step} in {folder}; the same command continues")
     else:
-        print("\n".join(summary(trainer, seconds)))
+        trainer.log.say("\n".join(summary(trainer, seconds)))
     if trainer.settings.log.report and status != EXIT_STOPPED:
-        print(_write_report(folder))
-    sys.stdout.flush()
+        trainer.log.say(_write_report(folder))
 
 
 def _write_report(folder: Path) -> str:
@@ -116,6 +200,18 @@ def _write_report(folder: Path) -> str:
         return f"no report: {type(error).__name__}: {error}"
 
 
+def _export_notes(settings: run_config.Config) -> list[str]:
+    """What no other library will be able to hold, for networks that others know by this name."""
+    encoder = settings.encoder
+    if encoder.width is None or encoder.name == "resnet_small":
+        return []
+    try:
+        check_export(encoder, "torchvision")
+    except ValueError as error:
+        return [f"note: {error}; leave encoder.width out for one that torchvision and timm can load"]
+    return []
+
+
 def headline(trainer: Trainer) -> list[str]:
     """First lines of a run: method, data, length, device, and notes on what was chosen."""
     c, total, world = trainer.settings, trainer.horizon.total, trainer.processes.world
@@ -126,11 +222,10 @@ def headline(trainer: Trainer) -> list[str]:
         f"data: {trainer.source.name}, {len(trainer.source):,} images, {len(trainer.test):,} for evaluation, {engine}",
         f"run: {total:,} steps of {c.loader.batch_size} images on {world} x {trainer.processes.device.type}, "
         f"{c.train.precision}, {'compiled' if c.train.compile else 'eager'}; folder {trainer.state.folder}",
+        *trainer.notes,
         *trainer.monitor.describe(),
         trainer.utilization.describe(),
     ]
-    if note := getattr(trainer.source, "note", None):
-        lines.append(f"note: {note}")
     if c.train.accumulate > 1:
         lines.append(
             f"note: train.accumulate={c.train.accumulate} saves memory, but BatchNorm, spectral filters, Sinkhorn and "
@@ -145,6 +240,7 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     shown = {
         "raw pixels": "knn_raw_pixels",
         "random encoder": "knn_random_encoder",
+        "initial encoder": "knn_initial_encoder",
         "trained encoder": "knn",
         "trained target encoder": "knn_target",
     }
@@ -167,7 +263,21 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     last = checkpoint.existing(folder)[0]
     return [
         *lines,
-        f"files: {folder}: config.yaml, metrics.jsonl (all metrics), summary.json, {last.relative_to(folder)}",
-        "next: other methods with preset=byol, preset=symsimsiam (watch its rank) or preset=rdm_simsiam; real images",
-        "  with cifar10/cpu.yaml loader.root=FOLDER loader.download=true; every setting with --help",
+        f"files: {folder}: config.yaml, metrics.jsonl (all metrics), train.log, {last.relative_to(folder)}",
+        *_next(trainer),
+    ]
+
+
+def _next(trainer: Trainer) -> list[str]:
+    """What to do with this run."""
+    c, folder = trainer.settings, trainer.state.folder
+    if c.loader.source == "digits":
+        return [
+            "next: another method with fastrdm train quickstart.yaml preset=byol; your own images with",
+            "  fastrdm train loader.source=folder loader.root=FOLDER; all recipes with fastrdm recipes",
+        ]
+    measured = "" if trainer.labeled else " --source folder --root LABELED"
+    return [
+        f"next: fastrdm eval {folder}{measured} measures the features; fastrdm export {folder} writes the encoder's",
+        f"  weights; fastrdm train train.init={folder} run=NEW ... goes on from them",
     ]

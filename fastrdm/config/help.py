@@ -79,7 +79,8 @@ def _default(field: Any) -> Any:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return tuple(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
 
 
 def _description(kind: Any, name: str) -> str | None:

@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -17,6 +19,8 @@ from fastrdm import parts
 from fastrdm.analysis.spectral_analysis import AnalysisConfig
 from fastrdm.config import help
 from fastrdm.config import tree as trees
+from fastrdm.config.layers import Layer, last_to_set
+from fastrdm.config.source_defaults import assume
 from fastrdm.config.tree import Tree
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.loaders.spec import LoaderConfig
@@ -35,7 +39,11 @@ from fastrdm.schema import STRICT, Duration, nearest, require, steps_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK_START = RECIPES / "quickstart.yaml"
-PATHS = frozenset(("run", "loader.root", "loader.classes"))  # texts that may look like a part and name none
+PATHS = ("run", "train.init", "loader.root", "loader.classes", "evaluate.root")
+"""Keys of paths: `~` and `$VARIABLE` are replaced in them, and what looks like a part of one's own names none."""
+
+
+Switch = Literal["auto", True, False]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -51,9 +59,14 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the run computes. `auto` takes a CUDA device if there is one."""
 
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    init: str | None = None
+    """Weights to start from: RUN, the folder of a run, RUN:STEP, a file in any layout that `fastrdm eval` reads,
+    timm:NAME, or timm:NAME:FILE with a file that timm reads. `null` starts from the seed.
+    """
+
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Arithmetic of the encoder and of the projector up to its last BatchNorm. What follows runs in float32, or in
-    float64 with fp64.
+    float64 with fp64. `auto` takes bf16 on CUDA, fp16 on a GPU without bf16, and fp32 on a CPU.
     """
 
     accumulate: int = Field(default=1, ge=1)
@@ -61,11 +74,13 @@ class TrainConfig:
     BatchNorm, spectral filters and Sinkhorn then see one part at a time.
     """
 
-    compile: bool = False
-    """Compile the dual branch by torch.compile."""
+    compile: Switch = "auto"
+    """Compile the dual branch by torch.compile. `auto` compiles on CUDA where Triton works."""
 
-    capture: bool = False
-    """Record the whole training step as a CUDA graph. This needs a single process."""
+    capture: Switch = "auto"
+    """Record the whole training step as a CUDA graph. This needs a single process. `auto` records on CUDA where the
+    views do not grow.
+    """
 
     channels_last: bool = True
     """Store images and convolution weights with the channels last in memory."""
@@ -113,20 +128,126 @@ class Config:
 _ADAPTER = TypeAdapter(Config)
 
 
-def load(arguments: Sequence[str], over: Tree | None = None, *, trust: bool = True) -> Config:
-    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start without FILE.
+class Loaded(NamedTuple):
+    """A configuration, and where its values come from."""
+
+    config: Config
+    layers: list[Layer]
+
+    assumed: list[str]
+    """Lines on what nobody set, for the start of a run; none for a file that sets it all."""
+
+
+def load(arguments: Sequence[str], over: Tree | None = None, published: bool = False, *, trust: bool = True) -> Config:
+    """The Config of `[FILE.yaml] [a.b=c ...]` and, over them, a nested dict; the quick start where there is neither.
 
     `trust`: whether FILE may name parts outside fastrdm, which are code that is loaded. ValueError names what is
     refused.
     """
-    files = [a for a in arguments if "=" not in a]
-    if len(files) > 1:
-        raise ValueError(f"one configuration file at most, got {', '.join(files)}; settings are written a.b=c")
-    file = _find(files[0]) if files else QUICK_START
-    layers, changes = trees.read_files(file), [*(trees.setting(a) for a in arguments if "=" in a), over or {}]
-    if not trust:
-        refuse_foreign(layers, changes, file)
-    return resolve(*layers, changes=changes)
+    return compose(arguments, over, published, trust=trust).config
+
+
+def compose(
+    arguments: Sequence[str], over: Tree | None = None, published: bool = False, *, trust: bool = True
+) -> Loaded:
+    """As `load`, with the layers: preset, what suits the data set, files, command line, the nested dict.
+
+    `published` adds what the files say of the published run's speed, its precision above all.
+    """
+    names = [a for a in arguments if "=" not in a]
+    if len(names) > 1:
+        raise ValueError(f"one configuration file at most, got {', '.join(names)}; settings are written a.b=c")
+    name = names[0] if names else None if arguments or over else QUICK_START.name
+    files = trees.read_files(_find(name)) if name else []
+    layers = [Layer(_name_of(file.path), file.tree, chosen=not _is_shipped(file.path)) for file in files]
+    if published:
+        layers += [Layer(f"{_name_of(file.path)}, published", file.published) for file in files]
+    changes = [Layer("command line", trees.setting(a), chosen=True) for a in arguments if "=" in a]
+    changes += [Layer("keyword argument", over, chosen=True)] if over else []
+    if files and not trust:
+        refuse_foreign([layer.tree for layer in layers], [change.tree for change in changes], files[-1].path)
+    every = [*layers, *changes]
+    preset = _last([layer.tree for layer in every], "preset") or Config.preset
+    if files:
+        _check_recipe(files[-1], str(preset))
+    source, encoder = (
+        _last([layer.tree.get(section) for layer in every], key) or default
+        for section, key, default in (
+            ("loader", "source", LoaderConfig.source),
+            ("encoder", "name", EncoderConfig.name),
+        )
+    )
+    suits = assume(str(source), str(preset), str(encoder))
+    below_files = [Layer(f"preset {preset}", _preset(preset)), Layer("suits the data", suits.tree)]
+    trees_below = [suits.tree, *(layer.tree for layer in layers)]
+    config = resolve({"preset": preset}, *trees_below, changes=[change.tree for change in changes], expand=True)
+    every = [*below_files, *every]
+    return Loaded(config, every, _assumed(every, config, suits.told))
+
+
+def _last(sections: Sequence[Any], key: str) -> Any:
+    """The last value of `key` in these mappings; None where none has it."""
+    return next((tree[key] for tree in reversed(sections) if isinstance(tree, dict) and key in tree), None)
+
+
+def _assumed(layers: Sequence[Layer], config: Config, told: str) -> list[str]:
+    """What a user should know of the values that nobody set."""
+    open_keys = ("preset", "encoder.name", "train.length", "loader.batch_size")
+    values = {key: value for key, value in flat(to_dict(config)) if key in open_keys}
+    chosen = [layer.origin for layer in layers if layer.chosen or layer.origin.endswith(".yaml")]
+    free = [key for key in open_keys if (layer := last_to_set(layers, key)) is None or layer.origin not in chosen]
+    lines = [f"assumed, as nobody set it: {', '.join(f'{key}={values[key]}' for key in free)}"] if free else []
+    sized = last_to_set(layers, "loader.views.0.size")
+    if sized is not None and sized.origin == "suits the data":
+        lines.append(f"assumed, as {told}")
+    return lines
+
+
+def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested data under its key; an empty list or mapping counts as a value."""
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else [])
+    if not items:
+        yield path, tree
+    for key, value in items:
+        yield from flat(value, f"{path}.{key}" if path else str(key))
+
+
+def _name_of(file: Path) -> str:
+    return str(file.relative_to(RECIPES)) if _is_shipped(file) else str(file)
+
+
+def _is_shipped(file: Path) -> bool:
+    return file.resolve().is_relative_to(RECIPES.resolve())
+
+
+def _check_recipe(file: trees.Source, preset: str) -> None:
+    """Refuse a method that the file is not made for, and name the one that is."""
+    if file.presets and not any(fnmatchcase(preset, pattern) for pattern in file.presets):
+        beside = (recipe for recipe in sorted(file.path.parent.glob("*.yaml")) if recipe != file.path)
+        fitting = [other for other in beside if _made_for(other, preset)]
+        instead = f"{_name_of(fitting[0])} is" if fitting else "preset= without a file takes the method's own values"
+        made = f"one that {_name_of(file.path)} is made for ({', '.join(file.presets)})"
+        raise ValueError(f"preset must be {made}, got {preset!r}: {instead}")
+
+
+def _made_for(file: Path, preset: str) -> bool:
+    return any(fnmatchcase(preset, pattern) for pattern in trees.read_files(file)[-1].presets)
+
+
+def _expanded(tree: Tree) -> Tree:
+    """The tree with `~` and `$VARIABLE` in its paths replaced; ValueError names what cannot be."""
+    for key in PATHS:
+        *sections, name = key.split(".")
+        place: Any = tree
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(text := place.get(name), str):
+            place[name] = path = os.path.expanduser(os.path.expandvars(text))
+            missing = re.search(r"\$\{?\w+\}?", path) or re.match("~[^/]*", path)
+            if missing:
+                what = "which is no variable of the environment" if "$" in missing[0] else "which is nobody's home"
+                raise ValueError(f"{key} must be a path, got {text!r} with {missing[0]}, {what}")
+    return tree
 
 
 def restore(stored: Tree, file: Path, changes: Sequence[Tree] = (), *, trust: bool = False) -> Config:
@@ -143,11 +264,11 @@ def restore(stored: Tree, file: Path, changes: Sequence[Tree] = (), *, trust: bo
     return resolve(tree)
 
 
-def resolve(*layers: Tree, changes: Sequence[Tree] = ()) -> Config:
+def resolve(*layers: Tree, changes: Sequence[Tree] = (), expand: bool = False) -> Config:
     """The Config of nested dicts, each laid over the one before it, all of them over their preset, then `changes`.
 
     Where a layer, or `changes` together, name another encoder or loss than the one below, settings from below that the
-    new one does not have are left behind.
+    new one does not have are left behind. `expand`: replace `~` and `$VARIABLE` in paths.
     """
     preset = next((layer["preset"] for layer in reversed((*layers, *changes)) if "preset" in layer), Config.preset)
     tree = to_dict(_validate({**_preset(preset), "preset": preset}))
@@ -156,6 +277,8 @@ def resolve(*layers: Tree, changes: Sequence[Tree] = ()) -> Config:
     tree = _with_room_for(tree, changes)
     for change in changes:
         tree = trees.merge(tree, change)
+    if expand:
+        tree = _expanded(tree)
     config = _validate(tree)
     _check_values(tree, dataclasses.asdict(config))
     return config
@@ -265,7 +388,10 @@ def _nearest_key(kind: Any, path: list[str], key: str) -> str:
     if near:
         return f"did you mean {key.removesuffix(path[-1]) + near[0]!r}?"
     elsewhere = [s.key for s in help.walk(Config) if s.key.split(".")[-1] == path[-1]]
-    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else f"known: {', '.join(beside)}"
+    if elsewhere:
+        return f"did you mean {' or '.join(map(repr, elsewhere))}?"
+    known = MEANT.get(path[-1].replace("_", "-"), "-")
+    return f"known: {', '.join(beside)}" if known.startswith("-") else f"did you mean {known}?"
 
 
 def _with_new_name(line: str) -> str:
@@ -306,9 +432,15 @@ def _explain(error: Any, kind: Any, at: str) -> Iterator[str]:
         else:
             yield reason if "." in first or not key else f"{key}: {reason}"
     elif error["type"] in _EXPECTED:
-        yield f"{key} must be {_EXPECTED[error['type']]}, got {error['input']!r}"
+        yield f"{key} must be {_EXPECTED[error['type']]}, got {_short(error['input'])}"
     else:
-        yield f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        yield f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(error['input'])}"
+
+
+def _short(value: object) -> str:
+    """The value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def to_dict(config: Config) -> Tree:
@@ -323,19 +455,128 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
 
 
+def annotated(loaded: Loaded) -> str:
+    """The resolved configuration as YAML, one value a line, each with the place that it comes from as a comment."""
+    return "\n".join(_annotated(to_dict(loaded.config), loaded.layers, "", 0)) + "\n"
+
+
+def _annotated(tree: Any, layers: Sequence[Layer], path: str, depth: int) -> Iterator[str]:
+    nested = isinstance(tree, dict) or any(isinstance(item, dict) for item in tree)
+    assert nested
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        inner = f"{path}.{key}" if path else str(key)
+        start = f"{'  ' * depth}{key}:" if isinstance(tree, dict) else f"{'  ' * depth}-"
+        if value and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))):
+            yield start
+            yield from _annotated(value, layers, inner, depth + 1)
+        else:
+            layer = last_to_set(layers, inner)
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).partition("\n")[0]
+            yield f"{f'{start} {text}':50}  # {layer.origin if layer else 'default'}"
+
+
+# Settings that change neither the weights nor the order and the views of the images. They are not part of a run's name,
+# and a run may go on with other ones. `train.precision` and the like are, because they change what is computed.
+FREE = (
+    "run",
+    "log.",
+    "checkpoint.",
+    "monitor.",
+    "analysis.",
+    "evaluate.every",
+    "evaluate.k",
+    "evaluate.bank",
+    "evaluate.temperature",
+    "evaluate.baselines",
+    "evaluate.batch_size",
+    "train.device",
+    "train.compile",
+    "train.capture",
+    "train.hang_timeout",
+    "loader.root",
+    "loader.download",
+    "loader.workers",
+    "loader.prefetch",
+    "loader.cache",
+    "loader.augment",
+    "loader.max_corrupt",
+)
+
+
+def other_run(old: Tree, new: Tree) -> list[str]:
+    """Lines `a.b: old -> new` for the settings that make two configurations two runs."""
+    return [line for line in trees.differences(old, new) if not line.startswith(FREE)]
+
+
 def run_folder(config: Config) -> Path:
-    """Folder of the run. Equal configurations have the same folder."""
-    digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
-    return Path(config.run or f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
+    """Where the run lives: the same command finds the same folder, whatever its free settings are.
+
+    The data set counts by its absolute path, so that another spelling of `loader.root` is the same run.
+    """
+    if config.run:
+        return Path(config.run)
+    binding = _without_free(to_dict(config))
+    root = config.loader.root and str(Path(config.loader.root).resolve())
+    digest = hashlib.sha256(yaml.safe_dump({**binding, "root": root}).encode()).hexdigest()[:8]
+    return Path(f"runs/{config.preset}-{config.loader.source.split(':')[-1]}-{digest}")
 
 
-def describe() -> Iterator[str]:
-    """Lines of `--help`: every setting with its key, default, choices and description."""
-    yield from map(help.show, help.walk(Config))
-    yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
-    yield from _describe({name: transform_settings(name) for name in TRANSFORMS})
-    yield "\nLosses of method.alignment, as in method.alignment='{name: cross_entropy, temperature: 0.2}':"
-    yield from _describe({name: loss_settings(name) for name in ALIGNMENTS})
+def _without_free(tree: Tree, path: str = "") -> Tree:
+    kept = {key: value for key, value in tree.items() if not f"{path}{key}".startswith(FREE)}
+    sections = {key: _without_free(value, f"{path}{key}.") for key, value in kept.items() if isinstance(value, dict)}
+    return {key: value for key, value in {**kept, **sections}.items() if value != {}}
+
+
+def json_schema() -> Tree:
+    """The JSON schema of a configuration file: every setting, and the keys that are about the file itself."""
+    schema: Tree = _ADAPTER.json_schema()
+    text = {"type": "string"}
+    schema["properties"] |= {
+        "base": {**text, "description": "File that this one builds on, relative to it."},
+        "presets": {"type": "array", "items": text, "description": "Methods that the file is made for, as patterns."},
+        "published": {"type": "object", "description": "Settings that `--published` adds."},
+    }
+    schema["properties"]["preset"]["enum"] = list(PRESETS)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fastrdm", **_with_items(schema)}
+
+
+def _with_items(schema: Any) -> Any:
+    """The schema in which a list may also be written as a mapping of numbers, or `*`, to changes of its items."""
+    if isinstance(schema, list):
+        return [_with_items(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _with_items(value) for key, value in schema.items()}
+    if inner.get("type") == "array" and any(word in str(inner.get("items")) for word in ("$ref", "properties")):
+        kept = {key: inner.pop(key) for key in ("title", "description", "default") if key in inner}
+        return {**kept, "anyOf": [inner, {"type": "object"}]}
+    return inner
+
+
+def sections() -> dict[str, str]:
+    """The sections of the configuration, and the sentence that says what each is about."""
+    found = {field.name: help.options(field.type) for field in dataclasses.fields(Config)}
+    return {name: (inner[0].__doc__ or "").partition("\n")[0] for name, inner in found.items() if inner}
+
+
+def describe(section: str = "") -> Iterator[str]:
+    """The settings whose keys begin with `section`, each with default, choices and description; all for "".
+
+    ValueError names what there is when there are none.
+    """
+    part = [s for s in help.walk(Config) if not section or f"{s.key}.".startswith(f"{section}.")]
+    yield from map(help.show, part)
+    transforms = {name: transform_settings(name) for name in TRANSFORMS if section in ("", "method", name)}
+    losses = {name: loss_settings(name) for name in ALIGNMENTS if section in ("", "method", "method.alignment", name)}
+    if not part and not transforms and not losses:
+        names = ["preset", "run", *sections(), *TRANSFORMS, *ALIGNMENTS]
+        raise ValueError(f"--help takes a section, a key or a part, got {section!r}: {nearest(section, names)}")
+    if transforms:
+        yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
+        yield from _describe(transforms)
+    if losses:
+        yield "\nLosses of method.alignment, as in method.alignment='{name: cross_entropy, temperature: 0.2}':"
+        yield from _describe(losses)
 
 
 def _describe(kinds: dict[str, Any]) -> Iterator[str]:
@@ -344,3 +585,56 @@ def _describe(kinds: dict[str, Any]) -> Iterator[str]:
     for name, kind in kinds.items():
         settings = [s for s in help.walk(kind, f"{name}.") if s.key.split(".")[-1] not in common]
         yield from map(help.show, settings) if settings else [f"  {name}"]
+
+
+MEANT = {
+    "epochs": "train.length=100ep",
+    "steps": "train.length=5000st",
+    "max-epochs": "train.length=100ep",
+    "lr": "optim.lr=0.1",
+    "learning-rate": "optim.lr=0.1",
+    "weight-decay": "optim.weight_decay=1e-4",
+    "optimizer": "optim.name=sgd",
+    "batch-size": "loader.batch_size=256",
+    "workers": "loader.workers=8",
+    "num-workers": "loader.workers=8",
+    "data": "loader.root=FOLDER",
+    "data-dir": "loader.root=FOLDER",
+    "dataset": "loader.source=folder",
+    "model": "encoder.name=resnet18",
+    "arch": "encoder.name=resnet18",
+    "backbone": "encoder.name=resnet18",
+    "method": "preset=simsiam",
+    "out": "run=FOLDER",
+    "output": "run=FOLDER",
+    "output-dir": "run=FOLDER",
+    "save-dir": "run=FOLDER",
+    "name": "run=FOLDER",
+    "seed": "train.seed=0",
+    "device": "train.device=cpu",
+    "precision": "train.precision=bf16",
+    "amp": "train.precision=bf16",
+    "fp16": "train.precision=fp16",
+    "bf16": "train.precision=bf16",
+    "image-size": "loader.views.*.size=224",
+    "img-size": "loader.views.*.size=224",
+    "pretrained": "train.init=FILE",
+    "init": "train.init=RUN",
+    "wandb": "log.wandb=PROJECT",
+    "gpus": "--processes N",
+    "nproc-per-node": "--processes N",
+    "nnodes": "--nodes N",
+    "resume": "run=FOLDER; the same command goes on",
+    "help-all": "--help all",
+}
+"""Options of other trainers, and the setting that is meant."""
+
+
+def meant(option: str) -> str:
+    """What to write in place of an option that there is none of, "" where nothing is known."""
+    name = option.lstrip("-").partition("=")[0].replace("_", "-")
+    if name in MEANT:
+        return MEANT[name]
+    near = difflib.get_close_matches(name, MEANT, n=1, cutoff=0.8)
+    keys = [s.key for s in help.walk(Config) if s.key.split(".")[-1].replace("_", "-") == name]
+    return " or ".join(f"{key}=..." for key in keys) or (MEANT[near[0]] if near else "")

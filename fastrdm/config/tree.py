@@ -1,11 +1,15 @@
 """Settings as plain nested data: read from YAML, laid over each other, compared."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 Tree = dict[str, Any]
+
+
+MAX_VALUES = 100_000  # values of one text, those counted again that an alias repeats
+MAX_DEPTH = 100
 
 
 class _Loader(yaml.SafeLoader):
@@ -13,28 +17,70 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Tree:  # type: ignore[override]
         seen: set[str] = set()
-        for key in (str(self.construct_object(key, deep=True)) for key, _ in node.value):
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} stands twice", problem_mark=node.start_mark)
             seen.add(key)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
+class Source(NamedTuple):
+    """What a configuration file holds: settings, and keys that are about the file itself."""
+
+    path: Path
+    tree: Tree
+
+    presets: tuple[str, ...] = ()
+    """`presets:`, patterns of the names of methods that the file is made for; () for any."""
+
+    published: Tree = {}  # noqa: RUF012
+    """`published:`, settings of the published run that do not change its result but its speed."""
+
+
 def parse(text: str, what: str) -> Any:
     """The value of a YAML text; ValueError names `what` and the line."""
     try:
-        return yaml.load(text, _Loader)  # _Loader is a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, what)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        found = "".join(text.splitlines()[line - 1 : line])
+        found = "".join(text.splitlines()[line - 1 : line])[:200]
         raise ValueError(f"{what} takes YAML, got {found!r} in line {line}: {error.problem}") from None
     except yaml.YAMLError as error:  # a control character, a broken encoding
         raise ValueError(f"{what} takes YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ValueError(f"{what} takes YAML that is nested at most {MAX_DEPTH} deep") from None
+    except ValueError as error:  # what looks like a date or a number and is none, such as 2020-13-45
+        raise error if str(error).startswith(what) else ValueError(f"{what} takes YAML: {error}") from None
 
 
-def read_files(path: Path) -> list[Tree]:
-    """The trees of a YAML file and of those that `base:` leads to (relative to each), the lowest first."""
-    trees: list[Tree] = []
+def _check_size(root: yaml.Node, what: str) -> None:
+    """Refuse what aliases blow up, or lead back to itself, before it is built."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{what} takes YAML that is nested at most {MAX_DEPTH} deep and does not hold itself")
+        if id(node) not in sizes:
+            inside = node.value if isinstance(node, yaml.CollectionNode) else []
+            children = [child for item in inside for child in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(size(child, depth + 1) for child in children)
+        return sizes[id(node)]
+
+    if size(root, 0) > MAX_VALUES:
+        raise ValueError(f"{what} takes YAML of at most {MAX_VALUES:,} values, got more once its aliases are followed")
+
+
+def read_files(path: Path) -> list[Source]:
+    """A YAML file and those that `base:` leads to (relative to each), the lowest first."""
+    found: list[Source] = []
     seen = []
     while True:
         seen.append(path.resolve())
@@ -44,10 +90,14 @@ def read_files(path: Path) -> list[Tree]:
             raise ValueError(f"configuration file {path} cannot be read: {error}") from None
         if not isinstance(tree, dict):
             raise ValueError(f"{path} must hold keys and values, got {type(tree).__name__}")
-        base = tree.pop("base", None)
-        trees.insert(0, tree)
+        base, presets, published = tree.pop("base", None), tree.pop("presets", []), tree.pop("published", {})
+        if not isinstance(presets, list) or not all(isinstance(name, str) for name in presets):
+            raise ValueError(f"presets must be a list of names of methods, got {presets!r} in {path}")
+        if not isinstance(published, dict):
+            raise ValueError(f"published must hold keys and values, got {published!r} in {path}")
+        found.insert(0, Source(path, tree, tuple(presets), published))
         if base is None:
-            return trees
+            return found
         if not isinstance(base, str):
             raise ValueError(f"base must be a file's name, got {base!r} in {path}")
         path = path.parent / base

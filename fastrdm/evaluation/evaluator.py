@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrdm.evaluation.features import FeatureSet, feature_set
 from fastrdm.evaluation.finetune import FinetuneConfig, classified, finetune
@@ -67,6 +67,8 @@ class Evaluator:
         tell: Callable[[str], None],
     ) -> None:
         """ValueError if an accuracy on these splits would mean nothing, for want of labels or of common classes."""
+        if not len(test):
+            raise ValueError(f"{train.name} has no images to test on: set some aside with --holdout 0.2")
         if reason := no_accuracy(train, test):
             raise ValueError(f"{reason}: an accuracy would mean nothing")
         self.encoder = encoder.to(machine.device).to(memory_format=torch.channels_last)
@@ -74,6 +76,7 @@ class Evaluator:
         self.train, self.test = _labeled(train), _labeled(test)
         self.unread: list[str] = []  # images that could not be decoded, and take no part
         self.tops = (1, 5) if len(train.classes) > 5 else (1,)
+        self.finetuned: nn.Sequential | None = None  # encoder and classifier of the last call of `finetune`
 
     def knn(self, config: KnnConfig) -> dict[str, Any]:
         """k-NN accuracy: a weighted vote among the nearest training images."""
@@ -112,6 +115,7 @@ class Evaluator:
         loader, faults = self._loader(config, some, size), dict[int, str]()
         with self._precision():
             model = finetune(config, self.encoder, len(self.train.classes), loader, size, self.tell)
+            self.finetuned = model
             hits, of = classified(model, self._center_views(self.test, faults), self.tops)
         loader.close()
         self.unread += [*loader.faults.values(), *faults.values()]

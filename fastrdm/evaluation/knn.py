@@ -44,6 +44,23 @@ class EvaluateConfig:
     batch_size: int = Field(default=256, ge=1)
     """Images of one evaluation pass of one process."""
 
+    source: str | None = None
+    """Images to evaluate on, named as in `loader.source`; null takes the run's own. A set of its own lets an unlabeled
+    run be judged while it trains.
+    """
+
+    root: str | None = None
+    """Folder of `evaluate.source`; null takes that of the run's own images."""
+
+    labels: str = "auto"
+    """Where the labels of an evaluation set of its own come from, as in `loader.labels`."""
+
+    holdout: float | None = Field(default=None, gt=0)
+    """Share of the training images, or from 1 on their number, that is set aside for evaluation where a set has no
+    split for it: the same share of each class. null sets none of the run's own images aside, and 0.2 of an evaluation
+    set of its own.
+    """
+
 
 def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (1927) of the share right / of; (0, 1) for of=0."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastrdm import parts
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
-from fastrdm.methods.alignment import AlignmentConfig, align, find_loss, loss_settings
+from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, align, find_loss, loss_settings
 from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.methods.predictor import Predictor, PredictorConfig
 from fastrdm.methods.prototypes import PrototypeLayer, Prototypes, PrototypesConfig
@@ -57,8 +57,8 @@ def transform_settings(name: str) -> type[TransformConfig]:
     return parts.settings_of(find_transform(name), TransformConfig)
 
 
-AnyTransform = Annotated[TransformConfig, parts.Chosen("a transform", TransformConfig, transform_settings)]
-AnyAlignment = Annotated[AlignmentConfig, parts.Chosen("a loss", AlignmentConfig, loss_settings)]
+AnyTransform = Annotated[TransformConfig, parts.Chosen("a transform", TransformConfig, transform_settings, TRANSFORMS)]
+AnyAlignment = Annotated[AlignmentConfig, parts.Chosen("a loss", AlignmentConfig, loss_settings, ALIGNMENTS)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

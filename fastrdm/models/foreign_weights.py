@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from safetensors.torch import load_file
@@ -55,7 +55,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "swav": Layout({"online": EncoderKeys(("state_dict", ""), ("module.", ""))}, ("projection_head.", "prototypes.")),
 }
-EXPORTS = ("torchvision", "timm", "safetensors")
+EXPORTS = ("torchvision", "timm", "safetensors", "huggingface", "onnx")
 COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing here reads it
 
 
@@ -72,6 +72,52 @@ def load_foreign(encoder: Encoder, config: EncoderConfig, file: Path, layout: st
         raise ValueError(f"{file} in layout {layout} does not fit {config.name}: {wrong}{_advice(tree, own, encoder)}")
     kept = {key: found.get(key, tensor) for key, tensor in own.items()}
     encoder.backbone.load_state_dict(kept)
+
+
+def encoder_weights(encoder: Encoder, config: EncoderConfig, file: Path) -> tuple[str, dict[Branch, dict[str, Tensor]]]:
+    """The layout of `file` and, by branch, its weights under the keys of `encoder.backbone`; a classifier is left out.
+
+    The layout is found by trying all of them. ValueError says what is missing where none fits the encoder.
+    """
+    tree = read_tree(file)
+    own = encoder.backbone.state_dict()
+    wrong = []
+    for layout, branch, found in _readings(tree):
+        differs = _mismatch(own, found, _heads(encoder, layout))
+        if differs:
+            wrong.append(differs)
+            continue
+        fitting: dict[Branch, dict[str, Tensor]] = {}
+        for other, also, weights in _readings(tree):
+            if other == layout and not _mismatch(own, weights, _heads(encoder, layout)):
+                fitting[also] = {key: weights[key] for key in own if key in weights}
+        fitting.setdefault("online", fitting[branch])
+        return layout, fitting
+    nearest = min(wrong, key=len, default="it holds no weights under keys that are known")
+    raise ValueError(f"{file} does not fit {config.name}: {nearest}{_advice(tree, own, encoder)}")
+
+
+def timm_weights(name: str, file: str | None, config: EncoderConfig) -> dict[str, Tensor]:
+    """The weights of timm's network `name` without its classifier, from `file` or from timm's own source.
+
+    timm converts what it knows how to convert, such as the position embeddings of another image size.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("train.init=timm:NAME needs timm: pip install 'fastrdm[timm]'") from None
+    if file is not None and not Path(file).is_file():
+        raise ValueError(f"train.init=timm:{name}:FILE must name a file, got {file}")
+    same = config.name == f"timm/{name}" and isinstance(config.options, dict)
+    options: dict[str, Any] = dict(cast(dict[str, Any], config.options)) if same else {}
+    overlay = {"file": file} if file else None
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:  # whatever timm, the hub or the file raise
+        hint = "" if file else "; a file that you have goes behind a colon, as in train.init=timm:NAME:FILE"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"train.init=timm:{name} has no weights to give ({reason}){hint}") from None
+    return dict(model.state_dict())
 
 
 def read_tree(file: Path) -> dict[str, Any]:
@@ -174,10 +220,12 @@ def _first(keys: Mapping[str, Any]) -> str:
 def check_export(config: EncoderConfig, layout: str) -> None:
     """ValueError if `layout` has no network for this encoder; its weights are then `encoder.backbone.state_dict()`."""
     row = find_encoder(config.name)
-    if layout == "safetensors":
+    if layout in ("safetensors", "onnx"):
         return
     instead = "--layout safetensors holds it under the encoder's own keys"
-    if layout not in row.exports:
+    # A folder for Hugging Face is one that timm opens.
+    library = "timm" if layout == "huggingface" else layout
+    if library not in row.exports:
         fitting = f"--layout {row.exports[0]} does" if row.exports else instead
         raise ValueError(f"--layout {layout} cannot hold {config.name}: {fitting}")
     if config.stem != "imagenet":

@@ -3,12 +3,21 @@
 import math
 from collections.abc import Sequence
 
-from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.analysis import analysis_figures
-from fastrdm.report.ranks import RANK_KEYS, TAPS, differences, ranks, spectra
-from fastrdm.report.run_set import Runs, curve, curves, figure, missing
-from fastrdm.report.svg.axes import POINTS, Axis
-from fastrdm.report.svg.line_chart import Level, Line, chart, color_of
+from fastrdm.report.chart import POINTS, Axis, Chart, Figure, Level, Line, color_of
+from fastrdm.report.ranks import (
+    CONVENTIONS,
+    RANK_KEYS,
+    TAPS,
+    branch_ranks,
+    convention_of,
+    difference_of_all,
+    differences,
+    spectra,
+    tap_ranks,
+)
+from fastrdm.report.run_set import Runs, curve, curves, missing
 
 OTHER_POINTS = 100  # points of a line in the section of everything else
 ANALYSIS_PREFIX = "analysis/"  # its metrics are drawn from analysis.jsonl
@@ -35,16 +44,31 @@ USE = {  # what a run took of its device: title, axis and caption of each figure
 }
 
 
-def sections(all_runs: Runs) -> list[tuple[str, list[str]]]:
-    """Titles and the figures below them, as HTML."""
+def first(all_runs: Runs) -> list[Figure]:
+    """The figures that a reader sees at once, at most a dozen: accuracy, rank, rank difference, loss, speed."""
+    convention = convention_of(all_runs)
+    together = difference_of_all(all_runs, HEADLINE_CONVENTION) or differences(all_runs, HEADLINE_CONVENTION)
+    return [_accuracy(all_runs), *branch_ranks(all_runs, convention), *together, _loss(all_runs), _speed(all_runs)]
+
+
+def folded(all_runs: Runs) -> list[tuple[str, list[Figure]]]:
+    """Titles of topics and their figures, which are shown when asked for."""
+    shown, several = convention_of(all_runs), len(all_runs.runs) > 1
+    others = [convention for convention in CONVENTIONS if convention != shown]
+    ranks = [*tap_ranks(all_runs, shown)]
+    for convention in others:
+        ranks += [f for f in (*branch_ranks(all_runs, convention), *tap_ranks(all_runs, convention)) if f.chart]
+    beside_null = differences(all_runs, HEADLINE_CONVENTION) if several else []
+    for convention in CONVENTIONS:
+        if convention != HEADLINE_CONVENTION:
+            beside_null += difference_of_all(all_runs, convention) + differences(all_runs, convention)
     return [
-        ("Accuracy", [_accuracy(all_runs), _probe(all_runs)]),
         *analysis_figures(all_runs),
-        ("Rank", [*ranks(all_runs), *differences(all_runs, HEADLINE_CONVENTION)]),
-        ("Rank difference of centered features", differences(all_runs, CENTERED_CONVENTION)),
+        ("Rank at every tap", ranks),
+        ("Rank difference beside its null", beside_null),
         ("Spectra", spectra(all_runs)),
-        ("Loss and learning rate", [_loss(all_runs), _rate(all_runs)]),
-        ("Speed", [_speed(all_runs), _wait(all_runs), *_use(all_runs)]),
+        ("Linear probe and learning rate", [_probe(all_runs), _rate(all_runs)]),
+        ("Use of the device", [_wait(all_runs), *_use(all_runs)]),
         ("Everything else that was logged", _others(all_runs)),
     ]
 
@@ -58,14 +82,11 @@ def _plot(
     extra: Sequence[Line] = (),
     levels: Sequence[Level] = (),
     points: int = POINTS,
-) -> str:
+) -> Figure:
     """The figure of one key over epochs, a line a run."""
     lines = [*curves(all_runs, key), *extra]
-    marks = all_runs.marks()
-    drawing = (
-        chart(lines, all_runs.epochs(), axis, title=title, levels=levels, marks=marks, points=points) if lines else ""
-    )
-    return figure(title, drawing, caption + missing(all_runs, key))
+    chart = Chart(lines, all_runs.epochs(), axis, levels, all_runs.marks(), points) if lines else None
+    return Figure(title, (caption + missing(all_runs, key)).strip(), chart)
 
 
 def _baselines(all_runs: Runs) -> list[Level]:
@@ -81,7 +102,7 @@ def _baselines(all_runs: Runs) -> list[Level]:
     return levels
 
 
-def _accuracy(all_runs: Runs) -> str:
+def _accuracy(all_runs: Runs) -> Figure:
     target = curves(all_runs, "knn_target", dash="5 3", suffix=" (EMA)")
     caption = "Of the online encoder on the test split, the model in evaluation mode."
     if target:
@@ -91,13 +112,13 @@ def _accuracy(all_runs: Runs) -> str:
     return _plot(all_runs, title, "knn", axis, caption, target, levels)
 
 
-def _probe(all_runs: Runs) -> str:
+def _probe(all_runs: Runs) -> Figure:
     caption = "A linear classifier trained beside the encoder, on the test split. The dashed lines are k-NN accuracies."
     axis, levels = Axis("accuracy", percent=True), _baselines(all_runs)
     return _plot(all_runs, "Accuracy of the linear probe", "probe", axis, caption, levels=levels)
 
 
-def _loss(all_runs: Runs) -> str:
+def _loss(all_runs: Runs) -> Figure:
     kinds = {str(run.setting("method.alignment.name")) for run in all_runs.runs if run.config}
     caption = "Mean since the line before."
     if len(kinds) > 1:
@@ -105,12 +126,12 @@ def _loss(all_runs: Runs) -> str:
     return _plot(all_runs, "Loss", "loss", Axis("loss"), caption)
 
 
-def _rate(all_runs: Runs) -> str:
+def _rate(all_runs: Runs) -> Figure:
     axis, caption = Axis("learning rate", limits=(0.0,)), "Of the encoder."
     return _plot(all_runs, "Learning rate", "learning_rate", axis, caption)
 
 
-def _speed(all_runs: Runs) -> str:
+def _speed(all_runs: Runs) -> Figure:
     caption = "All processes together, evaluation and saving not counted."
     starts = {run.name: run.last("seconds_to_first_step") for run in all_runs.runs}
     times = [f"{seconds:.1f} s ({name})" for name, seconds in starts.items() if math.isfinite(seconds)]
@@ -118,17 +139,17 @@ def _speed(all_runs: Runs) -> str:
     return _plot(all_runs, "Throughput", "images_per_second", Axis("images/s", limits=(0.0,)), caption)
 
 
-def _wait(all_runs: Runs) -> str:
+def _wait(all_runs: Runs) -> Figure:
     axis, caption = Axis("share of time", percent=True, limits=(0.0,)), "Time in which a step waited for its images."
     return _plot(all_runs, "Data wait", "data_wait", axis, caption)
 
 
-def _use(all_runs: Runs) -> list[str]:
+def _use(all_runs: Runs) -> list[Figure]:
     found = ((key, *drawn) for key, drawn in USE.items() if curves(all_runs, key))
     return [_plot(all_runs, title, key, axis, caption) for key, title, axis, caption in found]
 
 
-def _others(all_runs: Runs) -> list[str]:
+def _others(all_runs: Runs) -> list[Figure]:
     """Charts of every metric that has none yet; of a single run, the metrics of all taps together."""
     keys = dict.fromkeys(key for run in all_runs.runs for key in run.names())
     rest = [
@@ -145,6 +166,6 @@ def _others(all_runs: Runs) -> list[str]:
     for title, members in groups.items():
         names = [key.removesuffix(f"/{title}") if key != title else run.name for key in members]
         lines = [curve(run, key, name, *color_of(i)) for i, (key, name) in enumerate(zip(members, names, strict=True))]
-        drawing = chart(lines, all_runs.epochs(), Axis(""), title=title, marks=all_runs.marks(), points=OTHER_POINTS)
-        out.append(figure(title, drawing, ""))
+        chart = Chart(lines, all_runs.epochs(), Axis(""), marks=all_runs.marks(), points=OTHER_POINTS)
+        out.append(Figure(title, "", chart))
     return out

@@ -1,52 +1,48 @@
-"""`fastrdm report RUN...`: one HTML page on one run or several, complete in itself."""
+"""`fastrdm report RUN...`: one HTML page on one run or several, complete in itself.
+
+The first screen is a verdict on each run and at most a dozen charts; the rest is folded by topic. uPlot, which lies in
+assets/ with its license, draws the charts in the browser, from the data that stand in the page.
+"""
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
-from fastrdm.config import tree
+from fastrdm.config import run_config
+from fastrdm.config.tree import Tree
 from fastrdm.files import write_whole
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
-from fastrdm.report.analysis import HEAD, rows
-from fastrdm.report.figures import sections
-from fastrdm.report.ranks import rank_key
+from fastrdm.report import watch
+from fastrdm.report.chart import Figure, color_of, html, table, to_json
+from fastrdm.report.figures import first, folded
+from fastrdm.report.ranks import convention_of, rank_key
 from fastrdm.report.run_files import Run, number, read_runs
-from fastrdm.report.run_set import Alarm, Runs, with_alarms
+from fastrdm.report.run_set import Alarm, Runs, alarm_name, with_alarms
 
-FOLDED = 24  # figures of a section above which it is shown on a click
-STYLE = """
-body { font: 15px/1.45 system-ui, Helvetica, Arial, sans-serif; color: #222; background: #fff;
-  max-width: 1360px; margin: 0 auto; padding: 1rem 1.5rem 3rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ccc; }
-.figures { display: grid; gap: 1.2rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
-figure { margin: 0; break-inside: avoid; } svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: .85rem; color: #444; margin-top: .2rem; overflow-wrap: anywhere; }
-.missing { border: 1px dashed #999; padding: .6rem .8rem; align-self: start; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:first-child { white-space: nowrap; } .verdict td:nth-child(2) { min-width: 12em; }
-code { font-size: .85em; overflow-wrap: anywhere; } ul { padding-left: 1.2rem; }
-.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
-@page { margin: 14mm; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  h1, h2 { break-after: avoid; } tr { break-inside: avoid; }
-  .wide { overflow: visible; }
-  .figures { display: block; } figure { margin: 0 auto 6mm; max-width: 140mm; } table { font-size: 7.5pt; }
-  th, td { padding-right: .4rem; }
-}
-"""
+CHART_LIBRARY = "uplot-1.6.32"
 
 
 def main(arguments: Sequence[str]) -> int:
     """`fastrdm report`; the exit status."""
     parser = argparse.ArgumentParser(prog="fastrdm report", description="A page of HTML on one run or several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, finished or not")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; RUN/report.html, for several report.html")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, finished or not.")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="The page. By default RUN/report.html, for several runs report.html."
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="Serve the page on this machine's loopback address; it follows the runs."
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="Port of --watch. By default the system chooses a free one."
+    )
     options = parser.parse_args(arguments)
+    if options.watch:
+        read_runs(options.runs)  # a path that is no run is refused before anything is served
+        return watch.serve(lambda stamp: page(read_runs(options.runs), stamp), options.runs, options.port)
     out = write(options.runs, options.out)
     for run in read_runs(options.runs):
         print(f"{run.name}: {run.verdict().text}")
@@ -65,156 +61,187 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
     return place
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole page as HTML. It loads nothing from elsewhere."""
+def asset(name: str) -> str:
+    """The text of a file of assets/."""
+    return (files("fastrdm.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def page(runs: Sequence[Run], stamp: str = "") -> str:
+    """The whole page as HTML. It loads nothing from elsewhere. With the stamp of its server (watch.py), it asks the
+    server whether a run went on, and then loads itself again.
+    """
     all_runs = with_alarms(runs)
     names = ", ".join(run.name for run in runs)
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(names)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-        f"<h1>fastrdm: {escape(names)}</h1>",
-        _overview(all_runs),
-        *_measured(all_runs),
-        *(_section(title, found) for title, found in sections(all_runs) if found),
-        f"<h2>Alarms</h2>{_alarms(all_runs)}",
-        f"<h2>Configuration</h2>{_configuration(runs)}",
-        f"<h2>Environment</h2>{_environment(runs)}",
-        f"<h2>Missing or unreadable</h2>{_problems(runs)}",
-        "</body>\n</html>\n",
-    ]
-    return "\n".join(parts)
+    charts: list[dict[str, object]] = []
+    shown = "".join(html(figure, charts) for figure in first(all_runs))
+    topics = "\n".join(_topic(title, found, charts) for title, found in folded(all_runs) if found)
+    data = {"runs": [run.name for run in runs], "charts": charts, "stamp": stamp}
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            '<meta name="color-scheme" content="light dark">\n'
+            f"<title>{escape(names)}</title>",
+            f"<style>{asset(f'{CHART_LIBRARY}.min.css')}{asset('report.css')}</style>\n</head>\n<body>",
+            f"<h1>{escape(names)}</h1>",
+            f'<p class="about">{escape(_about(all_runs))}</p>',
+            "<noscript><p>The charts of this page are drawn by a script. The tables need none.</p></noscript>",
+            _switches(all_runs),
+            _overview(all_runs),
+            f'<div class="figures">{shown}</div>',
+            _fold(f"Alarms ({len(all_runs.alarms)})", _alarms(all_runs), bool(all_runs.alarms)),
+            topics,
+            _fold("Configuration", _configuration(runs)),
+            _fold("Where the runs come from", _provenance(runs), len(runs) == 1),
+            _fold("Missing or unreadable", _problems(runs)),
+            f'<script type="application/json" id="data">{to_json(data)}</script>',
+            f"<script>/*\n{asset('uplot-LICENSE.txt')}*/\n{asset(f'{CHART_LIBRARY}.min.js')}</script>",
+            f"<script>{asset('report.js')}</script>",
+            "</body>\n</html>\n",
+        ]
+    )
 
 
-def _section(title: str, found: Sequence[str]) -> str:
-    """Figures below their title; where they are very many, behind a click."""
-    figures = f'<div class="figures">{"".join(found)}</div>'
-    if len(found) > FOLDED:
-        figures = f"<details><summary>{len(found)} figures</summary>{figures}</details>"
-    return f"<h2>{title}</h2>\n{figures}"
+def _fold(title: str, content: str, opened: bool = False) -> str:
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{content}</details>"
+
+
+def _topic(title: str, found: Sequence[Figure], charts: list[dict[str, object]]) -> str:
+    figures = "".join(html(figure, charts) for figure in found)
+    return _fold(f"{title} ({len(found)})", f'<div class="figures">{figures}</div>')
+
+
+def _about(all_runs: Runs) -> str:
+    """What the page shows, when it was made and what is at the top."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    runs = "one run" if len(all_runs.runs) == 1 else f"{len(all_runs.runs)} runs"
+    return f"fastrdm, {runs}, written {now}. Point at a chart for values, drag to zoom, double-click to zoom out."
+
+
+def _switches(all_runs: Runs) -> str:
+    """A button a run, which hides it and shows it again everywhere."""
+    if len(all_runs.runs) == 1:
+        return ""
+    buttons = "".join(
+        f'<button type="button" data-switch="{i}" aria-pressed="true">{_swatch(i)}{escape(run.name)}</button>'
+        for i, run in enumerate(all_runs.runs)
+    )
+    return f'<div class="switches" role="group" aria-label="Runs">{buttons}</div>'
+
+
+def _swatch(index: int) -> str:
+    color, dash = color_of(index)
+    return f'<span class="swatch{" dashed" if dash else ""}" style="--color:var(--{color})"></span>'
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """The state of a run with its reason and cause, the alarms it raised, and how far it came."""
+    """Verdict on a run as HTML: the state in a badge, then its reason and cause, the alarms, and how far it came."""
     found = run.verdict()
-    own = [a for a in alarms if a.run is run]
-    rang = [
-        f"{alarm_name(kind)} at epoch "
-        + ", ".join(f"{a.first['epoch']:g}{f' ({a.tap})' if a.tap else ''}" for a in own if a.first["alarm"] == kind)
-        for kind in dict.fromkeys(a.first["alarm"] for a in own)
-    ]
+    rang = [f"{a.words} at epoch {_epoch(a.first['epoch'])}" for a in alarms if a.run is run]
     alarmed = f"Alarms: {'; '.join(rang)}." if rang else ""
     unfinished = "" if run.summary else f"Unfinished, {progress(run)} epochs."
-    return " ".join(filter(None, (f"{found.text}.", found.cause, alarmed, unfinished)))
-
-
-def alarm_name(kind: str) -> str:
-    """Name of an alarm as it is written in prose."""
-    return kind.replace("_", " ")
+    told = " ".join(filter(None, (f"{found.reason}.", found.cause, alarmed, unfinished)))
+    return f'<span class="state" data-state="{found.state}">{found.state}</span> {escape(told)}'
 
 
 def progress(run: Run) -> str:
     """Epochs done, and the run's length where it is given in epochs."""
     done = max((number(line["epoch"]) for line in run.metrics), default=0.0)
     length = str(run.setting("train.length") or "")
-    return f"{done:g} of {length.removesuffix('ep')}" if length.endswith("ep") else f"{done:g}"
+    return f"{_epoch(done)} of {length.removesuffix('ep')}" if length.endswith("ep") else _epoch(done)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = ()) -> str:
-    """Rows of HTML cells below a head of plain words."""
-    kind = [' class="n"' if i in set(numeric) else "" for i in range(len(head))]
-    top = "".join(f"<th{k}>{escape(word)}</th>" for k, word in zip(kind, head, strict=True))
-    body = "\n".join(
-        f"<tr>{''.join(f'<td{k}>{cell}</td>' for k, cell in zip(kind, row, strict=True))}</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+def _epoch(value: float) -> str:
+    """The number of an epoch with one decimal, unless that is 0."""
+    return f"{value:,.1f}".removesuffix(".0")
 
 
 def _figure(value: float, style: str) -> str:
     return format(value, style) if math.isfinite(value) else "-"
 
 
+def _best(run: Run, key: str) -> float:
+    return max((v for v in run.series(key)[1] if math.isfinite(v)), default=math.nan)
+
+
 def _overview(all_runs: Runs) -> str:
-    """A line a run: its verdict and its newest numbers. Ranks are about the mean, the deviation is the target's."""
-    head = "run,verdict,preset,epochs,loss,k-NN,random encoder,probe,rank online,rank target,difference,"
-    head += "deviation,images/s"
+    """A line a run: verdict, accuracy beside what it has to beat, ranks, deviation of the target, speed."""
+    head = (
+        "run,verdict,k-NN,best,raw pixels,random encoder,probe,rank online,rank target,deviation,images/s,loss,epochs"
+    )
+    convention = convention_of(all_runs)
     rows = []
-    for run, color, _ in all_runs.colors():
-        online, target = (run.last(rank_key(run, tap, CENTERED_CONVENTION)) for tap in ("online", "target"))
-        difference = run.last(f"difference/{CENTERED_CONVENTION}/window")
-        shown = difference if math.isfinite(difference) else target - online
+    for i, run in enumerate(all_runs.runs):
+        online, target = (run.last(rank_key(run, tap, convention)) for tap in ("online", "target"))
+        accuracies = (run.last("knn"), _best(run, "knn"))
+        baselines = (run.last(key) for key in ("knn_raw_pixels", "knn_random_encoder", "probe"))
         rows.append(
             [
-                f'<span class="swatch" style="background:{color}"></span>{escape(run.name)}',
-                escape(verdict(run, all_runs.alarms)),
-                escape(str(run.setting("preset") or "-")),
-                escape(progress(run)),
-                _figure(run.last("loss"), ".4f"),
-                *(_figure(run.last(key), ".1%") for key in ("knn", "knn_random_encoder", "probe")),
+                f"<b>{_swatch(i)}{escape(run.name)}</b> <small>{escape(str(run.setting('preset') or ''))}</small>",
+                verdict(run, all_runs.alarms),
+                *(_figure(value, ".1%") for value in (*accuracies, *baselines)),
                 _figure(online, ".1f"),
                 _figure(target, ".1f"),
-                _figure(shown, "+.1f"),
                 _figure(run.last(rank_key(run, "target", "std")), ".2f"),
                 _figure(run.last("images_per_second"), ",.0f"),
+                _figure(run.last("loss"), ".4f"),
+                progress(run),
             ]
         )
-    return f'<div class="verdict">{_table(head.split(","), rows, range(4, 13))}</div>'
-
-
-def _measured(all_runs: Runs) -> list[str]:
-    """Section with the newest analysis of each run, one row a run; empty if no run was analyzed."""
-    found = [[escape(cell) for cell in row] for row in rows(all_runs)]
-    head = HEAD.split(",")
-    return [f"<h2>Theory, measured with frozen weights</h2>{_table(head, found, range(1, len(head)))}"] if found else []
+    about = "about the mean" if convention == CENTERED_CONVENTION else "about 0"
+    note = f"<p class=note>Accuracies are of the test split. Ranks are effective ranks of unit rows {about}.</p>"
+    return table(head.split(","), rows, range(2, 13), "runs") + note
 
 
 def _alarms(all_runs: Runs) -> str:
-    """A line for each kind of alarm at each tap of each run; its number stands in the charts."""
+    """A line for each kind of alarm at each tap of each run."""
     if not all_runs.alarms:
         return "<p>None.</p>"
-    head = ["no.", "run", "alarm", "tap", "first at epoch", "step", "times", "value", "threshold", "action", "text"]
+    head = ["run", "alarm", "tap", "first at epoch", "step", "times", "value", "threshold", "action", "text"]
     rows = []
     for a in all_runs.alarms:
         line = a.first
         value, threshold = (_figure(number(line.get(key)), ".4g") for key in ("value", "threshold"))
-        cells = [
-            a.run.name,
-            alarm_name(line["alarm"]),
-            a.tap or "-",
-            f"{line['epoch']:g}",
-            line.get("step", "-"),
-            a.times,
-            value,
-            threshold,
-        ]
-        cells += [line.get("action") or "-", line.get("text") or "-"]
-        number_cell = f'<b style="color:{a.color}">{a.number}</b>'
-        rows.append([number_cell, *(escape(str(cell)) for cell in cells)])
-    return _table(head, rows)
+        cells = [alarm_name(line["alarm"]), a.tap or "-", _epoch(line["epoch"]), line.get("step", "-"), a.times]
+        cells += [value, threshold, line.get("action") or "-", line.get("text") or "-"]
+        rows.append([f"{_swatch(a.place)}{escape(a.run.name)}", *(escape(str(cell)) for cell in cells)])
+    return table(head, rows)
 
 
 def _configuration(runs: Sequence[Run]) -> str:
-    """List of the settings in which each run differs from the first."""
-    first, *rest = runs
-    if not rest:
-        return f"<p>One run, nothing to compare: see {escape(first.name)}/config.yaml.</p>"
-    out = []
-    for run in rest:
-        lines = (
-            tree.differences(first.config, run.config) if first.config and run.config else ["config.yaml is missing"]
-        )
-        items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines) or "<li>none</li>"
-        out.append(f"<p>{escape(first.name)} -&gt; {escape(run.name)}:</p><ul>{items}</ul>")
-    return "\n".join(out)
+    """Table of the settings in which the runs differ, a column a run."""
+    if len(runs) == 1:
+        return f"<p>One run, nothing to compare: see {escape(runs[0].name)}/config.yaml.</p>"
+    lacking = [run.name for run in runs if not run.config]
+    settings = [dict(run_config.flat(run.config)) for run in runs if run.config]
+    keys = [k for k in dict.fromkeys(key for s in settings for key in s) if len({str(s.get(k)) for s in settings}) > 1]
+    rows = [[f"<code>{escape(key)}</code>", *(escape(_written(s, key)) for s in settings)] for key in keys]
+    same = "" if keys else "<p>No setting differs.</p>"
+    note = f"<p>No config.yaml in {escape(', '.join(lacking))}.</p>" if lacking else ""
+    return (table(["setting", *(run.name for run in runs if run.config)], rows) if rows else same) + note
 
 
-def _environment(runs: Sequence[Run]) -> str:
-    """Versions and device, as the newest checkpoint of each run names them."""
+def _written(settings: Tree, key: str) -> str:
+    value = settings.get(key)
+    return "-" if value is None else str(value)
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    """Version, command, device, date and duration of each run."""
     keys = list(dict.fromkeys(key for run in runs for key in run.versions))
-    if not keys:
-        return "<p>No checkpoint names it.</p>"
-    rows = [[escape(run.name), *(escape(str(run.versions.get(key, "-"))) for key in keys)] for run in runs]
-    return _table(["run", *keys], rows)
+    rows = [
+        [escape(run.name), *_times(run), *(escape(str(run.versions.get(key, "-"))) for key in keys)] for run in runs
+    ]
+    return table(["run", "began", "duration", *(key.replace("_", " ") for key in keys)], rows)
+
+
+def _times(run: Run) -> list[str]:
+    """When the run wrote its first line of metrics, and the time from there to its last line, pauses included."""
+    times = [t for t in (number(line.get("time")) for line in run.metrics) if math.isfinite(t)]
+    if not times:
+        return ["-", "-"]
+    began = datetime.fromtimestamp(times[0], timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return [began, str(timedelta(seconds=round(times[-1] - times[0])))]
 
 
 def _problems(runs: Sequence[Run]) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from fastrdm.config.tree import Tree
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
+from fastrdm.report.chart import MUTED, Axis, Chart, Figure, Line, color_at, color_of
 from fastrdm.report.run_files import Run, Series
-from fastrdm.report.run_set import Runs, curve, figure
-from fastrdm.report.svg.axes import Axis
-from fastrdm.report.svg.line_chart import GRAY, Line, chart, color_at, color_of
+from fastrdm.report.run_set import Runs, curve
 
 TAPS = ("online", "target", "online_scores", "target_scores", "hidden", "features")
 TAP_NAMES = {
@@ -17,7 +16,11 @@ TAP_NAMES = {
     "hidden": "the projector before its last BatchNorm",
     "features": "the encoder's features",
 }
-KINDS = {  # where a figure of rank comes from, the best first
+CONVENTIONS: dict[str, str] = {  # what an effective rank was computed of
+    CENTERED_CONVENTION: "of rows of unit length about their mean",
+    HEADLINE_CONVENTION: "of rows of unit length about 0, where a common mean counts as a direction",
+}
+KINDS = {  # where a metric of rank comes from, the best first
     "window": "over a window of at least 10 rows a dimension",
     "sample": "of a sample of rows, at most their number",
     "batch": "of single batches, at most their number of rows",
@@ -25,59 +28,65 @@ KINDS = {  # where a figure of rank comes from, the best first
 MAX_MOMENTS = 8  # spectra drawn of a run, spread over its length
 RANKS = 60  # points of a drawn spectrum
 RANK_KEYS = {  # what has its place in these figures
-    *(f"{tap}/{HEADLINE_CONVENTION}/{kind}" for tap in TAPS for kind in KINDS),
-    *(
-        f"{what}/{convention}/window"
-        for what in ("difference", "null")
-        for convention in (HEADLINE_CONVENTION, CENTERED_CONVENTION)
-    ),
+    *(f"{tap}/{convention}/{kind}" for tap in TAPS for convention in CONVENTIONS for kind in KINDS),
+    *(f"{what}/{convention}/window" for what in ("difference", "null") for convention in CONVENTIONS),
 }
 
 
-def rank_key(run: Run, tap: str, figure: str = HEADLINE_CONVENTION) -> str:
+def rank_key(run: Run, tap: str, convention: str) -> str:
     """Key of the best rank that was logged of a tap, else of the windowed one."""
-    keys = [f"{tap}/{figure}/{kind}" for kind in KINDS]
+    keys = [f"{tap}/{convention}/{kind}" for kind in KINDS]
     return next((key for key in keys if run.series(key)[0]), keys[0])
 
 
-def ranks(all_runs: Runs) -> list[str]:
-    """Effective rank: both branches of a single run in one chart, else a chart a tap, the branches on equal axes."""
-    alone = len(all_runs.runs) == 1
-    groups = [TAPS[:2], *((tap,) for tap in TAPS[2:])] if alone else [(tap,) for tap in TAPS]
-    both = [v for run in all_runs.runs for tap in TAPS[:2] for v in run.series(rank_key(run, tap))[1]]
-    highest = max((v for v in both if math.isfinite(v)), default=1.0)
-    out = []
-    for group in groups:
-        title = f"Effective rank of {'both branches' if len(group) > 1 else tap_name(group[0])}"
-        lines, kinds = [], []
-        for tap in group:
-            for run, color, dash in all_runs.colors():
-                key = rank_key(run, tap)
-                if run.series(key)[0]:
-                    style = color_of(TAPS.index(tap)) if alone else (color, dash)
-                    lines.append(curve(run, key, tap if alone else run.name, *style))
-                    kinds.append((KINDS[key.split("/")[-1]], run.name))
-        branch = group[0] in TAPS[:2]
-        axis = Axis("effective rank", limits=(0.0, highest) if branch else (0.0,))
-        drawing = chart(lines, all_runs.epochs(), axis, title=title, marks=all_runs.marks()) if lines else ""
-        if lines or branch:
-            out.append(
-                figure(title, drawing, _origin(kinds) if lines else f"Not logged: {group[0]}/{HEADLINE_CONVENTION}/...")
-            )
-    return out
+def convention_of(all_runs: Runs) -> str:
+    """The convention by which ranks are shown first: about the mean, unless no run logged that."""
+    logged = any(run.series(rank_key(run, "online", CENTERED_CONVENTION))[0] for run in all_runs.runs)
+    return CENTERED_CONVENTION if logged else HEADLINE_CONVENTION
+
+
+def branch_ranks(all_runs: Runs, convention: str) -> list[Figure]:
+    """Effective rank of both branches: of a single run in one chart, else a chart a branch on equal axes."""
+    both = [v for run in all_runs.runs for tap in TAPS[:2] for v in run.series(rank_key(run, tap, convention))[1]]
+    axis = Axis("effective rank", log=True, limits=(1.0, max((v for v in both if math.isfinite(v)), default=10.0)))
+    groups = [TAPS[:2]] if len(all_runs.runs) == 1 else [(tap,) for tap in TAPS[:2]]
+    return [_ranks(all_runs, group, convention, axis) for group in groups]
+
+
+def tap_ranks(all_runs: Runs, convention: str) -> list[Figure]:
+    """Effective rank of what lies between encoder and loss, a chart for each tap that was logged."""
+    axis = Axis("effective rank", log=True, limits=(1.0,))
+    drawn = [_ranks(all_runs, (tap,), convention, axis) for tap in TAPS[2:]]
+    return [figure for figure in drawn if figure.chart]
+
+
+def _ranks(all_runs: Runs, taps: Sequence[str], convention: str, axis: Axis) -> Figure:
+    title = f"Effective rank of {'both branches' if len(taps) > 1 else tap_name(taps[0])}"
+    lines, kinds = [], []
+    for tap in taps:
+        for i, (run, color, dash) in enumerate(all_runs.colors()):
+            key = rank_key(run, tap, convention)
+            if run.series(key)[0]:
+                # Of a single run, the target is dashed: the branches of a method without a predictor are equal.
+                style = (color_of(TAPS.index(tap))[0], "7 3" * (tap == "target")) if len(taps) > 1 else (color, dash)
+                lines.append(curve(run, key, tap if len(taps) > 1 else run.name, *style, index=i))
+                kinds.append((KINDS[key.split("/")[-1]], run.name))
+    if not lines:
+        return Figure(title, f"Not logged: {taps[0]}/{convention}/...")
+    return Figure(title, _origin(kinds, convention), Chart(lines, all_runs.epochs(), axis, marks=all_runs.marks()))
 
 
 def tap_name(tap: str) -> str:
     return TAP_NAMES.get(tap, f"the {tap} branch")
 
 
-def _origin(kinds: Sequence[tuple[str, str]]) -> str:
+def _origin(kinds: Sequence[tuple[str, str]], convention: str) -> str:
     """Caption that names what the drawn ranks were computed from; `kinds` holds (kind, run's name) of each line."""
     names = {kind: list(dict.fromkeys(name for k, name in kinds if k == kind)) for kind, _ in kinds}
     if len(names) == 1:
-        return f"{HEADLINE_CONVENTION}, {kinds[0][0]}."
+        return f"Computed {CONVENTIONS[convention]}, {kinds[0][0]}. 1 is a single direction."
     parts = [f"{kind} ({', '.join(runs)})" for kind, runs in names.items()]
-    return f"{HEADLINE_CONVENTION}, {'; '.join(parts)}."
+    return f"Computed {CONVENTIONS[convention]}, {'; '.join(parts)}. 1 is a single direction."
 
 
 def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
@@ -87,7 +96,7 @@ def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
         lines = [curve(run, key, "difference", "")]
         if not run.series(null)[0]:
             return lines, f"{KINDS['window']}. Not logged: {null}."
-        return [curve(run, null, "null", GRAY, "5 3"), *lines], f"{KINDS['window']}."
+        return [curve(run, null, "null", MUTED, "5 3"), *lines], f"{KINDS['window']}."
     online, target = (run.series(f"{branch}/{convention}/batch") for branch in ("online", "target"))
     if online[0] and online[0] == target[0]:
         values = [b - a for a, b in zip(online[1], target[1], strict=True)]
@@ -97,51 +106,58 @@ def _difference(run: Run, convention: str) -> tuple[list[Line], str]:
     return [], f"Not logged: {key}."
 
 
-def differences(all_runs: Runs, convention: str) -> list[str]:
-    """Target minus online: all runs in one chart, then each beside its null; nothing where no run has `convention`."""
+def difference_of_all(all_runs: Runs, convention: str) -> list[Figure]:
+    """Target minus online, all runs in one chart; nothing for a single run or where no run has `convention`."""
+    lines = []
+    for i, (run, color, dash) in enumerate(all_runs.colors()):
+        lines += [
+            line._replace(label=run.name, color=color, dash=dash, run=i)
+            for line in _difference(run, convention)[0][-1:]
+        ]
+    if len(all_runs.runs) == 1 or not lines:
+        return []
+    chart = Chart(lines, all_runs.epochs(), Axis("difference of effective ranks"), marks=all_runs.marks())
+    caption = f"Target minus online, {CONVENTIONS[convention]}. Each run stands beside its null below."
+    return [Figure("Rank difference of all runs", caption, chart)]
+
+
+def differences(all_runs: Runs, convention: str) -> list[Figure]:
+    """Target minus online beside its null, a chart a run; nothing where no run has `convention`."""
     found = [(run, color, *_difference(run, convention)) for run, color, _ in all_runs.colors()]
     if convention != HEADLINE_CONVENTION and not any(lines for _, _, lines, _ in found):
         return []
-    together = [lines[-1]._replace(label=run.name, color=color) for run, color, lines, _ in found if lines]
-    axis, out = Axis("difference of effective ranks", limits=(0.0,)), []
-    if len(together) > 1:
-        title = "Rank difference of all runs"
-        drawing = chart(together, all_runs.epochs(), axis, title=title, marks=all_runs.marks())
-        out.append(figure(title, drawing, f"Target minus online, {convention}; each by itself in the next charts."))
-    for run, color, lines, what in found:
+    out = []
+    for i, (run, color, lines, what) in enumerate(found):
         drawn = [line._replace(color=line.color or color) for line in lines]
-        title = f"Rank difference of {run.name}"
-        marks = [mark for mark, alarm in zip(all_runs.marks(), all_runs.alarms, strict=True) if alarm.run is run]
-        drawing = chart(drawn, all_runs.epochs(), axis, title=title, marks=marks) if drawn else ""
-        caption = f"Target minus online, {convention}, {what}" if drawn else what
+        caption = f"Target minus online, {CONVENTIONS[convention]}, {what}" if drawn else what
         if any(line.low for line in drawn):
             caption += " Bands: intervals."
         if len(drawn) > 1:
             caption += " Null: view 2 minus view 1 of the same branch, where no difference is expected."
-        out.append(figure(title, drawing, caption))
+        axis = Axis("difference of effective ranks", limits=(0.0,))
+        chart = Chart(drawn, all_runs.epochs(), axis, marks=all_runs.marks(run)) if drawn else None
+        out.append(Figure(f"Rank difference of {run.name}", caption, chart, run=i))
     return out
 
 
-def spectra(all_runs: Runs) -> list[str]:
-    """Eigenvalues over their rank, a chart a run and tap with equal axes, early moments light and late ones dark."""
+def spectra(all_runs: Runs) -> list[Figure]:
+    """Eigenvalues over their rank, a chart a run and tap with equal axes, early and late moments in their colors."""
     panels = {}
-    for run in all_runs.runs:
+    for i, run in enumerate(all_runs.runs):
         for tap, convention in sorted({(str(line["tap"]), line["convention"]) for line in run.spectra}, key=_place):
             found = [line for line in run.spectra if (line["tap"], line["convention"]) == (tap, convention)]
-            panels[run.name, tap, convention] = _moments(found)
+            panels[i, tap, convention] = _moments(found)
     if not panels:
-        return [figure("Eigenvalue spectra over time", "", "No spectra.jsonl in these runs.")]
+        return [Figure("Eigenvalue spectra over time", "No spectra.jsonl in these runs.")]
     drawn = [v for lines in panels.values() for line in lines for v in line.y if v > 0]
     axis = Axis("eigenvalue, share of the sum", log=True, limits=(min(drawn, default=1e-3), max(drawn, default=1.0)))
     out = []
-    for (name, tap, convention), lines in panels.items():
-        title = f"Spectrum of {tap_name(tap)}, {name}"
-        key = (lines[0].label, lines[-1].label) if lines else None
-        across = Axis("rank of the eigenvalue", log=True)
-        caption = f"{convention}; {len(lines)} moments from light to dark."
-        out.append(figure(title, chart(lines, across, axis, title=title, key=key), caption))
-    lacking = [run.name for run in all_runs.runs if run.name not in {name for name, *_ in panels}]
-    return [*out, *([figure("Further spectra", "", f"No spectra.jsonl in {', '.join(lacking)}.")] if lacking else [])]
+    for (i, tap, convention), lines in panels.items():
+        title = f"Spectrum of {tap_name(tap)}, {all_runs.runs[i].name}"
+        caption = f"{convention}; {len(lines)} moments from early to late."
+        out.append(Figure(title, caption, Chart(lines, Axis("rank of the eigenvalue", log=True), axis), run=i))
+    lacking = [run.name for i, run in enumerate(all_runs.runs) if i not in {number for number, *_ in panels}]
+    return [*out, *([Figure("Further spectra", f"No spectra.jsonl in {', '.join(lacking)}.")] if lacking else [])]
 
 
 def _place(panel: tuple[str, str]) -> tuple[int, str]:
@@ -158,7 +174,7 @@ def _moments(spectra: Sequence[Tree]) -> list[Line]:
     for line in chosen:
         x, y = _log_spaced(line["ranks"], line["eigenvalues"])
         share = (line["epoch"] - first) / (last - first) if last > first else 1.0
-        lines.append(Line(f"epoch {line['epoch']:g}", x, y, color_at(share)))
+        lines.append(Line(f"epoch {line['epoch']:.4g}", x, y, color_at(share)))
     return lines
 
 

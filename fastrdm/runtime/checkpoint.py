@@ -1,5 +1,6 @@
 """Checkpoints: a folder for a step, complete or not there at all, safe to load, checked before use."""
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -86,7 +87,7 @@ def read(path: Path) -> Checkpoint:
     """Read the checkpoint in `path` and compare its files with their hashes. CheckpointError says what is wrong."""
     try:
         meta = json.loads((path / META).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no complete checkpoint: {META}: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}")
@@ -156,6 +157,14 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(checkpoint.weights)
 
 
+def newest_settings(run: Path) -> dict[str, Any]:
+    """The configuration in the newest checkpoint whose description can be read; {} without one."""
+    for path in existing(run):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((path / META).read_text())["config"])
+    return {}
+
+
 def prune(run: Path, keep: int, best: Path | None) -> None:
     """Remove all but the newest `keep` checkpoints and `best`."""
     for path in existing(run)[keep:]:
@@ -166,7 +175,7 @@ def prune(run: Path, keep: int, best: Path | None) -> None:
 def clear_partial(run: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (run / "checkpoints").glob(".partial-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _digest(meta: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Processes of one run: who we are, and the few collectives that training needs; also without a group."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,11 @@ from fastrdm.kernels.collectives import (
     differentiable_sum,
     gather_over_processes,
     process_count,
+    process_rank,
     reduce_over_processes,
 )
+
+T = TypeVar("T")
 
 
 class Processes(NamedTuple):
@@ -34,13 +38,13 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
 
     `timeout`: seconds that a collective may take.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world, local = _number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("train.device must be 'cpu' or 'auto' here, got 'cuda': torch sees no CUDA device")
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        place = torch.device("cuda", local)
         torch.cuda.set_device(place)
     else:
         place = torch.device("cpu")
@@ -50,6 +54,14 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
             raise ValueError(f"{world} processes on {place.type} need torch built with {backend}, which this one lacks")
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     return Processes(rank, world, place)
+
+
+def _number(variable: str, default: int) -> int:
+    """The whole number in an environment variable; `default` where it is unset or empty."""
+    text = os.environ.get(variable, "").strip()
+    if text and not text.isdecimal():
+        raise ValueError(f"the environment variable {variable} must be a whole number, got {text!r}")
+    return int(text) if text else default
 
 
 def stop() -> None:
@@ -94,6 +106,38 @@ def gather_objects(value: object) -> list[object]:
     values: list[object] = [None] * process_count()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """The result of `work` on the main process, for every process; what it raises is raised on all of them."""
+    result = _attempt(work) if process_rank() == 0 else None
+    value, failed = cast(tuple[T, Exception | None], gather_objects(result)[0])
+    if failed is not None:
+        raise failed
+    return value
+
+
+def together(work: Callable[[], T]) -> T:
+    """The result of `work` on this process; where it fails on any, every process raises.
+
+    Each raises its own error if the main process failed too, for then they are of one kind; else that of the first one
+    which failed, with its rank.
+    """
+    value, failed = _attempt(work)
+    errors = cast(list[Exception | None], gather_objects(failed))
+    if failed is not None and errors[0] is not None:
+        raise failed
+    for rank, error in enumerate(errors):
+        if error is not None:
+            raise ValueError(f"rank {rank}: {error}") if isinstance(error, ValueError) else error
+    return cast(T, value)
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
 
 
 def agree(*values: object) -> None:

@@ -1,17 +1,22 @@
-"""Output of a run: one live line, metrics.jsonl, and TensorBoard or Weights & Biases where asked for."""
+"""Output of a run: one live line, train.log, metrics.jsonl, and TensorBoard or Weights & Biases where asked for."""
 
+import contextlib
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.profiler import ProfileConfig
+from fastrdm.runtime.trackers import TensorBoard, Tracker, WandB, spectrum_picture, view_picture
 from fastrdm.schema import STRICT
 
 
@@ -23,10 +28,12 @@ class LogConfig:
     """Steps between two lines of metrics. The host waits for the device only then."""
 
     tensorboard: bool = False
-    """Write the metrics for TensorBoard as well."""
+    """Write metrics, settings and pictures of views and spectra for TensorBoard as well."""
 
     wandb: str | None = None
-    """Project on Weights & Biases that gets the metrics as well. `null` sends nothing."""
+    """Project on Weights & Biases that gets metrics, settings and pictures of views and spectra as well. `null` sends
+    nothing.
+    """
 
     report: bool = True
     """Write report.html into the run's folder when the run ends."""
@@ -40,98 +47,157 @@ class LogConfig:
     """
 
 
+FILES = ("metrics", "spectra", "alarms", "analysis")  # NAME.jsonl in a run's folder
+PRINTED = "train.log"  # what was printed
+QUIET = 30.0  # seconds between two progress lines where they do not replace each other
+
+
 class RunLog:
-    """Writes metrics of the main process; the others hold a RunLog that does nothing."""
+    """Writes metrics of the main process; the others hold a RunLog that does nothing.
+
+    A line that cannot be written, as on a full disk, is kept in memory and written with the next one that can be:
+    training goes on.
+    """
 
     def __init__(self, config: LogConfig, run: Path, step: int, settings: dict[str, Any], main: bool) -> None:
         """`step`: where the run goes on; what a killed run wrote after it is dropped, all of it when starting again."""
-        self.main = main
-        self._sinks: list[Any] = []
+        self.main, self.run = main, run
+        self._trackers: list[Tracker] = []
+        self._waiting: dict[str, str] = {}  # by the name of its file, what could not be written yet
+        self._told = False  # that a line could not be written
+        self._shown = -QUIET
         if not main:
             return
         if config.tensorboard:
-            self._sinks.append(_TensorBoard(run, step))
+            self._trackers.append(TensorBoard(run, step, settings))
         if config.wandb:
-            self._sinks.append(_WandB(config.wandb, run, settings))
-        self.path = run / "metrics.jsonl"
-        for path in {self.path, *run.glob("*.jsonl")}:
-            kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(path)
+            self._trackers.append(WandB(config.wandb, run, settings))
+        for name in ("metrics", *(name for name in FILES if (run / f"{name}.jsonl").exists())):
+            self._cut(run / f"{name}.jsonl", step)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """Append one line of metrics."""
         if not self.main:
             return
         self.append("metrics", step, epoch, {"time": round(time.time(), 3), **metrics})
-        for sink in self._sinks:
-            sink.write(step, metrics)
+        self._track(lambda tracker: tracker.write(step, metrics))
 
     def append(self, name: str, step: int, epoch: float, record: dict[str, Any]) -> None:
-        """Append a line to NAME.jsonl."""
+        """Append a line to NAME.jsonl, one of FILES."""
         if self.main:
-            with self.path.with_name(f"{name}.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **record}) + "\n")
+            line = json.dumps({"step": step, "epoch": round(epoch, 4), **record})
+            failed = self._write(f"{name}.jsonl", f"{line}\n")
+            if failed and not self._told:
+                self._told = True
+                self.say(f"training goes on, but {self.run / name}.jsonl could not be written: {failed.strerror}")
+
+        if name == "spectra":
+            title = f"spectrum/{record['tap']}/{record['convention']}"
+            self._track(lambda tracker: tracker.picture(step, title, spectrum_picture(record)))
+
+    def show_views(self, step: int, views: Sequence[Tensor], specs: Sequence[ViewSpec]) -> None:
+        """Show the first images of a batch to TensorBoard and Weights & Biases, as training sees them."""
+        self._track(lambda tracker: tracker.picture(step, "views", view_picture(views, specs)))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl so far; none on processes that write none."""
         if self.main:
-            yield from map(json.loads, _lines(self.path))
+            yield from map(json.loads, _lines(self.run / "metrics.jsonl"))
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays, and note it in train.log."""
         if self.main:
-            clear = "\r\x1b[K" if sys.stdout.isatty() else ""
-            print(f"{clear}{text}", flush=True)
+            show(f"\r\x1b[K{text}" if on_terminal() else text)
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Note in train.log what was printed elsewhere."""
+        if self.main:
+            self._write(PRINTED, f"{text}\n")
 
     def progress(self, text: str) -> None:
-        """Print the live line: over the last one on a terminal, below it elsewhere."""
+        """Print the live line over the last one on a terminal; elsewhere one line in QUIET seconds, as in train.log."""
         if not self.main:
             return
-        if sys.stdout.isatty():
-            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        else:
-            print(text, flush=True)
+        if on_terminal():
+            show(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="")
+        if time.monotonic() - self._shown >= QUIET:
+            self._shown = time.monotonic()
+            self.note(text) if on_terminal() else self.say(text)
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        for name in list(self._waiting):
+            if failed := self._write(name, ""):
+                lost = self._waiting[name].count("\n")
+                show(f"note: {lost} lines of {self.run / name} are lost: {failed.strerror}")
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _track(self, tell: Callable[[Tracker], None]) -> None:
+        """Tell each tracker; one that fails gets nothing more."""
+        for tracker in list(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self.say(f"note: {tracker.name} gets no more metrics: {type(error).__name__}: {_first_line(error)}")
+
+    def _write(self, name: str, text: str) -> OSError | None:
+        """Append to a file of the run, after what waits for it; the error where that fails and began to."""
+        path, new = self.run / name, name not in self._waiting
+        data = (self._waiting.pop(name, "") + text).encode("utf-8", "backslashreplace")
+        size = None
+        try:
+            with path.open("ab") as file:
+                size = file.tell()
+                file.write(data)
+        except OSError as error:
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, size)  # not half a line
+            self._waiting[name] = data.decode("utf-8")
+            return error if new or not text else None
+        return None
+
+    def _cut(self, path: Path, step: int) -> None:
+        """Keep the lines up to `step`. Lines that nothing can be read from stay in a copy beside the file."""
+        lines, kept, damaged = _lines(path), [], 0
+        for line in lines if step else []:
+            try:
+                at = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+                continue
+            if at <= step:
+                kept.append(line)
+        try:
+            if damaged:
+                shutil.copyfile(path, path.with_suffix(".damaged"))
+                self.say(f"note: {damaged} damaged lines of {path} are left out; {path.stem}.damaged still has them")
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise ValueError(f"run: {path} cannot be written: {error.strerror}") from None
+
+
+def on_terminal() -> bool:
+    """Whether what is printed goes to a terminal, where a line can be drawn over."""
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print, where there is still somebody to print for: a closed terminal or pipe must not end a run."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _lines(path: Path) -> list[str]:
     """Whole lines of a file. A kill can leave half of one at the end."""
     if not path.exists():
         return []
-    return [line for line in path.read_text().split("\n")[:-1] if line]
-
-
-class _TensorBoard:
-    def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError("log.tensorboard needs tensorboard: pip install 'fastrdm[tensorboard]'") from None
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _WandB:
-    def __init__(self, project: str, run: Path, settings: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("log.wandb needs wandb: pip install 'fastrdm[wandb]'") from None
-        self.run = wandb.init(project=project, id=run.name, dir=str(run), config=settings, resume="allow")
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(metrics, step=step)
-
-    def close(self) -> None:
-        self.run.finish()
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]

@@ -19,7 +19,14 @@ from fastrdm.schema import Horizon
 # buffers are equal on all processes by construction, nobody need send them; torch 2.14 renamed the switch
 NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 BUFFERS = "forward_sync_buffers" if NEW else "broadcast_buffers"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+# a precision that is still open counts as the widest that it can become
+DTYPES = {
+    "auto": torch.float32,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 
 
 class Learner(nn.Module):

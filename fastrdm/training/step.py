@@ -1,5 +1,6 @@
 """One optimizer step: what depends on its number written to the device, then forward, backward, optimizer, EMA."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -34,7 +35,10 @@ class TrainStep:
         self.optimizer = build_optimizer(self.groups, c.optim, processes.device)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=c.train.precision == "fp16")
         self.clipped = [p for role in self.method.roles() for _, p in role.parameters]
-        self.captured = self._captured(processes) if c.train.capture else None
+        self.instead: Callable[[str], None] | None = None
+        """Told the reason when compiling fails, and the step runs eagerly from then on; None: a failure is an error."""
+
+        self.captured = self._captured(processes) if c.train.capture is True else None
         self.warmup = horizon.steps(c.optim.warmup)
         fits = self.warmup <= horizon.total
         require(fits, "optim.warmup", f"no longer than the run of {horizon.total} steps", c.optim.warmup)
@@ -43,14 +47,25 @@ class TrainStep:
         """Run step number `step` on a batch, and return the output of its last part and the mean loss."""
         self.schedule(step)
         try:
-            if self.captured is None:
-                return self.compute(*batch.views, batch.label)
-            return self.captured(self.method.phase(), *batch.views, batch.label)  # type: ignore[no-any-return]
+            return self._run(batch)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             reason = " ".join(str(error).split())[:400]
-            raise ValueError(f"train.compile=true failed: {reason} ...; train.compile=false runs eagerly") from error
+            if self.instead is None:
+                raise ValueError(
+                    f"train.compile=true failed: {reason} ...; train.compile=false runs eagerly"
+                ) from error
+        self.instead(f"note: not compiled, for torch.compile failed: {reason} ...")
+        self.instead = None
+        self.method._compiled_call_impl = None  # the module runs as it is written
+        self.optimizer.zero_grad()
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> Output:
+        if self.captured is None:
+            return self.compute(*batch.views, batch.label)
+        return self.captured(self.method.phase(), *batch.views, batch.label)  # type: ignore[no-any-return]
 
     def _captured(self, processes: Processes) -> cuda_graph.Captured:
         alone = processes.world == 1

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastrdm.kernels.linalg.matmul import M, Precision, power_of_two, scaled_by
 from fastrdm.kernels.spectral import chebyshev
+from fastrdm.kernels.spectral.dominant import Dominant, split_dominant
 from fastrdm.kernels.spectral.filter_factors import (
     Factors,
     Function,
@@ -77,6 +78,7 @@ def _factors(scaled: Scaled[M], q: M, function: Function, wide: bool, precision:
     """W of the scaled matrix's polar factor q: (V, n, D) where the source is wide, else (V, n, rows)."""
     low = exact_range(function)
     gain = torch.ones_like(scaled.bound)
+    bound = torch.where(scaled.bound == 0, 1.0, scaled.bound)
     basis = precision.dense(q)
     if function.power is None:
         core = _fitted(scaled, q, function, low, precision)
@@ -85,13 +87,12 @@ def _factors(scaled: Scaled[M], q: M, function: Function, wide: bool, precision:
         core = precision.matrix(eye.expand(len(basis), -1, -1).contiguous())
     else:
         core = _matrix_power(scaled, q, function.power, low, precision)
-        gain = (scaled.bound / function.unit) ** function.power
+        gain = (bound / function.unit) ** function.power
     if not wide:
         # A wide source's null directions vanish in the basis; here they are taken out of the core.
         kept = precision.square(q)
         core = precision.bounded_product(precision.bounded_product(kept, core), kept)
         basis = basis.new_empty((len(basis), 0, basis.shape[-2]))
-    gain = torch.where(scaled.bound == 0, 0.0, gain)
     return Factors(basis, precision.dense(core), gain)
 
 
@@ -100,16 +101,39 @@ def filter_newton_schulz(
 ) -> tuple[Tensor, Factors]:
     """x W for x (V, B, D) and source (V, rows, D); an offset says that x is the rows of source from there on."""
     wide = source.shape[-2] <= source.shape[-1]
-    work = work_dtype(x)
-    scaled = scale((source if wide else source.mT).to(work), precision)
-    q = polar(scaled, exact_range(function), precision)
+    low = exact_range(function)
+    top, rest = split_dominant((source if wide else source.mT).to(work_dtype(x)))
+    # Without the dominant direction the range reaches as far below what remains, but not below the cutoff.
+    scaled = scale(rest, precision, least=top.size * (function.cutoff / low))
+    q = polar(scaled, low, precision)
+    weight = torch.where(top.size > 0, function(torch.where(top.size > 0, top.size, 1.0)), 0.0)
+    left, right = (top.left, top.right) if wide else (top.right, top.left)
     if needs_grad or offset is None or function.power is None:
         factors = _factors(scaled, q, function, wide, precision)
-        out = factors.apply(x, precision)
-        return out, factors if needs_grad else no_factors(x, work)
-    out, gain = _rows(scaled, q, function, exact_range(function), precision)
-    out = (out if wide else out.mT)[:, offset : offset + x.shape[1]]
-    return scaled_by(out, gain).to(x.dtype), no_factors(x, work)
+        along = x.double() @ right
+        without = torch.baddbmm(x.double(), along, right.mT, alpha=-1).to(rest.dtype)
+        out = factors.apply(without, precision)
+        factors = _with_dominant(factors, top, weight) if needs_grad else no_factors(x, rest.dtype)
+    else:
+        out, gain = _rows(scaled, q, function, low, precision)
+        rows = slice(offset, offset + x.shape[1])
+        out = scaled_by((out if wide else out.mT)[:, rows], gain)
+        along, factors = left[:, rows] * top.size, no_factors(x, rest.dtype)
+    return torch.baddbmm(out.double(), along * weight, right.mT).to(x.dtype), factors
+
+
+def _with_dominant(factors: Factors, top: Dominant, weight: Tensor) -> Factors:
+    """W with the dominant direction in it, of factors of the matrix without it."""
+    basis, core, gain = factors
+    work, left = core.dtype, top.left
+    # What rounding left in basis and core along the direction gives way to its own vector and weight.
+    if basis.shape[1]:
+        there = basis.double().mT @ left
+        basis = torch.baddbmm(basis.double(), left, (top.right - there).mT * (top.size > 0)).to(work)
+    there = core.double() @ left
+    half = (weight / gain + left.mT @ there) * left / 2 - there
+    core = torch.baddbmm(core.double(), torch.cat((left, half), -1), torch.cat((half, left), -1).mT).to(work)
+    return Factors(basis, core, gain)
 
 
 def filter_gram_power(

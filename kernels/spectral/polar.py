@@ -60,8 +60,11 @@ class Scaled(Generic[M]):
     """(K, 1, 1) float64; 0 for a zero matrix."""
 
 
-def scale(x: Tensor, precision: Precision[M]) -> Scaled[M]:
-    """Divide x (K, n, d) by |G^2|_F^(1/4) >= s_max, G = x x^T: one product more, no power iteration and no host."""
+def scale(x: Tensor, precision: Precision[M], least: Tensor | None = None) -> Scaled[M]:
+    """Divide x (K, n, d) by |G^2|_F^(1/4) >= s_max, G = x x^T: one product more, no power iteration and no host.
+
+    `least` (K, 1, 1) float64: the divisor is at least that.
+    """
     unit = power_of_two(x)
     x = x / unit
     gram = precision.dense(precision.square(precision.matrix(x)))
@@ -70,6 +73,8 @@ def scale(x: Tensor, precision: Precision[M]) -> Scaled[M]:
     unit_gram = precision.matrix(gram / size)
     square = precision.dense(precision.axpby(unit_gram, unit_gram))
     bound = 1.001 * (size * torch.linalg.matrix_norm(square, keepdim=True).sqrt()).sqrt()
+    if least is not None:
+        bound = torch.maximum(bound, (least / unit).to(bound.dtype))
     safe = bound.clamp_min(math.sqrt(tiny))
     return Scaled(precision.matrix(x / safe), precision.matrix(gram / safe**2), bound.double() * unit.double())
 

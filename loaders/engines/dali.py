@@ -49,10 +49,12 @@ class DaliLoader(EpochLoader):
         process.check("dali")
         require(config.augment == "auto", "loader.augment", "auto with loader.engine=dali", config.augment)
         shards = source.shards if config.order == "windowed" else None
-        super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
+        super().__init__(
+            len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
+        )
         self.source, self.views, self.device, self.dtype = source, config.views, process.device, process.dtype
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
-        self.workers, self.prefetch = config.workers, config.prefetch
+        self.workers, self.prefetch = config.threads, config.prefetch
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.fetch = source.fetch if source.encoded else None
         self.pool = start_threads(1, "fastrdm-loader")

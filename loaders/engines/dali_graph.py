@@ -55,7 +55,11 @@ def graph(
     images, *drawn = fn.external_source(source, num_outputs=len(layouts), layout=layouts)
     if encoded:
         device = "mixed" if gpu else "cpu"
-        images = fn.decoders.image(images, device=device, output_type=types.RGB, adjust_orientation=False)
+        # nvJPEG repeats chroma samples unless told to smooth them, as libjpeg-turbo does on the host
+        smooth = True if gpu else None
+        images = fn.decoders.image(
+            images, device=device, output_type=types.RGB, adjust_orientation=False, jpeg_fancy_upsampling=smooth
+        )
     elif gpu:
         images = images.gpu()
     return tuple([view(images, drawn[number], spec, gpu, dtype) for number, spec in enumerate(specs)])

@@ -42,7 +42,7 @@ class FfcvLoader(EpochLoader):
         share, row = batch_rows(config, process.world, beton)
         ahead = max(1, min(config.prefetch, config.prefetch_mb * 2**20 // (share * row) - 2))
         make, self.start = _graph()
-        self.loader = make(beton.path, share, config.workers, ahead)
+        self.loader = make(beton.path, share, config.threads, ahead)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come."""

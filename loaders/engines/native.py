@@ -153,10 +153,11 @@ class NativeLoader(EpochLoader):
 
     def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
         shards = source.shards if config.order == "windowed" else None
-        super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
+        super().__init__(
+            len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
+        )
         self.source, self.views, self.device = source, config.views, process.device
         self.epoch_views = self.views  # each at the size that it has in the epoch at hand
-        self.asked: set[int] = set()  # shards that the system was asked to read in this epoch
         self.labels = np.asarray(source.labels, np.int64)
         self.prefetch, self.limit = config.prefetch, config.prefetch_mb * 2**20
         self.maker = view_maker(config.augment, process.device, process.dtype)
@@ -165,20 +166,19 @@ class NativeLoader(EpochLoader):
         self.cuda = process.device.type == "cuda"
         self.stream = torch.cuda.Stream(process.device) if self.cuda else None
         self.ring = Ring(pin=self.cuda)
-        self.watch = Diagnosis(config.workers, source.stored_bytes)
+        self.watch = Diagnosis(config.threads, source.stored_bytes)
         self.lock = threading.Lock()
-        self.pool = start_threads(config.workers, "fastrdm-loader")
+        self.pool = start_threads(config.threads, "fastrdm-loader")
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come; what a thread raises is raised here."""
         self.epoch_views = tuple(spec.at(self.epoch) for spec in self.views)
-        self.asked = set()
         for pending in self.decoded(self.maker.cutter):
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:
-        """Message on what training waits for, if that has changed since the last call, else None."""
-        return self.watch.describe()
+        """Message on what training waits for, if that has changed since the last call, else what the source tells."""
+        return self.watch.describe() or super().diagnosis()
 
     def close(self) -> None:
         """End the threads, after the images they are at."""
@@ -215,11 +215,11 @@ class NativeLoader(EpochLoader):
                 return
             ahead.append(self._start(indices, cutter))
 
+    def _read_ahead_of(self, shards: set[int]) -> None:
+        self.pool.submit(self.source.read_ahead, shards)
+
     def _start(self, indices: Indices, cutter: Cutter | None) -> Pending:
         size = len(indices)
-        if self.shards is not None and (new := set(self.shards[indices].tolist()) - self.asked):
-            self.asked |= new
-            self.pool.submit(self.source.read_ahead, new)
         index = torch.empty(size, dtype=torch.int64, pin_memory=self.cuda)
         chunk = CHUNK if self.side is None else SQUARES
         starts = range(0, size, chunk)

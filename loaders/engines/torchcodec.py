@@ -29,6 +29,10 @@ from fastrdm.schema import require
 CHUNK = 16  # images a task
 MADE = 2  # batches of views in the making, or made and not handed out
 JPEG_END = b"\xff\xd9"
+CHROMA = (
+    "loader.engine=torchcodec decodes on the GPU by nvJPEG, whose chroma of 4:2:0 files may differ from the host's by "
+    "some levels: encoders trained so are best evaluated so (docs/data.md)"
+)
 
 
 class Encoded(NamedTuple):
@@ -46,7 +50,9 @@ class TorchcodecLoader(EpochLoader):
     def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
         process.check("torchcodec")
         shards = source.shards if config.order == "windowed" else None
-        super().__init__(len(source), config.batch_size, *process[:3], shards=shards, window=config.window)
+        super().__init__(
+            len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
+        )
         if not source.encoded:
             raise ValueError(f"loader.engine=torchcodec takes JPEG files, packed or not, got {source.name}")
         self.fetch, self.views, self.device, self.dtype = source.fetch, config.views, process.device, process.dtype
@@ -55,9 +61,10 @@ class TorchcodecLoader(EpochLoader):
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.prefetch = config.prefetch
+        self.told = False
         self.refused: set[int] = set()  # JPEGs that torchcodec does not decode: the host does
         self.stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
-        self.pool = start_threads(config.workers, "fastrdm-loader")
+        self.pool = start_threads(config.threads, "fastrdm-loader")
         self.maker = start_threads(1, "fastrdm-loader-maker")
 
     def __iter__(self) -> Iterator[Batch]:
@@ -79,6 +86,11 @@ class TorchcodecLoader(EpochLoader):
                 made.cancel()
             for task in chain.from_iterable(reading):
                 task.cancel()
+
+    def diagnosis(self) -> str | None:
+        """On a GPU once what its decoder does to chroma, then what the source tells."""
+        first, self.told = not self.told and self.device.type == "cuda", True
+        return CHROMA if first else super().diagnosis()
 
     def close(self) -> None:
         """End the threads, after what they are at."""

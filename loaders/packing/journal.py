@@ -17,6 +17,11 @@ from fastrdm.files import sha256
 from fastrdm.loaders.sources.packed import FORMAT, INDEX, seal
 
 
+def digest(plan: dict[str, Any]) -> str:
+    """Checksum of all that decides about a pack's content; meta.json keeps it, so that a repeated command sees it."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
 class Journal:
     """OUT.partial: the folder to be, and one record for each finished shard; held by one process at a time."""
 
@@ -33,14 +38,14 @@ class Journal:
         except BlockingIOError:
             self._lock.close()
             raise ValueError(f"another process is packing into {out}") from None
-        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        self.digest = digest(plan)
         known = self.folder / "plan"
-        if known.exists() and known.read_text() != digest:
+        if known.exists() and known.read_text() != self.digest:
             self._lock.close()
             raise ValueError(
                 f"{self.folder} holds a pack begun with other files or options: remove it, or repeat that command"
             )
-        _write(known, digest)
+        _write(known, self.digest)
         self.records = dict(filter(None, map(self._read, range(self.count))))
 
     def __enter__(self) -> "Journal":
@@ -80,6 +85,7 @@ class Journal:
             "format": FORMAT,
             "count": len(rows),
             **told,
+            "plan": self.digest,
             "files": files,
             "repaired": [pair for record in records for pair in record["repaired"]],
             "refused": [pair for record in records for pair in record["refused"]],

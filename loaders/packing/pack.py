@@ -1,36 +1,37 @@
-"""`fastrdm pack`: a folder of images into a packed folder (packed.py), by several processes, resumable after a kill."""
+"""`fastrdm pack`: a set of images into a packed folder (packed.py), by several processes, resumable after a kill."""
 
 import argparse
-import csv
+import hashlib
 import os
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastrdm.loaders.packing.journal import Journal
+import numpy as np
+
+from fastrdm.loaders.packing.journal import Journal, digest
 from fastrdm.loaders.packing.shard_writer import Settings
-from fastrdm.loaders.packing.worker_processes import make_shards
+from fastrdm.loaders.packing.worker_processes import Span, make_shards
 from fastrdm.loaders.sources.beton import check_ffcv, write_beton
 from fastrdm.loaders.sources.decode import CorruptImage
-from fastrdm.loaders.sources.folder import FolderSource, is_image
-from fastrdm.loaders.sources.packed import verify
+from fastrdm.loaders.sources.index_cache import cache_folder
+from fastrdm.loaders.sources.open import open_parts
+from fastrdm.loaders.sources.packed import META, check_meta, read_meta, verify_all
+from fastrdm.loaders.sources.remote import verify_remote
+from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.sources.store import Store, is_remote, upload_folder
+from fastrdm.loaders.spec import LoaderConfig
 
 MAX_LISTED = 100  # repaired or refused files printed; meta.json has all
-PARTS = "train", "val", "test"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a set, in the order of their numbers."""
-
-    files: list[tuple[str, int]]  # path below the source, label
-    classes: list[str]
+NAMED = 5  # refused files named where they stop the work
+ASSUMED_BYTES = 2**17  # of an image, where a source does not know how large its images are
+BETON_PLAN = "plan"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,24 +42,30 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError("fastrdm pack takes SRC and OUT, or one packed folder and --verify")
         _verify(options.src)
         return 0
-    if not options.src.is_dir():
-        raise ValueError(f"SRC must be a folder of images, got {options.src}")
-    parts = [part for part in PARTS if (options.src / part).is_dir()] if options.labels == "folders" else []
-    left = [part for part in parts if not (options.out / part).exists()]
-    for part in parts or [""]:
-        if left and part not in left:
-            print(f"{options.out / part} is packed already", flush=True)
+    if not is_remote(options.src) and not is_remote(options.out):
+        source, out = Path(options.src).resolve(), Path(options.out).resolve()
+        if out == source or source in out.parents:
+            raise ValueError(f"OUT must not lie in SRC, where the next command would take it for images: {options.out}")
+    config = LoaderConfig(source=options.source, root=options.src, labels=options.labels)
+    # every part is listed before one is written: what is refused is refused at once
+    parts = [Part(source, name, options) for name, source in open_parts(config).items()]
+    todo = [part for part in parts if not part.is_packed()]
+    for part in parts:
+        if part.source.note:
+            print(f"note: {part.source.note}", flush=True)
+        if part in todo:
+            part.pack()
         else:
-            pack(options.src / part, options.out / part, options)
+            print(f"{part.told_out} is packed already", flush=True)
         if options.verify:
-            _verify(options.out / part)
+            _verify(part.told_out)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastrdm pack", description="Pack a folder of images into a few large files.")
-    parser.add_argument("src", type=Path, metavar="SRC", help="one folder a class, or train, val, test of such folders")
-    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="packed folder to make; must not exist")
+    parser = argparse.ArgumentParser(prog="fastrdm pack", description="Pack a set of images into a few large files.")
+    parser.add_argument("src", metavar="SRC", help="the images: a folder of any shape, or what --source reads")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="packed folder to make, or its URL on a store")
     parser.add_argument(
         "--mode", choices=("raw", "jpeg"), default="jpeg", help="jpeg keeps the encoded files (default)"
     )
@@ -67,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", type=_positive, default=256, help="pixels a side in mode raw (default 256)")
     parser.add_argument("--exif", choices=("ignore", "apply"), default="ignore", help="orientation (default ignore)")
-    parser.add_argument("--labels", default="folders", help="folders (default), none, or a CSV file with file,label")
+    parser.add_argument("--source", default="folder", help="what SRC is, as in loader.source (default folder)")
+    parser.add_argument("--labels", default="auto", help="auto (default), folders, none or a file, as in loader.labels")
     parser.add_argument("--shard-mb", type=_positive, default=512, help="MiB a shard, about (default 512)")
     parser.add_argument("--workers", type=_positive, default=_cores(), help="processes (default: one a core)")
     parser.add_argument(
@@ -88,106 +96,119 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _verify(root: Path) -> None:
-    print(f"{root}: {verify(root):,} bytes are what was written")
+def _verify(root: str) -> None:
+    for part, size in (verify_remote(root) if is_remote(root) else verify_all(Path(root))).items():
+        print(f"{part}: {size:,} bytes are what was written")
 
 
-def pack(source: Path, out: Path, options: argparse.Namespace) -> None:
-    """Make packed folder `out` of the images of `source`; it appears when it is complete."""
-    if out.exists():
-        raise ValueError(f"OUT exists already: {out}. To check it: fastrdm pack {out} --verify")
-    if options.format == "beton":
-        _pack_beton(source, out, options)
-    else:
-        _pack(source, out, options)
+class Part:
+    """One split of a set and the folder that it is packed into."""
+
+    def __init__(self, source: Source, name: str, options: argparse.Namespace) -> None:
+        self.source, self.options = source, options
+        self.told_out = f"{options.out}/{name}".rstrip("/")
+        # what goes to a store is made here first, and written there when it is complete
+        self.url = self.told_out if is_remote(options.out) else None
+        staged = hashlib.sha256(self.told_out.encode()).hexdigest()[:16]
+        self.out = Path(self.told_out) if self.url is None else cache_folder(None) / "staged" / staged
+        self.fixed = {"mode": options.mode, "size": options.size if options.mode == "raw" else None}
+        self.fixed["exif"] = options.exif
+        self.told = {**self.fixed, "source": name or Path(options.src).resolve().name, "classes": source.classes}
+        sizes = source.sizes()
+        self.sizes: list[int] = [ASSUMED_BYTES] * len(source) if sizes is None else sizes.tolist()
+        self.shards = plan(self.sizes, options)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """All that decides about the result."""
+        keys = [self.source.key(k) for k in range(len(self.source))]
+        labels = np.asarray(self.source.labels).tolist()
+        told = {"shards": self.shards, "sizes": self.sizes, "keys": keys, "labels": labels}
+        return {**self.fixed, **told, "classes": self.source.classes}
+
+    def is_packed(self) -> bool:
+        """Whether OUT is there and is what this command makes; ValueError if it is something else."""
+        if self.url is not None:
+            there = Store(self.url, "OUT").read(META)
+            if there is None:
+                return False
+            made = check_meta(f"{self.url}/{META}", there).get("plan")
+        elif not self.out.exists():
+            return False
+        elif self.options.format == "beton":
+            mark = self.out / BETON_PLAN
+            made = mark.read_text() if mark.is_file() else None
+        else:
+            made = read_meta(self.out).get("plan") if (self.out / META).is_file() else None
+        if made != digest(self.plan):
+            raise ValueError(
+                f"OUT exists already: {self.told_out}, made with other files or options. To check it: fastrdm pack "
+                f"{self.told_out} --verify"
+            )
+        return True
+
+    def pack(self) -> None:
+        """Make the packed folder; it appears when it is complete."""
+        if self.options.format == "beton":
+            self._pack_beton()
+        elif self.url is None:
+            self._pack(self.out)
+        else:
+            if not self.out.exists():
+                self._pack(self.out)
+            upload_folder(self.out, self.url, last=META)
+            shutil.rmtree(self.out)
+            print(f"{self.url}: written", flush=True)
+
+    def _pack_beton(self) -> None:
+        """By way of a packed folder, which is removed."""
+        if self.options.mode != "jpeg" or self.options.verify or self.url is not None:
+            raise ValueError(
+                "--format beton takes --mode jpeg, a local OUT and no --verify: .beton files hold no checksums"
+            )
+        packed, made = (self.out.with_name(f"{self.out.name}.{kind}") for kind in ("packed", "unfinished"))
+        check_ffcv("--format beton")
+        if not packed.exists():
+            self._pack(packed)
+        shutil.rmtree(made, ignore_errors=True)
+        write_beton(packed, made, self.options.workers)
+        (made / BETON_PLAN).write_text(digest(self.plan))
+        made.rename(self.out)
+        shutil.rmtree(packed)
+
+    def _pack(self, out: Path) -> None:
+        options = self.options
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with Journal(out, self.plan) as journal:
+            if self.source.sizes() is not None or options.mode == "raw":
+                _check_space(journal.folder, self.sizes, options)
+            todo = {number: span for number, span in enumerate(self.shards) if number not in journal.records}
+            progress = Progress(len(self.source), journal.records.values(), options.max_bad)
+            settings = Settings(str(journal.pack.resolve()), options.mode, options.size, options.exif)
+            for message in make_shards(settings, self.source, todo, options.workers):
+                if message is None:
+                    progress.show()
+                elif "record" in message:
+                    journal.add(message["record"])
+                else:
+                    progress.add(message["done"], message["bad"])
+            progress.end()
+            meta = journal.finish(self.told)
+        print("\n".join(report(out, meta)), flush=True)
 
 
-def _pack_beton(source: Path, out: Path, options: argparse.Namespace) -> None:
-    """By way of a packed folder, which is removed."""
-    if options.mode != "jpeg" or options.verify:
-        raise ValueError("--format beton takes --mode jpeg and no --verify: .beton files hold no checksums")
-    packed, made = (out.with_name(f"{out.name}.{kind}") for kind in ("packed", "unfinished"))
-    check_ffcv("--format beton")
-    if not packed.exists():
-        _pack(source, packed, options)
-    shutil.rmtree(made, ignore_errors=True)
-    write_beton(packed, made, options.workers)
-    made.rename(out)
-    shutil.rmtree(packed)
-
-
-def _pack(source: Path, out: Path, options: argparse.Namespace) -> None:
-    """Make packed folder `out`."""
-    listing = list_images(source, options.labels)
-    sizes = [(source / file).stat().st_size for file, _ in listing.files]
-    fixed = {"mode": options.mode, "size": options.size if options.mode == "raw" else None, "exif": options.exif}
-    shards = plan(listing.files, sizes, options)
-    with Journal(out, {**fixed, "shards": shards, "sizes": sizes, "classes": listing.classes}) as journal:
-        _check_space(journal.folder, sizes, options)
-        todo = {number: files for number, files in enumerate(shards) if number not in journal.records}
-        progress = Progress(len(listing.files), journal.records.values(), options.max_bad)
-        settings = Settings(
-            str(source.resolve()), str(journal.pack.resolve()), options.mode, options.size, options.exif
-        )
-        for message in make_shards(settings, todo, options.workers):
-            if message is None:
-                progress.show()
-            elif "record" in message:
-                journal.add(message["record"])
-            else:
-                progress.add(message["done"], message["bad"])
-        progress.end()
-        meta = journal.finish({**fixed, "source": source.resolve().name, "classes": listing.classes})
-    print("\n".join(report(out, meta)), flush=True)
-
-
-def list_images(source: Path, labels: str) -> Listing:
-    """The images of a folder: labeled by their class folders, by a CSV file, or not at all."""
-    if labels == "folders":
-        found = FolderSource(source)
-        names = [found.classes[label] for label in found.labels]
-        return Listing(
-            [(f"{n}/{f}", int(k)) for n, f, k in zip(names, found.files, found.labels, strict=True)], found.classes
-        )
-    files = sorted(
-        (Path(folder) / file).relative_to(source).as_posix()
-        for folder, below, found_files in os.walk(source)
-        for file in filter(is_image, found_files)
-    )
-    if not files:
-        raise ValueError(f"SRC holds no image: {source}")
-    told = {} if labels == "none" else read_labels(Path(labels))
-    if absent := sorted(told.keys() - set(files)):
-        raise ValueError(f"--labels {labels} names {len(absent)} files that are not in {source}, such as {absent[0]}")
-    classes = sorted(set(told.values()), key=lambda name: (len(name), name) if name.isdecimal() else (0, name))
-    number = {name: k for k, name in enumerate(classes)}
-    return Listing([(file, number[told[file]] if file in told else -1) for file in files], classes)
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """Label of each file from a CSV file with the columns file and label."""
-    if not path.is_file():
-        raise ValueError(f"--labels must be folders, none or a CSV file, got {path}, which is no file")
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} must have the columns file and label in its first line, got {rows.fieldnames}")
-        return {row["file"]: row["label"] for row in rows}
-
-
-def plan(files: list[tuple[str, int]], sizes: list[int], options: argparse.Namespace) -> list[list[tuple[str, int]]]:
-    """The files of each shard; from the set and the options alone, so that any number of workers makes the same."""
+def plan(sizes: list[int], options: argparse.Namespace) -> list[Span]:
+    """The images of each shard; from the set and the options alone, so that any number of workers makes the same."""
     limit = options.shard_mb * 2**20
     if options.mode == "raw":
-        sizes = [3 * options.size**2] * len(files)
-    starts, filled = [], 0
-    number = -1
-    for size in sizes:
-        if number < 0 or filled + size > limit:
-            number, filled = number + 1, 0
+        sizes = [3 * options.size**2] * len(sizes)
+    starts, filled = [0], 0
+    for index, size in enumerate(sizes):
+        if index > starts[-1] and filled + size > limit:
+            starts.append(index)
+            filled = 0
         filled += size
-        starts.append(number)
-    return [[file for _, file in group] for _, group in groupby(zip(starts, files, strict=True), key=lambda x: x[0])]
+    return list(pairwise([*starts, len(sizes)]))
 
 
 def _check_space(folder: Path, sizes: list[int], options: argparse.Namespace) -> None:
@@ -203,19 +224,22 @@ class Progress:
 
     def __init__(self, total: int, records: Any, max_bad: float) -> None:
         self.total, self.max_bad = total, max_bad
-        self.bad = sum(len(record["refused"]) for record in records)
-        self.done = self.before = sum(len(record["rows"]) for record in records) + self.bad
+        self.bad = [": ".join(pair) for record in records for pair in record["refused"]]
+        self.done = self.before = sum(len(record["rows"]) for record in records) + len(self.bad)
         self.began = self.shown = time.monotonic()
         self.live = sys.stdout.isatty()
         if self.before:
             print(f"going on: {self.before:,} of {total:,} images are packed", flush=True)
 
-    def add(self, done: int, bad: int) -> None:
+    def add(self, done: int, bad: list[str]) -> None:
+        """Count images that are done, among them those that were refused, with their reasons."""
         self.done, self.bad = self.done + done, self.bad + bad
-        if self.bad > self.max_bad * self.total:
+        if len(self.bad) > self.max_bad * self.total:
+            more = f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
             raise CorruptImage(
-                f"{self.bad} of {self.total} files cannot be read, above --max-bad {self.max_bad}. What is packed is "
-                "kept: repair them or raise --max-bad, and run the same command again"
+                f"{len(self.bad)} of {self.total} files cannot be read, above --max-bad {self.max_bad}: "
+                f"{'; '.join(self.bad[:NAMED])}{more}. What is packed is kept: raise --max-bad to leave them out, and "
+                "run the same command again; or repair them, remove OUT.partial and start anew"
             )
         self.show()
 
@@ -231,7 +255,7 @@ class Progress:
     def line(self, now: float) -> str:
         rate = (self.done - self.before) / max(now - self.began, 1e-9)
         left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "no rate yet"
-        return f"packed {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left}, {self.bad:,} refused"
+        return f"packed {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left}, {len(self.bad):,} refused"
 
     def end(self) -> None:
         print(("\r\x1b[K" if self.live else "") + self.line(time.monotonic()), flush=True)

@@ -1,12 +1,13 @@
 """One shard of a packed folder: files decoded, put right and written one behind the other.
 
-Runs as a process of its own, `python -m fastrdm.loaders.shards`, that knows no torch and so starts fast: settings and
-then tasks come in as lines of JSON, progress and records go out likewise. It ends when its input does.
+Runs as a process of its own that knows no torch and so starts fast: settings and then tasks come in as pickles of the
+parent, progress and records go out as lines of JSON. It ends when its input does.
 """
 
 import io
 import json
 import os
+import pickle
 import signal
 import sys
 import zlib
@@ -26,8 +27,10 @@ from fastrdm.loaders.sources.decode import (
     Pixels,
     decode_any,
     decode_plain,
+    new_pixels,
     orientation,
 )
+from fastrdm.loaders.sources.source import ReadTime, Source
 
 LONGEST = 64  # a strip that is more times as long as wide is not resized as a whole
 TRANSCODED, TURNED = 1, 2  # flags of an image in the index
@@ -46,7 +49,6 @@ TURNS: dict[int, Callable[[Pixels], Pixels]] = {  # what puts an image of this E
 class Settings(NamedTuple):
     """Settings that all shards of a pack share."""
 
-    source: str  # folder of the files
     folder: str  # where shards go
     mode: str  # raw or jpeg
     size: int  # pixels a side, in mode raw
@@ -81,6 +83,12 @@ def entry(data: bytes, name: str, settings: Settings) -> Entry:
     height, width = pixels.shape[:2]
     if plain and not flags:
         return Entry(data, height, width, 0, [])
+    return _encoded(pixels, name, flags, repairs)
+
+
+def _encoded(pixels: Pixels, name: str, flags: int, repairs: list[str]) -> Entry:
+    """The entry of pixels in mode jpeg."""
+    height, width = pixels.shape[:2]
     try:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=100, colorsubsampling="444")
     except ValueError as error:  # a side of more than 65,500 pixels
@@ -122,12 +130,28 @@ def _oddities(data: bytes, name: str, mode: str) -> list[str]:
     return [f"{kind} turned into JPEG"] if mode == "jpeg" else []
 
 
-def write_shard(
-    settings: Settings, number: int, files: list[tuple[str, int]], tell: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Write shard `number` of (file, label) pairs; its record: rows of the index, seal, what was repaired and refused.
+def entry_of(source: Source, index: int, settings: Settings) -> Entry:
+    """What to store of image `index`; raises CorruptImage."""
+    name = source.key(index)
+    if source.encoded:
+        try:
+            data, _ = source.fetch(index)
+        except CorruptImage as error:
+            # the reason without the path on this machine
+            raise CorruptImage(f"{name}: {str(error).rpartition(': ')[2]}") from error
+        return entry(data, name, settings)
+    pixels = source.read_into(index, new_pixels, ReadTime())
+    if settings.mode == "jpeg":
+        return _encoded(pixels, name, 0, [])
+    return Entry(center_square(pixels, settings.size).tobytes(), settings.size, settings.size, 0, [])
 
-    `tell` gets the number of files done, and refused, since it was last called.
+
+def write_shard(
+    settings: Settings, number: int, source: Source, tell: Callable[[int, list[str]], None]
+) -> dict[str, Any]:
+    """Write shard `number` of the images of `source`; its record: rows of the index, seal, what was repaired, refused.
+
+    `tell` gets the number of images done, and those refused, since it was last called.
     """
     raw = settings.mode == "raw"
     name = f"shards/{number:05}.{'npy' if raw else 'bin'}"
@@ -139,18 +163,19 @@ def write_shard(
     with partial.open("wb") as out:
         if raw:
             _write_header(out, 0, settings.size)
-        for done, (file, label) in enumerate(files, start=1):
+        for index in range(len(source)):
+            key, label, done = source.key(index), int(source.labels[index]), index + 1
             try:
-                stored = entry(_read(Path(settings.source, file), file), file, settings)
+                stored = entry_of(source, index, settings)
                 check = zlib.crc32(stored.data)
                 size = len(stored.data)
                 rows.append([number, stored.flags, out.tell(), size, check, stored.height, stored.width, label])
                 out.write(stored.data)
-                repaired += [(file, what) for what in stored.repairs]
+                repaired += [(key, what) for what in stored.repairs]
             except CorruptImage as error:
-                refused.append((file, str(error).removeprefix(f"{file}: ")))
-            if done % TELL_EVERY == 0 or done == len(files):
-                tell(done - told[0], len(refused) - told[1])
+                refused.append((key, str(error).removeprefix(f"{key}: ")))
+            if done % TELL_EVERY == 0 or done == len(source):
+                tell(done - told[0], [": ".join(pair) for pair in refused[told[1] :]])
                 told = done, len(refused)
         if raw:
             out.seek(0)
@@ -162,38 +187,41 @@ def write_shard(
     return {"shard": number, "name": name, **seal, "rows": rows, "repaired": repaired, "refused": refused}
 
 
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CorruptImage(f"{name}: {error.strerror}") from error
-
-
 def _write_header(out: IO[bytes], count: int, size: int) -> None:
     """NumPy's header for (count, size, size, 3) uint8; of one length for any count, so that it can be rewritten."""
     np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)})
 
 
-def serve(lines: IO[str], out: IO[str]) -> None:
-    """Make the shards that `lines` ask for, until they end."""
+def serve(tasks: IO[bytes], out: IO[str]) -> None:
+    """Make the shards that `tasks` asks for, until it ends."""
 
     def send(message: dict[str, Any]) -> None:
         out.write(json.dumps(message) + "\n")
         out.flush()
 
-    settings = Settings(**json.loads(lines.readline()))
-    for line in lines:
-        task = json.loads(line)
+    settings: Settings = pickle.load(tasks)
+    while True:
         try:
-            files = task["files"]
-            send({"record": write_shard(settings, task["shard"], files, lambda n, bad: send({"done": n, "bad": bad}))})
+            shard, part = pickle.load(tasks)
+        except EOFError:
+            return
+        try:
+            source: Source = pickle.loads(part)
+            send({"record": write_shard(settings, shard, source, lambda n, bad: send({"done": n, "bad": bad}))})
+        except BrokenPipeError:
+            raise
         except OSError as error:  # such as a full disk
             send({"error": str(error)})
+        except Exception as error:  # a source of the user's own raises what it likes
+            send({"error": f"{type(error).__name__}: {error}"})
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Entry of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our input
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a module of the user's prints is no message of ours
     try:
-        serve(sys.stdin, sys.stdout)
+        serve(sys.stdin.buffer, out)
     except BrokenPipeError:  # the parent was killed
         os._exit(1)

@@ -1,31 +1,38 @@
 """Processes that make shards: plain children on pipes, so that a kill leaves neither locks nor shared memory."""
 
 import json
-import os
+import pickle
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any, cast
+
+import numpy as np
 
 from fastrdm.loaders.packing.shard_writer import Settings
+from fastrdm.loaders.sources.source import Source
 
 Message = dict[str, Any]
+Span = tuple[int, int]  # the images of a shard: numbers of the first one and of the one behind the last
 TICK = 1.0  # seconds without a message after which None is sent, for a progress line
+# Isolated: neither the working folder nor variables of the environment lead to other modules than the parent has.
+CHILD = "import sys; sys.path[:] = sys.argv[1:]; from fastrdm.loaders.packing.shard_writer import main; main()"
 
 
-def make_shards(settings: Settings, todo: dict[int, list[tuple[str, int]]], workers: int) -> Iterator[Message | None]:
+def make_shards(settings: Settings, source: Source, todo: dict[int, Span], workers: int) -> Iterator[Message | None]:
     """Messages of `workers` processes that make the shards of `todo`, and None now and then; ValueError if one fails.
 
-    Multiprocessing would import the command's main module, and torch with it, in each of them.
+    Each shard's images go to the process as a source of their own. Multiprocessing would import the command's main
+    module, and torch with it, in each of them.
     """
-    tasks = iter([{"shard": number, "files": files} for number, files in todo.items()])
+    tasks = iter(todo.items())
     messages: queue.SimpleQueue[Message | Exception | None] = queue.SimpleQueue()
     processes = [_start(settings) for _ in range(min(workers, len(todo)))]
     lock = threading.Lock()
     for process in processes:
-        threading.Thread(target=_converse, args=(process, tasks, lock, messages), daemon=True).start()
+        threading.Thread(target=_converse, args=(process, source, tasks, lock, messages), daemon=True).start()
     running = len(processes)
     try:
         while running:
@@ -46,44 +53,50 @@ def make_shards(settings: Settings, todo: dict[int, list[tuple[str, int]]], work
             process.wait()
 
 
-def _start(settings: Settings) -> "subprocess.Popen[str]":
-    path = os.pathsep.join(filter(None, sys.path))
+def _start(settings: Settings) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastrdm.loaders.packing.shard_writer"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-I", "-c", CHILD, *filter(None, sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin
-    process.stdin.write(json.dumps(settings._asdict()) + "\n")
+    pickle.dump(settings, process.stdin)
+    process.stdin.flush()
     return process
 
 
 def _converse(
-    process: "subprocess.Popen[str]",
-    tasks: Iterator[Message],
+    process: "subprocess.Popen[bytes]",
+    source: Source,
+    tasks: Iterator[tuple[int, Span]],
     lock: threading.Lock,
     messages: "queue.SimpleQueue[Message | Exception | None]",
 ) -> None:
     """Give one process its tasks, one after the other, and pass on what it says; None at the end."""
-    assert process.stdin and process.stdout
+    stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
     try:
         while True:
             with lock:
                 task = next(tasks, None)
             if task is None:
                 break
-            process.stdin.write(json.dumps(task) + "\n")
-            process.stdin.flush()
+            shard, span = task
+            pickle.dump((shard, _part(source, span)), stdin)
+            stdin.flush()
             message: Message = {}
             while "record" not in message:
-                line = process.stdout.readline()
+                line = stdout.readline()
                 message = json.loads(line) if line else {"error": f"its process died (status {process.wait()})"}
                 if "error" in message:
-                    files = task["files"]
-                    raise ValueError(f"shard {task['shard']}, {files[0][0]} to {files[-1][0]}: {message['error']}")
+                    first, last = source.key(span[0]), source.key(span[1] - 1)
+                    raise ValueError(f"shard {shard}, {first} to {last}: {message['error']}")
                 messages.put(message)
     except (OSError, ValueError) as error:
         messages.put(error if isinstance(error, ValueError) else ValueError(f"a packing process died: {error}"))
     messages.put(None)
+
+
+def _part(source: Source, span: Span) -> bytes:
+    """The images of a shard for another process, which unpickles them when it is ready to tell what goes wrong."""
+    try:
+        return pickle.dumps(source.take(np.arange(*span)))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ValueError(f"loader.source {source.name} cannot be sent to another process: {error}") from None

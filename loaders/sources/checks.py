@@ -44,7 +44,11 @@ def no_accuracy(train: "Source", test: "Source") -> str | None:
         return (
             f"the two splits of {train.name} do not have the same classes: {_difference(train.classes, test.classes)}"
         )
-    known = np.unique(train.labels[train.labels >= 0])
+    known, asked = (np.unique(source.labels[source.labels >= 0]) for source in (train, test))
+    if np.isin(asked, known).any() and len(known) > 1 and not np.isin(asked, known).all():
+        # the splits number their classes together, and some of the test images are of a class that is never seen
+        names = [[source.classes[k] for k in labels] for source, labels in ((train, known), (test, asked))]
+        return f"the two splits of {train.name} do not have the same classes: {_difference(*names)}"
     if len(known) == 1:
         return f"all labeled training images of {train.name} are of one class, {train.classes[known[0]]}"
     if not np.isin(test.labels, known).any():

@@ -1,5 +1,6 @@
 """Encoded bytes -> RGB pixels, or the reason why not."""
 
+import errno
 import io
 from collections.abc import Callable
 
@@ -27,6 +28,13 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "J
 
 class CorruptImage(RunError, ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
+
+
+def blame_the_image(error: CorruptImage) -> None:
+    """Raise the error behind `error` where it is the machine's, such as too many open files: no image is at fault."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise cause
 
 
 def new_pixels(height: int, width: int) -> Pixels:

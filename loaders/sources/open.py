@@ -12,16 +12,32 @@ from fastrdm.loaders.sources.archives import CIFAR, FASHION_ROOT, Arrays, Split,
 from fastrdm.loaders.sources.beton import BETON, BetonSource
 from fastrdm.loaders.sources.checks import check_labels, check_pixels
 from fastrdm.loaders.sources.class_list import check_classes, read_class_list
-from fastrdm.loaders.sources.folder import FolderSource
-from fastrdm.loaders.sources.packed import PackedSource
-from fastrdm.loaders.sources.source import ArraySource, Source, Subset
+from fastrdm.loaders.sources.folder import FolderSource, class_folders, split_folders
+from fastrdm.loaders.sources.imagenet import open_imagenet
+from fastrdm.loaders.sources.packed import META, PackedSource
+from fastrdm.loaders.sources.parquet import open_parquet
+from fastrdm.loaders.sources.remote import open_remote
+from fastrdm.loaders.sources.source import ArraySource, NoImages, Source, Subset
+from fastrdm.loaders.sources.store import is_remote
+from fastrdm.loaders.sources.webdataset import open_webdataset
 from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.schema import require
 
+PARTS = ("train", "val", "test")
 DIGITS_TRAIN = 1437  # of 1,797 images, in scikit-learn's order
 
 
 def open_source(config: LoaderConfig, split: Split) -> Source:
-    """The images of `split`; `config.subset` shortens the training split. Raises ValueError naming what is amiss."""
+    """The images of `split`; `config.subset` shortens the training split. Raises ValueError naming what is amiss.
+
+    A set that has no images to evaluate on gives none of them for "test".
+    """
+    source = open_whole(config, split)
+    return source if config.subset is None or split == "test" else balanced(source, config.subset, "loader.subset")
+
+
+def open_whole(config: LoaderConfig, split: Split) -> Source:
+    """The images of `split`, of the classes that are asked for."""
     if parts.is_own(config.source):
         source = _open_class(config, split)
     elif config.source in SOURCES:
@@ -31,9 +47,17 @@ def open_source(config: LoaderConfig, split: Split) -> Source:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}, or pkg.mod:Class"
         raise ValueError(f"loader.source is unknown: {config.source!r}; {hint}")
     check_labels(source.labels, source.classes, f"loader.source={config.source} ({split})")
-    if config.classes is not None:
+    if config.classes is not None and len(source):
         source = of_classes(source, config.classes, f"{config.root or config.source} ({split})")
-    return source if config.subset is None or split == "test" else balanced(source, config.subset)
+    return source
+
+
+def open_parts(config: LoaderConfig) -> dict[str, Source]:
+    """Every split of a set by its name in a packed set, train, val and test; {"": source} for a set without splits."""
+    if config.source == "folder" and (splits := split_folders(_root(config))):
+        return {name: _open_part(config, folder, splits) for name, folder in splits.items()}
+    train, test = open_whole(config, "train"), open_whole(config, "test")
+    return {"train": train, "val": test} if len(test) else {"": train}
 
 
 def of_classes(source: Source, name: str, where: str) -> Subset:
@@ -48,16 +72,19 @@ def of_classes(source: Source, name: str, where: str) -> Subset:
     return kept
 
 
-def balanced(source: Source, size: int) -> Subset:
-    """The first images of each class, the same number of each, `size` in all."""
+def balanced(source: Source, size: int, key: str) -> Subset:
+    """The first images of each class, `size` in all, as nearly the same number of each class as there are images.
+
+    ValueError, naming the setting `key`, where the source has fewer.
+    """
+    require(size <= len(source), key, f"at most the {len(source):,} images of {source.name}", size)
     classes, counts = np.unique(source.labels, return_counts=True)
-    share, rest = divmod(size, len(classes))
-    if rest or share > counts.min():
-        raise ValueError(
-            f"loader.subset must be a multiple of the {len(classes)} classes and at most {counts.min() * len(classes)} "
-            f"(the smallest class has {counts.min()} images), got {size}"
-        )
-    chosen = [np.flatnonzero(source.labels == label)[:share] for label in classes]
+    left, shares = size, np.zeros_like(counts)
+    for place, k in enumerate(np.argsort(counts, kind="stable")):
+        # small classes first: what they lack is spread over the larger ones behind them
+        shares[k] = min(counts[k], left // (len(counts) - place))
+        left -= shares[k]
+    chosen = [np.flatnonzero(source.labels == label)[:share] for label, share in zip(classes, shares, strict=True)]
     return Subset(source, np.sort(np.concatenate(chosen)))
 
 
@@ -86,30 +113,37 @@ def _open_cifar(config: LoaderConfig, split: Split) -> Source:
 
 
 def _open_folder(config: LoaderConfig, split: Split) -> Source:
-    return FolderSource(_part(_root(config), split))
+    splits = split_folders(_root(config))
+    root = _part(_root(config), split, splits)
+    return NoImages("folder") if root is None else _open_part(config, root, splits)
+
+
+def _open_part(config: LoaderConfig, root: Path, splits: dict[str, Path]) -> FolderSource:
+    """The folder of one split, with classes numbered over all of them."""
+    others = [folder for folder in splits.values() if folder != root]
+    by_folder = config.labels in ("auto", "folders")
+    return FolderSource(root, config.labels, {name for folder in others if by_folder for name in class_folders(folder)})
 
 
 def _open_packed(config: LoaderConfig, split: Split) -> Source:
+    if is_remote(config.root):
+        return open_remote(config, split)
     root = _root(config)
-    if split == "train" or not (root / "meta.json").is_file():
-        part = _part(root, split)
-        return BetonSource(part) if (part / BETON).is_file() else PackedSource(part)
-    whole = PackedSource(root)
-    if whole.classes:
-        raise ValueError(f"loader.root must hold packed folders train and val, got {root}, which is one packed folder")
-    return whole  # without labels nothing is measured on it
+    if (root / META).is_file():
+        return PackedSource(root) if split == "train" else NoImages("packed")
+    part = _part(root, split, {name: root / name for name in PARTS if (root / name).is_dir()})
+    if part is None:
+        return NoImages("packed")
+    return BetonSource(part) if (part / BETON).is_file() else PackedSource(part)
 
 
-def _part(root: Path, split: Split) -> Path:
-    """The folder of `split`: root itself for training where it has no folders of that kind."""
-    parts = {part for part in ("train", "val", "test") if (root / part).is_dir()}
-    if not parts and split == "train":
-        return root
-    found = [part for part in (("train",) if split == "train" else ("val", "test")) if part in parts]
-    if not found:
-        missing = "train" if split == "train" else "val or test"
-        raise ValueError(f"loader.root must hold a folder {missing}, got {root}, which has none")
-    return root / found[0]
+def _part(root: Path, split: Split, splits: dict[str, Path]) -> Path | None:
+    """The folder of `split`, None where there is none to evaluate on: root itself is for training without splits."""
+    if split == "test":
+        return splits.get("val", splits.get("test"))
+    if splits and "train" not in splits:
+        raise ValueError(f"loader.root must hold a folder train, got {root}, which has {', '.join(splits)}")
+    return splits.get("train", root)
 
 
 def _open_class(config: LoaderConfig, split: Split) -> Source:
@@ -149,4 +183,7 @@ SOURCES: dict[str, Callable[[LoaderConfig, Split], Source]] = {
     **dict.fromkeys(CIFAR, _open_cifar),
     "folder": _open_folder,
     "packed": _open_packed,
+    "imagenet": open_imagenet,
+    "webdataset": open_webdataset,
+    "parquet": open_parquet,
 }

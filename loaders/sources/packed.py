@@ -7,9 +7,7 @@ shards/NNNNN.npy  mode raw: (n, size, size, 3) uint8;   shards/NNNNN.bin  mode j
 
 import hashlib
 import json
-import os
 import time
-import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrdm.files import sha256
+from fastrdm.files import read_npy, sha256
 from fastrdm.loaders.sources.decode import Allocate, CorruptImage, Pixels
-from fastrdm.loaders.sources.source import ReadTime, Source
+from fastrdm.loaders.sources.pack_fields import check_fields, check_index
+from fastrdm.loaders.sources.ranges import RangeSource, keep_open
+from fastrdm.loaders.sources.source import ReadTime
 
 FORMAT = 1
+META, INDEX_FILE = "meta.json", "index.npy"
 INDEX = np.dtype(
     [
         ("shard", "<u4"),
@@ -44,18 +45,14 @@ def seal(meta: dict[str, Any]) -> str:
 
 def read_meta(root: Path) -> dict[str, Any]:
     """meta.json, checked, every file that it lists present and as long as it says; ValueError names what is amiss."""
-    path = root / "meta.json"
+    path = root / META
     try:
-        meta: dict[str, Any] = json.loads(path.read_bytes())
-        sound = meta["seal"] == seal(meta)
+        data = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"loader.root must be a packed folder, got {root}, which has no meta.json") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"loader.root must be a packed folder, got {root}, which has no {META}") from None
+    except OSError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not sound:
-        raise ValueError(f"{path} is damaged: it is not what was written. Pack the set again")
-    if meta["format"] != FORMAT:
-        raise ValueError(f"{path} is of format {meta['format']}, this version reads {FORMAT}: pack the set again")
+    meta = check_meta(str(path), data)
     for name, told in meta["files"].items():
         size = (root / name).stat().st_size if (root / name).is_file() else None
         if size is None:
@@ -65,14 +62,33 @@ def read_meta(root: Path) -> dict[str, Any]:
     return meta
 
 
+def check_meta(path: str, data: bytes) -> dict[str, Any]:
+    """The content of a meta.json, if it is what was written; ValueError naming `path` if not."""
+    try:
+        meta: dict[str, Any] = json.loads(data)
+        sound = meta["seal"] == seal(meta)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not sound:
+        raise ValueError(f"{path} is damaged: it is not what was written. Pack the set again")
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{path} is of format {meta.get('format')}, this version reads {FORMAT}: pack the set again")
+    check_fields(path, meta)
+    return meta
+
+
 def read_index(root: Path, meta: dict[str, Any]) -> NDArray[np.void]:
     """index.npy, (N,) of INDEX, checked against its sha256."""
-    path = root / "index.npy"
-    if sha256(path) != meta["files"]["index.npy"]["sha256"]:
+    path = root / INDEX_FILE
+    if sha256(path) != meta["files"][INDEX_FILE]["sha256"]:
         raise ValueError(f"{path} is damaged: it is not what was written. Copy it again")
-    index: NDArray[np.void] = np.load(path, allow_pickle=False)
-    assert index.dtype == INDEX and len(index) == meta["count"]
-    return index
+    return check_index(path, read_npy(path), meta, INDEX)
+
+
+def verify_all(root: Path) -> dict[str, int]:
+    """Bytes read of each packed folder that `root` is, or holds as train, val and test; ValueError as for verify."""
+    parts = [part for part in sorted(root.glob("*")) if (part / META).is_file()]
+    return {str(part): verify(part) for part in ([root] if (root / META).is_file() or not parts else parts)}
 
 
 def verify(root: Path) -> int:
@@ -84,7 +100,7 @@ def verify(root: Path) -> int:
     return sum(told["bytes"] for told in meta["files"].values())
 
 
-class PackedSource(Source):
+class PackedSource(RangeSource):
     """Images of a packed folder; each one's checksum is compared when a process reads it for the first time.
 
     Raw shards are mapped into memory, which copies faster than reading. Encoded images are read: a failing disk then
@@ -93,15 +109,13 @@ class PackedSource(Source):
 
     name = "packed"
 
-    shards: NDArray[np.int64]
-
     def __init__(self, root: Path) -> None:
-        self.root, self.meta = root, read_meta(root)
+        self.root, self.meta = root, self._read_meta(root)
         index = read_index(root, self.meta)
         self.classes: list[str] = self.meta["classes"]
         self.labels = index["label"].astype(np.int64)
         self.shards = index["shard"].astype(np.int64)
-        self.offset, self.bytes, self.crc32, self.height, self.width = (
+        self.offset, self.length, self.crc32, self.height, self.width = (
             np.ascontiguousarray(index[name]) for name in ("offset", "bytes", "crc32", "height", "width")
         )
         self.raw = self.meta["mode"] == "raw"
@@ -112,16 +126,16 @@ class PackedSource(Source):
                 "published accuracies were not made this way"
             )
         self.stored_bytes = sum(told["bytes"] for told in self.meta["files"].values())
-        self.paths = sorted(root / name for name in self.meta["files"] if name.startswith("shards/"))
+        self.paths = sorted(str(root / name) for name in self.meta["files"] if name.startswith("shards/"))
         self._checked = np.zeros(len(index), bool)
-        self._files: list[int] = []
-        weakref.finalize(self, _close, self._files)
-        try:
-            self._files += [os.open(path, os.O_RDONLY) for path in self.paths]
-        except OSError as error:
-            raise ValueError(f"{root}: cannot open its {len(self.paths)} shards at once: {error.strerror}") from None
-        # as plain arrays: slicing a numpy.memmap costs microseconds
-        self._maps = [np.asarray(np.memmap(path, np.uint8, "r")) for path in self.paths] if self.raw else []
+        self._opening()
+
+    def _read_meta(self, root: Path) -> dict[str, Any]:
+        return read_meta(root)
+
+    def _opening(self) -> None:
+        super()._opening()
+        self._map = keep_open(mapped)
 
     @property
     def encoded(self) -> bool:
@@ -138,40 +152,43 @@ class PackedSource(Source):
         return pixels
 
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
-        """Images of mode raw into `out` (n, side, side, 3); raises CorruptImage."""
         for index, pixels in zip(indices.tolist(), out.reshape(len(out), -1), strict=True):
             self._copy(index, pixels)
 
-    def read_ahead(self, shards: set[int]) -> None:
-        """Ask the system to read these shards from one end to the other, in the background."""
-        if hasattr(os, "posix_fadvise"):
-            for shard in shards:
-                os.posix_fadvise(self._files[shard], 0, 0, os.POSIX_FADV_WILLNEED)
-
     def _copy(self, index: int, out: NDArray[np.uint8]) -> None:
-        start = self.offset.item(index)
-        out[:] = self._maps[self.shards.item(index)][start : start + out.size]
-        self._check(index, out)
+        start, shard = self.offset.item(index), self.shards.item(index)
+        for last in (False, True):
+            out[:] = self._map(self.path(shard))[start : start + out.size]
+            if self._right(index, out) or last or not self._mend(shard):
+                break
+        self._check(index)
 
     def fetch(self, index: int) -> tuple[bytes, str]:
-        """The encoded image of a pack in mode jpeg, and what to call it; raises CorruptImage."""
-        try:
-            data = os.pread(self._files[self.shards[index]], self.bytes.item(index), self.offset.item(index))
-        except OSError as error:
-            raise CorruptImage(f"{self._called(index)}: {error.strerror}") from error
-        self._check(index, data)
-        return data, self._called(index)
+        data, name = super().fetch(index)
+        if not self._right(index, data) and self._mend(self.shards.item(index)):
+            data, name = super().fetch(index)
+            self._right(index, data)
+        self._check(index)
+        return data, name
 
-    def _check(self, index: int, data: Any) -> None:
+    def _right(self, index: int, data: Any) -> bool:
+        """Whether an image is what was packed; compared once."""
         if not self._checked[index]:
-            if zlib.crc32(data) != self.crc32[index]:
-                raise CorruptImage(f"{self._called(index)}: not the bytes that were packed")
-            self._checked[index] = True
+            self._checked[index] = zlib.crc32(data) == self.crc32[index]
+        return bool(self._checked[index])
 
-    def _called(self, index: int) -> str:
-        return f"{self.paths[self.shards[index]]}, image {index}"
+    def _check(self, index: int) -> None:
+        if not self._checked[index]:
+            raise CorruptImage(f"{self.called(index)}: not the bytes that were packed")
+
+    def _mend(self, shard: int) -> bool:
+        """Whether a shard that gave wrong bytes can be had anew."""
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_map"}
 
 
-def _close(files: list[int]) -> None:
-    for file in files:
-        os.close(file)
+def mapped(path: str) -> NDArray[np.uint8]:
+    """A file's bytes as a plain array: slicing a numpy.memmap costs microseconds."""
+    return np.asarray(np.memmap(path, np.uint8, "r"))

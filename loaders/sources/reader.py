@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TypeVar
 
-from fastrdm.loaders.sources.decode import Allocate, CorruptImage
+from fastrdm.loaders.sources.decode import Allocate, CorruptImage, blame_the_image
 from fastrdm.loaders.sources.source import ReadTime, Source
 
 Read = TypeVar("Read")
@@ -31,6 +31,7 @@ class Reader:
             try:
                 return candidate, read(candidate)
             except CorruptImage as error:
+                blame_the_image(error)
                 self.faults[candidate] = str(error)
         raise CorruptImage(
             f"{len(self.faults)} of {samples} images cannot be read, above loader.max_corrupt={self.max_corrupt}; "

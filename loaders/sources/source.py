@@ -1,6 +1,8 @@
 """The base class of sources, images in memory, and subsets of a source."""
 
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +69,11 @@ class Source:
     std: Triple | None = None
     """Standard deviation of the training images' red, green and blue in [0, 1]; None: ImageNet's."""
 
+    whole_view: bool = False
+    """The center view shows the whole image, as the protocols of 28 and 32 px sets have it. False, for photographs: the
+    short side is resized to 256 / 224 of the view, whatever the image's size, and the center is cut.
+    """
+
     note: str | None = None
     """Note about this set that is shown at the start of a run."""
 
@@ -115,6 +122,18 @@ class Source:
         spent.decode += time.perf_counter() - fetched
         return pixels
 
+    def key(self, index: int) -> str:
+        """What the image is called within the set, such as its path below the root; the same wherever the set lies."""
+        return f"image {index}"
+
+    def sizes(self) -> NDArray[np.int64] | None:
+        """(N,) int64, about the bytes of each image as it is stored; None where that is not known without reading."""
+        return None
+
+    def take(self, index: NDArray[np.int64]) -> "Source":
+        """The images `index` (n,) as a source of their own, which holds no more than it needs."""
+        return Subset(self, index)
+
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
         """The images `indices` (n,) of a source with a `side` into `out` (n, side, side, 3); raises CorruptImage."""
         raise TypeError(f"{type(self).__name__} has no side")
@@ -122,11 +141,20 @@ class Source:
     def read_ahead(self, shards: set[int]) -> None:
         """A hint that these `shards` are read soon, from one end to the other."""
 
+    def planned(self, groups: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        """A hint, as long as the context lasts: shards are read in this order, those of a group mixed."""
+        return nullcontext()
+
+    def news(self) -> str | None:
+        """A line on what has happened since the last call that a user should know, None without."""
+        return None
+
 
 class ArraySource(Source):
     """Images (N, H, W, 3) uint8 in memory."""
 
     images: Pixels
+    whole_view = True
 
     def __init__(self, name: str, arrays: Arrays) -> None:
         self.name = name
@@ -136,6 +164,16 @@ class ArraySource(Source):
     def read(self, index: int) -> Pixels:
         return self.images[index]  # type: ignore[no-any-return]
 
+    def take(self, index: NDArray[np.int64]) -> "ArraySource":
+        return ArraySource(self.name, Arrays(self.images[index], self.labels[index], self.classes))
+
+
+class NoImages(Source):
+    """The split of a set that has no such split."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.classes, self.labels = name, [], np.zeros(0, np.int64)
+
 
 class Subset(Source):
     """Some images of another source, numbered anew, with all its abilities."""
@@ -144,13 +182,11 @@ class Subset(Source):
         self.source, self.index = source, index
         self.name, self.classes, self.labels = source.name, source.classes, source.labels[index]
         self.mean, self.std, self.note = source.mean, source.std, source.note
+        self.whole_view = source.whole_view
         self.side, self.stored_bytes = source.side, source.stored_bytes
         self.images = None if source.images is None else source.images[index]
         self.shards = None if source.shards is None else source.shards[index]
         self.beton = source.beton and source.beton.at(index)
-
-    beton: BetonImages | None = None
-    """Where the images lie in a .beton file: loader.engine=ffcv reads no other."""
 
     @property
     def encoded(self) -> bool:
@@ -165,8 +201,26 @@ class Subset(Source):
     def read_into(self, index: int, allocate: Allocate, spent: ReadTime) -> Pixels:
         return self.source.read_into(int(self.index[index]), allocate, spent)
 
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.index[index]))
+
+    def sizes(self) -> NDArray[np.int64] | None:
+        known = self.source.sizes()
+        return None if known is None else known[self.index]
+
+    def take(self, index: NDArray[np.int64]) -> Source:
+        part = self.source.take(self.index[index])
+        part.classes, part.labels = self.classes, self.labels[index]
+        return part
+
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
         self.source.gather(self.index[indices], out)
 
     def read_ahead(self, shards: set[int]) -> None:
         self.source.read_ahead(shards)
+
+    def planned(self, groups: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return self.source.planned(groups)
+
+    def news(self) -> str | None:
+        return self.source.news()

@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import fastrdm
 from fastrdm import cli
 from fastrdm.commands import evaluate as offline
+from fastrdm.commands.pretrained import from_file
 from fastrdm.config import run_config
 from fastrdm.evaluation.evaluator import EvalConfig
 from fastrdm.evaluation.knn import wilson_interval
 from fastrdm.evaluation.published_settings import RECIPES
+from fastrdm.loaders.sources.open import open_source
+from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import WEIGHTS
@@ -247,3 +252,37 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "linear.epochs = 100" in shown
     assert "A set with fewer images makes one batch." in shown, "descriptions of inherited fields are found"
+
+
+def test_the_fine_tuned_model_is_saved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--method", "finetune", "--labels", "1", "finetune.epochs=1", "--out", tmp_path]
+    evaluate(run, *given)
+    file = tmp_path / "eval-finetune-1-digits.safetensors"
+    assert f"fine-tuned model: {file}" in capsys.readouterr().out
+    weights = load_file(file)
+    encoder, preprocess = fastrdm.load_encoder(file)
+    before, _ = fastrdm.load_encoder(run)
+    test = open_source(LoaderConfig(), "test")
+    assert test.images is not None
+    with torch.no_grad():
+        features = encoder(torch.stack([preprocess(image) for image in test.images]))
+        assert not torch.equal(before.conv1.weight, encoder.conv1.weight)  # type: ignore[attr-defined]
+    scores = features @ weights["fc.weight"].T + weights["fc.bias"]
+    right = int((scores.argmax(1).numpy() == test.labels).sum())
+    assert right == record(tmp_path / "eval-finetune-1-digits.json")["top1"]["right"]
+
+
+def test_public_weights_are_seen_as_they_were_trained(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    config = EncoderConfig(name="timm/vit_tiny_patch16_224")
+    file = tmp_path / "model.safetensors"
+    save_file(build_encoder(config).backbone.state_dict(), file)
+    view = from_file(file, "timm", config, "online").view
+    assert (view.size, view.mean, view.interpolation) == (224, (0.5, 0.5, 0.5), "bicubic")
+    card = {"input_size": [3, 224, 224], "mean": [0.1, 0.2, 0.3], "std": [0.2, 0.2, 0.2], "interpolation": "bilinear"}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": card}))
+    view = from_file(file, "timm", config, "online").view
+    assert (view.mean, view.std, view.interpolation) == ((0.1, 0.2, 0.3), (0.2, 0.2, 0.2), "bilinear")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {**card, "std": [0, 0, 0]}}))
+    with pytest.raises(ValueError, match=r"config\.json describes images that no view can be"):
+        from_file(file, "timm", config, "online")

@@ -1,5 +1,7 @@
 """Exported files load where they are meant to be loaded, strictly, and give the encoder's own outputs there."""
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import fastrdm
 from fastrdm.commands import export
-from fastrdm.commands.pretrained import Pretrained, from_file, from_run
+from fastrdm.commands.pretrained import Pretrained, from_file, from_path, from_run
 from fastrdm.config import run_config
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "preset=byol",
     "train.length=2st",
     "optim.warmup=1st",
@@ -133,3 +137,93 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--out must be a name that ends in \.safetensors"):
         export.main([str(run), "--layout", "safetensors", "--out", str(tmp_path / "x.pth")])
     assert list(tmp_path.iterdir()) == []
+
+
+def exported(monkeypatch: pytest.MonkeyPatch, ours: Pretrained, *arguments: object) -> None:
+    """Run the command on an encoder of no run."""
+    monkeypatch.setattr(export, "from_path", lambda *_, **__: ours)
+    assert export.main(["run", *map(str, arguments)]) == 0
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_agrees_with_torch(
+    tmp_path: Path, name: str, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnx
+    import onnxruntime
+
+    settings = EncoderConfig(name=name, stem="cifar" if name == "resnet_small" else "imagenet")
+    torch.manual_seed(0)
+    encoder = build_encoder(settings)
+    size = 32 if name == "resnet_small" else 224
+    with torch.no_grad():
+        encoder(torch.randn(4, 3, size, size))
+    view = ViewSpec(size=size, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+    origin = {"encoder": name, "preset": "simsiam", "step": 1, "branch": "online", "sha256": "0"}
+    ours = Pretrained(encoder.eval(), settings, view, None, Path(), origin)
+    file = tmp_path / "encoder.onnx"
+    exported(monkeypatch, ours, "--layout", "onnx", "--out", file, "--precision", precision)
+    assert "checked in onnxruntime" in capsys.readouterr().out
+    batch = torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(7))
+    (features,) = onnxruntime.InferenceSession(file).run(None, {"images": batch.numpy()})
+    with torch.no_grad():
+        expected = ours.encoder(batch).numpy()
+    tolerance = export.ONNX_TOLERANCE[precision] * abs(expected).max()
+    assert features.dtype == expected.dtype and abs(features - expected).max() < tolerance
+    about = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    stored = json.loads(about["fastrdm"])
+    assert stored["preprocess"] == {
+        "size": size,
+        "interpolation": "bilinear",
+        "mean": [0.1, 0.2, 0.3],
+        "std": list(view.std),
+    }
+    assert stored["origin"]["step"] == 1 and about["branch"] == "online"
+    half = {w.data_type for w in onnx.load(file).graph.initializer if len(w.dims) > 1}
+    assert half == {onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/vit_tiny_patch16_224"])
+def test_a_folder_opens_in_timm_and_transformers(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    torch.manual_seed(0)
+    settings = EncoderConfig(name=name)
+    origin = {"encoder": name, "preset": "simsiam", "step": 1, "branch": "online", "sha256": "0"}
+    view = ViewSpec(size=224, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+    ours = Pretrained(build_encoder(settings).eval(), settings, view, None, Path(), origin)
+    folder = tmp_path / "folder"
+    exported(monkeypatch, ours, "--layout", "huggingface", "--out", folder)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = ours.encoder(images(224))
+        torch.testing.assert_close(model(images(224)), expected, rtol=1e-5, atol=1e-5)
+    data = timm.data.resolve_model_data_config(model)
+    assert (tuple(data["mean"]), data["interpolation"], data["crop_pct"]) == ((0.1, 0.2, 0.3), "bilinear", 0.875)
+    with pytest.raises(ValueError, match="--out must be a new folder for --layout huggingface"):
+        export.main(["run", "--layout", "huggingface", "--out", str(folder)])
+    transformers = pytest.importorskip("transformers")
+    hub = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(hub(images(224)).pooler_output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_file_tells_its_preprocessing_and_origin(run: Path, tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    for ending in ("pth", "safetensors"):
+        file = tmp_path / f"x.{ending}"
+        export.write(from_run(run, "online"), file)
+        encoder, preprocess = fastrdm.load_encoder(file)
+        assert preprocess.size == 8 and preprocess.interpolation == "bicubic"
+        assert from_path(file, "online").origin["step"] == 2
+    transform = preprocess.torchvision()
+    for height, width in ((20, 30), (6, 7), (8, 8), (200, 100)):
+        pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+        assert torch.allclose(transform(pixels.permute(2, 0, 1)), preprocess(pixels.numpy()), atol=2e-5)
+        pil = torchvision.transforms.v2.functional.to_pil_image(pixels.permute(2, 0, 1))
+        assert torch.allclose(transform(pil), preprocess(pil), atol=2e-5)
+    assert pickle.loads(pickle.dumps(transform))(pil).shape == (3, 8, 8)
+    assert encoder(transform(pil)[None]).shape == (1, encoder.features)

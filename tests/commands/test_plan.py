@@ -16,7 +16,16 @@ from fastrdm.efficiency.step_cost import build, measure, small_step
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
 
-SMALL = ["encoder.width=4", "method.projector.hidden=16", "method.projector.out=16", "loader.batch_size=16"]
+SMALL = [
+    "quickstart.yaml",
+    "encoder.width=4",
+    "method.projector.hidden=16",
+    "method.projector.out=16",
+    "loader.batch_size=16",
+    "train.precision=fp32",
+    "train.compile=false",
+    "train.capture=false",
+]
 HEAD = (16 * 16 + 2 * 16) + (16 * 16 + 2 * 16) + 16 * 16 + (16 * 4 + 2 * 4) + (4 * 16 + 16)  # projector, predictor
 
 

@@ -71,10 +71,9 @@ def test_no_description_is_used_twice() -> None:
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.train(["--help"]) == 0
+    assert cli.train(["--help", "all"]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
-    assert lines[0].startswith("usage: fastrdm train")
     assert max(map(len, lines)) <= 120
     for setting in settings()[: -len([*help.walk(EvalConfig)])]:
         (line,) = (i for i, line in enumerate(lines) if line.startswith(f"  {setting.key} = "))
@@ -103,3 +102,34 @@ def test_an_inherited_field_keeps_its_description() -> None:
     assert texts["linear.epochs"] == "Epochs for which the classifier is trained."
     assert texts["finetune.epochs"] == "Epochs of fine-tuning."  # declared anew
     assert texts["finetune.gamma"] == texts["linear.gamma"] == "Factor of the step schedule."
+
+
+def test_help_begins_with_examples_and_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: fastrdm train ")
+    assert len(shown.splitlines()) < 60 and max(map(len, shown.splitlines())) <= 120
+    for name in ("train", "method", "encoder", "loader", "optim", "evaluate", "monitor", "checkpoint", "log"):
+        assert re.search(rf"^  {name} +[A-Zk].*\.$", shown, re.MULTILINE), f"section {name} has no sentence"
+
+
+@pytest.mark.parametrize(
+    ("section", "first", "last"),
+    [
+        ("optim", "optim.name", "optim.betas"),
+        ("loader.views", "loader.views", "loader.views.*.std"),
+        ("optim.lr", "optim.lr", "optim.lr"),
+        ("sinkhorn", "sinkhorn.epsilon", "sinkhorn.queue_start"),
+    ],
+)
+def test_help_of_a_section(section: str, first: str, last: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--help", section]) == 0
+    keys = re.findall(r"^  (\S+) = ", capsys.readouterr().out, re.MULTILINE)
+    assert keys[0] == first and last in keys
+    assert all(key.startswith(section) for key in keys)
+
+
+def test_help_of_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--help", "optimm"]) == cli.EXIT_REFUSED
+    told = capsys.readouterr().err
+    assert told == "fastrdm: --help takes a section, a key or a part, got 'optimm': did you mean 'optim'?\n"

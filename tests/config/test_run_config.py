@@ -10,6 +10,7 @@ import yaml
 from fastrdm import cli
 from fastrdm.config import run_config
 from fastrdm.config.run_config import RECIPES
+from fastrdm.config.source_defaults import assume
 from fastrdm.methods.predictor import PredictorConfig
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import FilterConfig
@@ -80,9 +81,9 @@ REFUSED = {
     "method.online.x.hidden=4": "method.online has 1 items, numbered from 0 or * for each, got item 'x'",
     "quickstrt.yaml": "no configuration file 'quickstrt.yaml', did you mean 'quickstart.yaml'?; settings are written",
     "optim.lr": "no configuration file 'optim.lr', known: ",
-    "--seed=3": "unknown option --seed=3; settings are written a.b=c, see --help",
+    "--seed=3": "unknown option --seed=3: write train.seed=0",
     # impossible pairs, and kinds that do not meet
-    "train.accumulate=3": "train.accumulate must divide loader.batch_size=128, got 3",
+    "train.accumulate=3": "train.accumulate must divide loader.batch_size=256, got 3",
     "method.target=[filter]": "method.target.0.power must be a number for kind=power, got None",
     "method.target=[{name: filter, kind: log, power: 1}]": "method.target.0.power must be left out for kind=log, got 1",
     "method.online=[prototypes]": "method.online: alignment negative_cosine takes features here, but prototypes",
@@ -150,10 +151,11 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert (other.method, other.optim.lr) == (run_config.resolve({"preset": "simsiam"}).method, 0.2)
 
 
-def test_an_empty_file_is_the_default_preset(tmp_path: Path) -> None:
+def test_an_empty_file_is_the_default_preset_on_digits(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("# nothing\n")
-    assert run_config.load([str(tmp_path / "own.yaml")]) == run_config.resolve({})
-    assert run_config.resolve({}).preset == "simsiam"
+    found = run_config.load([str(tmp_path / "own.yaml")])
+    assert found == run_config.resolve(assume("digits", "simsiam", "resnet18").tree)
+    assert (found.preset, found.encoder.name, found.method) == ("simsiam", "resnet18", run_config.resolve({}).method)
 
 
 def test_own_file_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +167,8 @@ def test_own_file_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest
 
 def test_lists_by_item_and_whole(tmp_path: Path) -> None:
     def sizes(*arguments: str) -> list[int]:
-        return [view.size for view in run_config.load(arguments).loader.views]
+        words = arguments if arguments[0].endswith(".yaml") else ("quickstart.yaml", *arguments)
+        return [view.size for view in run_config.load(words).loader.views]
 
     assert sizes("loader.views.*.size=24") == [24, 24]
     assert sizes("loader.views.1.size=24") == [16, 24]
@@ -238,8 +241,8 @@ def test_run_folder_is_the_same_for_the_same_settings() -> None:
         return str(run_config.run_folder(run_config.load(arguments)))
 
     assert folder().startswith("runs/simsiam-digits-")
-    assert folder() == folder("optim.lr=0.2")  # as the file has it
-    assert folder() != folder("optim.lr=0.3")
+    assert folder() == folder("quickstart.yaml", "optim.lr=0.2")  # as the file has it
+    assert folder() != folder("quickstart.yaml", "optim.lr=0.3")
     assert folder("run=here") == "here"
     assert folder("loader.source=my.module:Birds").startswith("runs/simsiam-Birds-")
 

@@ -45,7 +45,9 @@ def test_what_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_differences() -> None:
     old = run_config.to_dict(run_config.load([]))
-    new = run_config.to_dict(run_config.load(["optim.lr=0.3", "loader.views.1.size=8", "method.online=[]", "run=x"]))
+    new = run_config.to_dict(
+        run_config.load(["quickstart.yaml", "optim.lr=0.3", "loader.views.1.size=8", "method.online=[]", "run=x"])
+    )
     assert tree.differences(old, old) == []
     assert tree.differences(old, new) == [
         "run: None -> x",

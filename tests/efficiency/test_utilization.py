@@ -24,7 +24,13 @@ from fastrdm.trainer import Trainer
 
 CPU = torch.device("cpu")
 HORIZON = Horizon(5, 50)
-SMALL = ["encoder.width=4", "method.projector={hidden: 16, out: 12}", "loader.batch_size=16", "loader.views.*.size=8"]
+SMALL = [
+    "quickstart.yaml",
+    "encoder.width=4",
+    "method.projector={hidden: 16, out: 12}",
+    "loader.batch_size=16",
+    "loader.views.*.size=8",
+]
 RUN = ["train.length=8st", "optim.warmup=1st", "loader.subset=80", "evaluate.baselines=false", "log.report=false"]
 
 

@@ -1,10 +1,12 @@
 """The center view against torchvision; every sample once, on any number of processes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastrdm.loaders.evaluation import center_view, evaluation_batches
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels
@@ -38,6 +40,23 @@ def test_center_view(mode: Any, shape: tuple[int, int], size: int, short: int) -
     got = center_view(images, ViewSpec(size=size, interpolation=mode, **PLAIN))
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert (got - tv.center_crop(x, [size])).abs().max() < 3e-5
+
+
+@pytest.mark.parametrize(("shape", "size"), [((40, 60), 224), ((32, 32), 32), ((500, 375), 224)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_protocol_decides_and_not_the_size(shape: tuple[int, int], size: int, whole: bool) -> None:
+    tv = pytest.importorskip("torchvision.transforms.v2.functional")
+    images = torch.randint(0, 256, (2, *shape, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x, short = images.permute(0, 3, 1, 2).float().div(255), size if whole else round(size * 256 / 224)
+    x = tv.resize(x, [short], interpolation=tv.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    got = center_view(images, ViewSpec(size=size, **PLAIN), whole=whole)
+    assert (got - tv.center_crop(x, [size])).abs().max() < 3e-5
+
+
+def test_sets_by_name_are_shown_whole_and_photographs_are_cut(tmp_path: Path) -> None:
+    assert open_source(LoaderConfig(), "test").whole_view and open_source(LoaderConfig(subset=20), "train").whole_view
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    assert not open_source(LoaderConfig(source="folder", root=str(tmp_path)), "train").whole_view
 
 
 def test_small_sets_pass_unchanged() -> None:
@@ -81,7 +100,9 @@ def test_every_sample_once(world: int, size: int) -> None:
         assert index.tolist() == list(range(count)) and label.tolist() == source.labels.tolist()
         assert max(len(batch[1]) for rank in found for batch in rank) <= size
         for i in (0, count // 2, count - 1):
-            assert torch.equal(views[i], center_view(torch.from_numpy(source.read(i))[None], spec)[0])
+            assert torch.equal(
+                views[i], center_view(torch.from_numpy(source.read(i))[None], spec, whole=source.whole_view)[0]
+            )
 
 
 def test_dtype_and_layout() -> None:

@@ -91,7 +91,7 @@ def test_less_is_kept_for_the_backward_pass(encoder: list[str], share: float) ->
     size = 224 if "timm" in encoder[0] else 32
     for switch in (False, True):
         more = [f"encoder.checkpointing={switch}".lower(), f"loader.views.*.size={size}", "method.projector.hidden=64"]
-        c = run_config.load(["encoder.width=null", *encoder, *more])
+        c = run_config.load(["quickstart.yaml", "encoder.width=null", *encoder, *more])
         kept[switch] = small_step(c, build(c, Horizon(10, 100), 0)[0], 2)[0]
     assert kept[True] < share * kept[False], kept
 

@@ -21,6 +21,7 @@ from fastrdm.monitoring.window import WindowReport
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "train.length=8st",
     "optim.warmup=1st",
     "encoder.width=4",

@@ -9,6 +9,7 @@ EIGENSPACES, INSTRUMENTS = (
     "tests/analysis/test_spectral_analysis.py::test_",
 )
 GRADIENTS = "tests/runtime/test_gradients.py::test_loss_and_gradient_do_not_depend_on_the_number_of_processes"
+REACH = "tests/test_settings_reach.py::test_"
 PRESETS = "tests/methods/test_presets.py::test_"
 PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equal_the_plain_version"
 VERDICT = "tests/monitoring/test_verdict.py::test_"
@@ -23,6 +24,18 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("stop-gradient dropped", "return x.detach()", "return x", f"{PLAIN}[simsiam]"),
     ],
     "fastrdm/methods/sinkhorn.py": [
+        (
+            "epsilon of the settings not taken",
+            "sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)",
+            "sinkhorn_knopp(x, 0.05, self.config.iterations)",
+            f"{REACH}sinkhorn_epsilon_and_iterations[0.2-3]",
+        ),
+        (
+            "iterations of the settings not taken",
+            "sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)",
+            "sinkhorn_knopp(x, self.config.epsilon, 3)",
+            f"{REACH}sinkhorn_epsilon_and_iterations[0.05-7]",
+        ),
         (
             "prototypes' mass summed over this process only",
             "sum_over_processes(q.sum(1, keepdim=True))",
@@ -99,6 +112,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "fastrdm/methods/alignment.py": [
+        (
+            "the temperature of the settings not taken",
+            "F.log_softmax(online / config.temperature",
+            "F.log_softmax(online / 0.1",
+            f"{REACH}alignment_temperature[0.7]",
+        ),
         ("each view paired with itself", "if v != t]", "if v == t]", f"{PLAIN}[simsiam]"),
         (
             "a view's own target among its pairs",
@@ -123,6 +142,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "fastrdm/methods/dual_branch.py": [
+        (
+            "the projector syncs BatchNorm whatever is asked",
+            "Head(config.projector, encoder.features, sync_bn)",
+            "Head(config.projector, encoder.features)",
+            f"{REACH}sync_bn_of_projector_and_predictor[False]",
+        ),
         (
             "basis of the same view's partner branch",
             "BranchContext(z.projection[:2].flip(0).detach()",
@@ -187,6 +212,18 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/methods/spectral_filter.py": [
         (
+            "the solver of the settings not taken",
+            "            solver=c.solver,\n",
+            "",
+            f"{REACH}filter_solver",
+        ),
+        (
+            "the rows of process 0 on every process",
+            "offset=process_rank() * x.shape[1]",
+            "offset=0",
+            f"{REACH}rows_of_a_spectral_filter_are_those_of_its_process[2]",
+        ),
+        (
             "filter from the left: the same value, another gradient",
             "return spectral_filter(",
             f"return ({TO_THE_LEFT})(",
@@ -244,6 +281,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/training/step.py": [
         (
+            "the rate of a part of the batch",
+            "scale=c.loader.batch_size / 256",
+            "scale=c.loader.batch_size / c.train.accumulate / 256",
+            f"{REACH}the_rate_does_not_hang_on_accumulation",
+        ),
+        (
             "target moved before the optimizer's step",
             "self.scaler.step(self.optimizer)",
             "self.method.after_step(), self.scaler.step(self.optimizer)",
@@ -286,6 +329,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/optim/optimizers.py": [
         (
+            "LAMB's betas not taken",
+            "Lamb(own, betas=config.betas)",
+            "Lamb(own, betas=(0.9, 0.999))",
+            f"{REACH}betas_of_lamb_and_adam",
+        ),
+        (
             "LARS adapts and decays biases and norms",
             "excluded, role, config, scale, 0.0, False)",
             "excluded, role, config, scale, decay, role.adapt)",
@@ -309,6 +358,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "loaders/augment/reference.py": [
+        (
+            "solarized at 128 whatever is asked",
+            "spec.solarize_threshold / 255",
+            "128 / 255",
+            f"{REACH}solarize_threshold_of_the_reference[32]",
+        ),
         (
             "jitter in the inverse of the drawn order",
             "order = parameters[:, Column.ORDER : Column.ORDER + 4]",
@@ -432,6 +487,70 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "deque(maxlen=READINGS)).append",
             "deque([value] * READINGS, READINGS)).append",
             f"{VERDICT}what_is_not_judged_says_why",
+        ),
+    ],
+    "fastrdm/methods/predictor.py": [
+        (
+            "the predictor syncs BatchNorm whatever is asked",
+            "Head(head, context.width, context.sync_bn)",
+            "Head(head, context.width)",
+            f"{REACH}sync_bn_of_projector_and_predictor[False]",
+        ),
+    ],
+    "fastrdm/evaluation/evaluator.py": [
+        (
+            "eval's k-NN temperature not taken",
+            "config.k, config.temperature, self.tops",
+            "config.k, 0.07, self.tops",
+            f"{REACH}knn_temperature_of_eval",
+        ),
+    ],
+    "fastrdm/evaluation/finetune.py": [
+        (
+            "fine-tuning's rate whatever the batch",
+            "scale=batch_size / 256",
+            "scale=1.0",
+            f"{REACH}rates_of_fine_tuning_are_of_256_images",
+        ),
+    ],
+    "fastrdm/monitoring/rank_statistics.py": [
+        (
+            "the interval of a known mean",
+            "groups / (groups - 1) * ",
+            "",
+            f"{REACH}the_interval_of_groups_is_students",
+        ),
+    ],
+    "kernels/linalg/effective_rank.py": [
+        (
+            "the slope begins one index late",
+            "index >= first",
+            "index > first",
+            f"{REACH}the_slope_begins_at_its_first_index[4]",
+        ),
+    ],
+    "fastrdm/monitoring/monitor.py": [
+        (
+            "more groups than images",
+            "config.groups if images >= config.groups > 0 else 1",
+            "max(config.groups, 1)",
+            f"{REACH}without_an_image_for_each_group_there_are_no_groups[7-1]",
+        ),
+    ],
+    "loaders/spec.py": [
+        (
+            "blur stays in a plain view",
+            "dict.fromkeys(OPERATIONS, 0.0)",
+            'dict.fromkeys([name for name in OPERATIONS if name != "blur"], 0.0)',
+            f"{REACH}crop_and_flip_leaves_no_other_operation",
+        ),
+    ],
+    "kernels/spectral/matmul_solvers.py": [
+        (
+            "the dominant direction without its weight",
+            "torch.baddbmm(out.double(), along * weight, right.mT)",
+            "torch.baddbmm(out.double(), along * 0 * weight, right.mT)",
+            "tests/kernels/spectral/test_matmul_solvers.py::test_rows_that_are_all_alike_have_one_direction_and_no_noise_is_raised",
         ),
     ],
 }

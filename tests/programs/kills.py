@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastrdm.runtime import checkpoint, distributed
 from fastrdm.training import step
 
 ARGUMENTS = [
+    "quickstart.yaml",
     "train.length=12st",  # of 5 steps an epoch
     "optim.warmup=2st",
     "encoder.name=resnet_small",
@@ -95,13 +96,15 @@ def while_saving(number: int) -> Callable[[], None]:
     return patch
 
 
-def train(world: int, run: Path, arguments: list[str], patch: Callable[[], None] = lambda: None) -> list[int]:
-    """Exit codes of one run."""
+def train(
+    world: int, run: Path, arguments: list[str], patch: Callable[[], None] = lambda: None, more: Sequence[str] = ()
+) -> list[int]:
+    """Exit codes of one run; `more` settings come last, over ARGUMENTS."""
 
     def work(rank: int) -> None:
         sys.stdout = open(run.with_suffix(f".{rank}.log"), "a")  # noqa: SIM115
         patch()
-        sys.exit(cli.train([*arguments, *ARGUMENTS, f"run={run}"]))
+        sys.exit(cli.train([*arguments, *ARGUMENTS, *more, f"run={run}"]))
 
     run.parent.mkdir(parents=True, exist_ok=True)
     return launch(world, work)

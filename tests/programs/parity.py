@@ -15,6 +15,7 @@ from fastrdm.runtime import distributed
 from fastrdm.trainer import Trainer
 
 SMALL = [
+    "quickstart.yaml",
     "train.length=6st",
     "optim.warmup=0st",
     "encoder.name=resnet_small",

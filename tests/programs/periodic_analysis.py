@@ -13,6 +13,7 @@ from fastrdm import cli, trainer
 
 SCORES = "{name: prototypes, count: 12, freeze: 1st}"
 ARGUMENTS = [
+    "quickstart.yaml",
     "preset=swav",
     "train.length=12st",  # of 5 steps an epoch
     "train.precision=fp64",

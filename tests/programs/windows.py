@@ -8,6 +8,7 @@ from forked import launch
 from fastrdm import cli
 
 ARGUMENTS = [
+    "quickstart.yaml",
     "preset=byol",
     "train.length=8st",
     "train.precision=fp64",

@@ -11,13 +11,15 @@ import pytest
 
 from fastrdm.commands import train
 from fastrdm.monitoring.advice import ADVICE
-from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION as CENTERED
+from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.report.page import main, page, verdict, write
 from fastrdm.report.run_files import read_runs
 from fastrdm.report.run_set import with_alarms
 
 CONFIG = "preset: simsiam\ntrain: {length: 5ep}\nmethod: {alignment: {name: negative_cosine}}\nmonitor: {}\n"
 VOID = {"meta", "br"}
+SILENT = (["style"], ["script"])
 
 
 class Balanced(HTMLParser):
@@ -41,7 +43,7 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in SILENT:
             self.said.append(data)
 
 
@@ -57,6 +59,16 @@ def text(html: str) -> str:
     return re.sub(r"\s+", " ", " ".join(read(html).said))
 
 
+def charts(html: str) -> dict[str, Any]:
+    """The charts of a page by their titles."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    return {chart["title"]: chart for chart in json.loads(found)["charts"]}
+
+
+def words(cell: str) -> str:
+    return re.sub(r"<.*?>", "", cell)
+
+
 def line(step: int, **figures: float) -> dict[str, float]:
     return {"step": step, "epoch": step / 10, "time": float(step), **figures}
 
@@ -64,11 +76,7 @@ def line(step: int, **figures: float) -> dict[str, float]:
 def metrics(count: int = 5) -> list[dict[str, float]]:
     lines = [line(0, knn_raw_pixels=0.5, knn_random_encoder=0.25)]
     for i in range(1, count + 1):
-        branches = {
-            f"{tap}/{convention}/batch": i * k
-            for tap, k in (("online", 1.0), ("target", 3.0))
-            for convention in (HEADLINE_CONVENTION, CENTERED_CONVENTION)
-        }
+        branches = {f"{tap}/{HEADLINE_CONVENTION}/batch": i * k for tap, k in (("online", 1.0), ("target", 3.0))}
         lines.append(
             line(10 * i, loss=-i / 10, learning_rate=0.1, images_per_second=1000.0 + i, data_wait=0.01, **branches)
         )
@@ -118,37 +126,63 @@ def test_a_finished_run(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     assert write([run]) == run / "report.html"
     told = text((run / "report.html").read_text())
-    for figure in ("-0.5000", "62.5%", "25.0%", "75.0%", "5.0", "15.0", "+10.0", "1,005", "5 of 5", "simsiam"):
-        assert f" {figure} " in told, figure
-    assert "raw pixels 50.0 %" in told
-    assert "random encoder 25.0 %" in told
-    assert "not judged: fewer than 3 log lines hold ranks and deviations of both branches." in told
+    for metric in ("-0.5000", "62.5%", "50.0%", "25.0%", "75.0%", "5.0", "15.0", "1,005", "5 of 5", "simsiam"):
+        assert f" {metric} " in told, metric
+    assert "not judged fewer than 3 log lines hold ranks and deviations of both branches." in told
     assert "No spectra.jsonl" in told
+    assert "1970-01-01 00:00 UTC" in told and "0:00:50" in told, "when it began and how long it took"
+    drawn = charts((run / "report.html").read_text())
+    levels = [level["label"] for level in drawn["k-NN accuracy"]["levels"]]
+    assert levels == ["raw pixels 50.0 %", "random encoder 25.0 %"]
+    (difference,) = drawn["Rank difference of run"]["lines"]
+    assert difference["y"] == [2, 4, 6, 8, 10]
+    ranks = drawn["Effective rank of both branches"]
+    assert ranks["y"]["log"] and ranks["y"]["limits"] == [1, 15]
+    assert [(line["label"], line["y"][-1]) for line in ranks["lines"]] == [("online", 5), ("target", 15)]
 
 
-def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
+def test_the_rank_about_the_mean_is_shown_first_where_it_was_logged(tmp_path: Path) -> None:
+    both = {f"{b}/{c}/batch": v for b in ("online", "target") for c, v in ((HEADLINE_CONVENTION, 9.0), (CENTERED, 2.5))}
+    html = page(read_runs([make(tmp_path / "run", [line(10, loss=1.0, **both)])]))
+    assert " 2.5 2.5 " in text(html)
+    first, folded = html.split("<summary>Rank at every tap", 1)
+    assert "about their mean" in first and "counts as a direction" in folded
+
+
+def test_the_first_screen_has_at_most_a_dozen_charts(tmp_path: Path) -> None:
+    files = {"alarms_jsonl": jsonl(alarm(2)), "spectra_jsonl": jsonl(spectrum(1), spectrum(2))}
+    many = [line(10 * i, **{f"metric{k}": 1.0 for k in range(40)}) for i in range(5)]
+    for runs in (["a"], ["b", "c", "d", "e", "f", "g", "h", "i", "j", "k"]):
+        html = page(read_runs([make(tmp_path / name, [*metrics(), *many], **files) for name in runs]))
+        first = html.split("<details", 1)[0]
+        assert 5 <= first.count("<figure") <= 12
+        assert "metric7" not in first and "metric7" in charts(html)
+
+
+def test_nothing_is_loaded(tmp_path: Path) -> None:
     files = {"alarms_jsonl": jsonl(alarm(2)), "spectra_jsonl": jsonl(spectrum(1), spectrum(2))}
     html = page(read_runs([make(tmp_path / "a", **files), make(tmp_path / "b")]))
-    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}
-    assert not {"script", "link", "img", "iframe", "object"} & set(read(html).tags)
+    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"https://github.com/leeoniya/uPlot"}, "the library's name"
+    assert not {"link", "img", "iframe", "object"} & set(read(html).tags)
     assert "url(" not in html and "@import" not in html and "src=" not in html
+    assert "Permission is hereby granted" in html, "the license of the library"
 
 
 def test_windows_replace_batches_and_show_their_interval_and_null(tmp_path: Path) -> None:
     windows: dict[str, float] = {
-        f"{tap}/{CENTERED_CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))
+        f"{tap}/{HEADLINE_CONVENTION}/window": v for tap, v in (("online", 20.0), ("target", 31.5))
     }
-    windows |= {key.replace("cov", "moment"): value - 1 for key, value in windows.items()}
-    windows["target/std/window"] = 0.875
-    windows[f"difference/{CENTERED_CONVENTION}/window"] = 11.25
     for key, value in (("difference", 11.5), ("null", 0.5)):
         windows |= {
             f"{key}/{HEADLINE_CONVENTION}/window{end}": value + d for end, d in (("", 0), ("/low", -1), ("/high", 1))
         }
+    windows["target/std/window"] = 0.875
     html = page(read_runs([make(tmp_path / "run", [line(10, **windows), line(20, **windows)])]))
     told = text(html)
-    assert "20.0 31.5 +11.2 0.88" in told
-    assert html.count("fill-opacity") == 2  # the bands of the difference and of its null
+    assert " 20.0 31.5 0.88 " in told
+    null, difference = charts(html)["Rank difference of run"]["lines"]
+    assert (difference["y"], difference["low"], difference["high"]) == ([11.5] * 2, [10.5] * 2, [12.5] * 2)
+    assert (null["y"], null["color"]) == ([0.5] * 2, "muted")
     assert "Null: view 2 minus view 1" in told
     assert "of single batches" not in told
 
@@ -158,14 +192,20 @@ def test_alarms_are_told_marked_and_counted(tmp_path: Path) -> None:
     run = make(tmp_path / "run", alarms_jsonl=alarms)
     (found,) = runs = read_runs([run])
     alarmed = with_alarms(runs)
-    assert verdict(found, alarmed.alarms) == (
-        "not judged: fewer than 3 log lines hold ranks and deviations of both branches. "
-        "Alarms: falling rank at epoch 1 (target); dimensional collapse at epoch 2 (features), 3 (hidden)."
+    assert words(verdict(found, alarmed.alarms)) == (
+        "not judged fewer than 3 log lines hold ranks and deviations of both branches. "
+        "Alarms: falling rank at target at epoch 1; dimensional collapse at features at epoch 2; "
+        "dimensional collapse at hidden at epoch 3."
     )
-    assert [(m.x, m.label) for m in alarmed.marks()] == [(1, "1"), (2, "2"), (3, "3")]
     html = page(runs)
+    marks = [(mark["x"], mark["label"]) for mark in charts(html)["Loss"]["marks"]]
+    assert marks == [
+        (1, "falling rank at target"),
+        (2, "dimensional collapse at features"),
+        (3, "dimensional collapse at hidden"),
+    ]
     assert "rank &lt;below&gt; 2" in html
-    assert re.search(r"2 run dimensional collapse features 2 20 2 1.25 2 warn rank <below> 2", text(html))
+    assert re.search(r" run dimensional collapse features 2 20 2 1.25 2 warn rank <below> 2", text(html))
 
 
 def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +214,12 @@ def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert main([str(run) for run in runs]) == 0
     told = text((tmp_path / "report.html").read_text())
-    assert "preset: simsiam -> byol" in told
-    assert "method.alignment.name: negative_cosine -> byol" in told
+    assert "setting one two preset simsiam byol method.alignment.name negative_cosine byol" in told
     assert "train.length" not in told
     assert "lie on different scales" in told
     assert "both branches. Unfinished, 3 of 5 epochs." in told
+    drawn = charts((tmp_path / "report.html").read_text())
+    assert [line["run"] for line in drawn["Rank difference of all runs"]["lines"]] == [0, 1]
     assert "two: no summary.json: the run has not finished" in told
 
 
@@ -193,7 +234,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, name: str) -> None:
 def test_an_empty_run_is_shown(tmp_path: Path) -> None:
     run = make(tmp_path / "run", [], summary_json=None)
     told = text(page(read_runs([run])))
-    assert "not judged: no training step was logged yet. Unfinished, 0 of 5 epochs." in told
+    assert "not judged no training step was logged yet. Unfinished, 0 of 5 epochs." in told
     assert "Not logged: loss." in told
     assert "metrics.jsonl: no metrics yet" in told
     (run / "metrics.jsonl").unlink()
@@ -219,40 +260,40 @@ def test_what_is_not_a_number_is_a_gap(tmp_path: Path) -> None:
     assert "1.0000" in text(page([run]))
 
 
-def test_spectra_are_drawn_a_tap_each_from_light_to_dark(tmp_path: Path) -> None:
+def test_spectra_are_drawn_a_tap_each_from_early_to_late(tmp_path: Path) -> None:
     lines = [spectrum(e, tap) for e in range(1, 31) for tap in ("target", "online")]
     half = {"step": 1, "epoch": 1, "tap": "online", "convention": "unit/moment", "ranks": [1, 2]}
     run = make(tmp_path / "run", spectra_jsonl=jsonl(*lines, half))
     html = page(read_runs([run]))
     told = text(html)
     assert told.index("Spectrum of the online branch, run") < told.index("Spectrum of the target branch, run")
-    assert "8 moments from light to dark" in told
-    assert " epoch 1 " in told and " epoch 30 " in told
+    assert "8 moments from early to late" in told
+    lines = charts(html)["Spectrum of the online branch, run"]["lines"]
+    assert [lines[0]["label"], lines[-1]["label"]] == ["epoch 1", "epoch 30"]
+    assert [lines[0]["color"], lines[-1]["color"]] == ["time0.000", "time1.000"]
     assert "spectra.jsonl: 1 of 61 lines could not be read" in told
 
 
 def test_every_other_figure_gets_a_chart(tmp_path: Path) -> None:
     html = page(read_runs([make(tmp_path / "run", [line(10, rankme=3.0), line(20, rankme=4.0)])]))
-    assert "<b>rankme.</b>" in html
-    assert "<b>loss.</b>" not in html
+    assert "<b>rankme</b>" in html
+    assert "<b>loss</b>" not in html
 
 
 def test_other_figures_of_one_run_share_a_chart_for_all_taps(tmp_path: Path) -> None:
     slopes = {f"{tap}/slope/window": i for i, tap in enumerate(("online", "features"))}
     html = page(read_runs([make(tmp_path / "run", [line(10, **slopes), line(20, **slopes)])]))
-    assert html.count("<b>slope/window.</b>") == 1
-    assert {"online", "features"} <= set(read(html).said)
-    many = {f"figure{i}": 1.0 for i in range(30)}
-    assert "details" not in read(html).tags
-    assert "30 figures" in text(page(read_runs([make(tmp_path / "many", [line(10, **many)])])))
+    assert html.count("<b>slope/window</b>") == 1
+    assert [line["label"] for line in charts(html)["slope/window"]["lines"]] == ["online", "features"]
 
 
 def test_names_and_values_are_escaped(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>&"
     run = make(tmp_path / "r<i>un", [line(10, **{bad: 1.0})], config_yaml=f"preset: '{bad}'\n")
     html = page(read_runs([run, make(tmp_path / "other")]))
-    assert "script" not in read(html).tags
-    assert "<i>" not in html
+    assert read(html).tags.count("script") == 3, "the data, the library and what draws"
+    assert "<i>" not in html and "<script>alert" not in html
+    assert bad in charts(html)
 
 
 def test_long_runs_stay_small(tmp_path: Path) -> None:
@@ -286,7 +327,13 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = ["train.length=2st", "encoder.width=4", "loader.batch_size=16", "evaluate.baselines=false"]
+    short = [
+        "quickstart.yaml",
+        "train.length=2st",
+        "encoder.width=4",
+        "loader.batch_size=16",
+        "evaluate.baselines=false",
+    ]
     assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
@@ -325,18 +372,15 @@ def test_analyses_are_drawn_over_epochs_and_at_the_end(tmp_path: Path) -> None:
     told = text(html := page(read_runs([make(tmp_path / "run", analysis_jsonl=lines)])))
     row = "run 2 640 (biased) 10.0 13.0 +3.00 [+2.00, +4.00] 0.25 low-pass 7 +0.75 -0.50 4 0.50 0.12 0.40 0.60"
     assert row in told
-    titles = ["Rank of both branches throughout training, run.", "Rank difference throughout training, run."]
-    titles += ["Effective rank of both branches when last measured, of what enters the loss."]
-    titles += ["Spectral filter when last measured, of what enters the loss."]
-    titles += ["Spectral filter throughout training, of what enters the loss, run."]
-    titles += [
-        "Spectra when last measured, of what enters the loss, run.",
-        "Eigenspace alignment beside chance, of what enters",
-    ]
+    titles = ["Rank of both branches throughout training, run", "Rank difference throughout training, run"]
+    titles += ["Spectral filter when last measured, of what enters the loss"]
+    titles += ["Spectral filter throughout training, of what enters the loss, run"]
+    titles += ["Spectra when last measured, of what enters the loss, run"]
     for title in titles:
         assert title in told, title
-    assert "the scores" not in told.split("Spectra ")[0], "SimSiam has none"
-    assert html.count("fill-opacity") == 1, "the interval of the difference"
+    assert "of the scores" not in told, "SimSiam has none"
+    drawn = charts(html)["Rank difference throughout training, run"]["lines"]
+    assert [(line["label"], line.get("low")) for line in drawn] == [("null", None), ("difference", [0, 2])]
     assert "<b>analysis/" not in html
 
 
@@ -352,7 +396,7 @@ def test_methods_stand_side_by_side_on_equal_axes(tmp_path: Path) -> None:
     told = text(page([one, two, three]))
     assert "one 4 640 10.0 12.0 +2.00" in told and "two 5 640 10.0 110.0 +100.00" in told
     assert "Not measured: three (train with analysis.every=10ep, or call fastrdm analyze RUN)." in told
-    assert told.count("Spectra when last measured, of what enters the loss, ") == 4  # title and caption of two runs
+    assert told.count("Spectra when last measured, of what enters the loss, ") == 2
     assert "throughout training, two" not in told
 
 
@@ -397,7 +441,7 @@ def test_the_verdict_of_a_run_is_told_with_its_cause(tmp_path: Path, capsys: pyt
     told = text((tmp_path / "report.html").read_text())
     for name, state in zip(folders, ("healthy", "dimensional collapse", "weak", "not judged"), strict=True):
         assert f"{name}: {state}: " in said
-        assert f"{state}: " in told
+        assert f" {name} simsiam {state} " in told
     assert "batches of 8 images are too small" in told
     assert ADVICE["dimensional_collapse"].cause in told
     assert ADVICE["non_finite_loss"].cause in told

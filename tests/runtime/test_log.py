@@ -7,9 +7,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.log import LogConfig, RunLog
+from fastrdm.runtime.trackers import view_picture
 
 
 def open_log(run: Path, step: int = 0, main: bool = True, **config: Any) -> RunLog:
@@ -107,7 +111,10 @@ def test_tensorboard_gets_the_same_metrics(tmp_path: Path) -> None:
         for value in values:
             log.write(value, 0.0, {"loss": float(value + step)})
         log.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert "b: 1" in found.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert str(tmp_path / "report.html") in found.Tensors("report/text_summary")[0].tensor_proto.string_val[0].decode()
+    events = found.Scalars("loss")
     assert [(event.step, event.value) for event in events] == [(10, 10.0), (20, 20.0), (25, 45.0), (30, 50.0)]
     assert steps(tmp_path) == [10, 20, 25, 30]
 
@@ -130,6 +137,8 @@ def test_wandb_gets_the_settings_and_the_metrics(tmp_path: Path, monkeypatch: py
     calls: list[Any] = []
 
     class Run:
+        summary: dict[str, str] = {}  # noqa: RUF012
+
         def log(self, metrics: dict[str, float], step: int) -> None:
             calls.append((metrics, step))
 
@@ -145,5 +154,23 @@ def test_wandb_gets_the_settings_and_the_metrics(tmp_path: Path, monkeypatch: py
     log.write(3, 0.0, {"loss": 1.0})
     log.close()
     opened, *rest = calls
-    assert (opened["project"], opened["id"], opened["config"]) == ("project", tmp_path.name, {"a": {"b": 1}})
+    assert (opened["project"], opened["name"], opened["config"]) == ("project", tmp_path.name, {"a": {"b": 1}})
     assert rest == [({"loss": 1.0}, 3), "finished"]
+    assert Run.summary == {"report": str(tmp_path / "report.html")}
+
+
+def test_pictures_of_views_and_spectra_are_shown(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    specs = [ViewSpec(size=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)), ViewSpec(size=4)]
+    white, black = torch.full((3, 3, 8, 8), 2.0), torch.full((3, 3, 4, 4), -9.0)
+    picture = view_picture((white, black), specs)
+    assert picture.shape == (16, 24, 3) and picture.dtype == np.uint8
+    assert (picture[:8] == 255).all() and (picture[8:12, :4] == 0).all() and (picture[12:] == 128).all()
+    log = open_log(tmp_path, tensorboard=True)
+    log.show_views(5, (white, black), specs)
+    log.append("spectra", 7, 1.0, {"tap": "online", "convention": "c", "ranks": [1, 2], "eigenvalues": [0.9, 0.1]})
+    log.close()
+    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (views,), (spectrum,) = found.Images("views"), found.Images("spectrum/online/c")
+    assert (views.step, views.height, views.width, spectrum.step) == (5, 16, 24, 7)
+    assert spectrum.width == 400

@@ -11,7 +11,13 @@ import torch
 from fastrdm.config import run_config
 from fastrdm.trainer import Trainer
 
-SMALL = ["train.length=8st", "optim.warmup=1st", "encoder.width=4", "method.projector={hidden: 16, out: 12}"]
+SMALL = [
+    "quickstart.yaml",
+    "train.length=8st",
+    "optim.warmup=1st",
+    "encoder.width=4",
+    "method.projector={hidden: 16, out: 12}",
+]
 SMALL += ["loader.subset=80", "loader.batch_size=16", "loader.views.*.size=8", "evaluate.every=0st"]
 SMALL += ["evaluate.baselines=false", "log.report=false", "log.every=3"]
 

@@ -175,7 +175,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(
 ) -> None:
     start = Processes(0, 3, watchdog.torch.device("cpu"))
     monkeypatch.setattr("fastrdm.trainer.distributed.start", lambda *_: start)
-    code = cli.train(["loader.batch_size=16", f"run={tmp_path / 'run'}"])
+    code = cli.train(["quickstart.yaml", "loader.batch_size=16", f"run={tmp_path / 'run'}"])
     assert code == cli.EXIT_REFUSED
     assert "loader.batch_size must be a multiple of 3 processes" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -186,26 +186,35 @@ def test_a_torch_without_the_devices_backend_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.distributed.is_backend_available", lambda name: False)
-    assert cli.train(["train.device=cpu", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert cli.train(["quickstart.yaml", "train.device=cpu", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
     assert "2 processes on cpu need torch built with gloo, which this one lacks" in capfd.readouterr().err
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert cli.train(["train.device=cuda", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    assert cli.train(["quickstart.yaml", "train.device=cuda", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
     assert "train.device must be 'cpu' or 'auto' here, got 'cuda'" in capfd.readouterr().err
 
 
 SLURM = {
-    "srun": 'echo "$@" > asked; echo $$ > pid; trap "exit 75" TERM; while [ ! -e ended ]; do sleep 0.05; done; exit 3',
+    "srun": 'echo "$@" > asked; echo $$ > pid; trap "exit $(cat status)" TERM\n'
+    "while [ ! -e ended ]; do sleep 0.05; done; exit 3",
     "scancel": "kill -TERM $(cat pid)",
     "scontrol": 'if [ "$1" = show ]; then echo first; echo second; else echo "$@" > requeued; fi',
 }
 
 
-@pytest.mark.parametrize("over", [True, False])
-def test_the_slurm_script_requeues_when_time_is_over_and_only_then(tmp_path: Path, over: bool) -> None:
+@pytest.mark.parametrize(
+    ("over", "saved", "restarts", "status"),
+    [(True, 75, 0, 0), (True, 1, 0, 1), (True, 75, 50, 75), (False, 75, 0, 3)],
+    ids=["saved", "save failed", "too often", "failed"],
+)
+def test_the_slurm_script_requeues_when_time_is_over_and_the_run_has_saved(
+    tmp_path: Path, over: bool, saved: int, restarts: int, status: int
+) -> None:
     for name, body in SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]"}
+    (tmp_path / "status").write_text(str(saved))
+    environment = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]", "HOME": str(tmp_path)}
+    environment |= {"SLURM_CPUS_PER_TASK": "64", "SLURM_RESTART_COUNT": str(restarts)}
     environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     job = subprocess.Popen(["bash", str(ROOT / "docs" / "slurm.sh"), "x.yaml", "run=r"], cwd=tmp_path, env=environment)
     while not (tmp_path / "pid").exists():
@@ -215,10 +224,11 @@ def test_the_slurm_script_requeues_when_time_is_over_and_only_then(tmp_path: Pat
         job.send_signal(signal.SIGUSR1)
     else:
         (tmp_path / "ended").touch()
-    assert job.wait(timeout=30) == (0 if over else 3)
-    assert (tmp_path / "requeued").exists() == over
+    assert job.wait(timeout=30) == status
+    assert (tmp_path / "requeued").exists() == (status == 0)
     asked = (tmp_path / "asked").read_text()
-    assert "--rdzv-endpoint first:29400 fastrdm/train.py x.yaml run=r" in asked
+    assert asked.startswith("--cpus-per-task 64 --kill-on-bad-exit=0 fastrdm train --processes gpu --nodes 2 ")
+    assert asked.endswith("--rdzv-endpoint first:29400 --rdzv-id 7 x.yaml run=r\n")
 
 
 @pytest.mark.slow

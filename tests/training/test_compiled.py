@@ -1,5 +1,6 @@
 """Compiled steps against eager ones: the same numbers, one graph a phase, no graph breaks, one message on failure."""
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.traced
 
 STEPS, SETTLED = 20, 3  # steps of a run; from the third step of a phase on nothing may be compiled
 SMALL = [
+    "quickstart.yaml",
     *("encoder.name=resnet_small", "encoder.width=8", "method.projector.hidden=32", "method.projector.out=16"),
     *("loader.subset=160", "loader.batch_size=16", "loader.views.*.size=8", "optim.warmup=4st", "optim.warmup_lr=0.0"),
     *("train.length=2ep", "evaluate.baselines=false", "log.every=100"),
@@ -211,3 +213,18 @@ def test_a_failure_ends_in_one_message(tmp_path: Path, fault: str, monkeypatch: 
     with pytest.raises(ValueError, match=r"train.compile=true failed: .*; train.compile=false runs eagerly") as caught:
         trainer.train_step(next(iter(trainer.loader)))
     assert "\n" not in str(caught.value) and trainer.step == 0
+
+
+def test_a_compiler_that_fails_is_done_without_where_compiling_was_chosen_automatically(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    trainer = Trainer(settings("simsiam", f"run={tmp_path / 'compiled'}", "train.compile=true"))
+    said: list[str] = []
+    trainer.stepper.instead = said.append
+    monkeypatch.setattr(dual_branch, "align", lambda *x: torch._dynamo.graph_break() or align(*x))
+    plain = Trainer(settings("simsiam", f"run={tmp_path / 'plain'}", "train.compile=false"))
+    for batch in itertools.islice(trainer.loader, 2):
+        expected, found = (t.train_step(batch).loss for t in (plain, trainer))
+        assert torch.equal(expected, found)
+    assert len(said) == 1 and said[0].startswith("note: not compiled, for torch.compile failed: ")

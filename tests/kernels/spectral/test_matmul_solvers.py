@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.spectral import eigh_solver
+from fastrdm.kernels.spectral.dominant import split_dominant
 from fastrdm.kernels.spectral.filter_factors import CUTOFF
 from fastrdm.kernels.spectral.matmul_solvers import RANGE
 from fastrdm.kernels.spectral.polar import minimax_steps
@@ -302,3 +303,66 @@ def test_rms_divides_the_singular_values_and_not_x(solver: str) -> None:
     for kind, power in (("power", 2.0),) if solver == "gram_power" else (("log1p", None), ("power", 0.5)):
         got = spectral_filter(x, kind, power, scale="rms", solver=solver)  # type: ignore[arg-type]
         assert error(got, x @ oracle(x / 3, kind, power, RANGE)) <= 1e-3
+
+
+def nearly_collapsed(noise: float, b: int, d: int, seed: int = 0) -> Tensor:
+    """Rows (b, d) that share one direction, of length 1, with noise of that length around it."""
+    common = torch.nn.functional.normalize(rand(d, seed=seed), dim=0)
+    return common + noise * rand(b, d, seed=seed + 1) / math.sqrt(d)
+
+
+COLLAPSED = [(kind, power, side) for kind, power, side in FILTERS if power not in (4.0,)]
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("b, d", [(48, 100), (100, 48)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16x3"])
+def test_near_collapse_the_gradient_of_a_target_filter_is_right(noise: float, b: int, d: int, precision: str) -> None:
+    """All singular values but one lie below the range. What the gradient of the loss is made of are the small ones."""
+    x = nearly_collapsed(noise, b, d).float()
+    for power in (-1.0, -0.7, -0.5, -0.3):
+
+        def gradient(y: Tensor) -> Tensor:
+            online = x.double().roll(1, 0).requires_grad_()
+            loss = -torch.nn.functional.cosine_similarity(online, y.double(), dim=-1).mean()
+            return torch.autograd.grad(loss, online)[0]
+
+        exact = gradient(x.double() @ oracle(x, "power", power, 1e-7))
+        got = gradient(spectral_filter(x, "power", power, side="target", solver="newton_schulz", precision=precision))
+        assert torch.linalg.norm(got - exact) <= 2e-2 * torch.linalg.norm(exact), power
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("b, d", [(24, 72), (72, 24)])
+@pytest.mark.parametrize("kind, power, side", COLLAPSED)
+def test_near_collapse_values_and_gradients_are_within_1e3(
+    kind: str, power: float | None, side: str, b: int, d: int, noise: float
+) -> None:
+    x = torch.stack([nearly_collapsed(noise, b, d, seed) for seed in (0, 5)]).float()
+    solver = "gram_power" if power == 2 else "newton_schulz"
+    bar = 1e-3
+    assert worst(x, kind, power, side, 1e-7, solver=solver, precision="fp32") <= bar
+
+
+def test_rows_that_are_all_alike_have_one_direction_and_no_noise_is_raised() -> None:
+    x = nearly_collapsed(0, 24, 72).float() * torch.linspace(0.5, 2, 24)[:, None]
+    for kind, power in (("power", -0.5), ("log", None), ("power", 0.0)):
+        out = spectral_filter(x, kind, power, side="target", solver="newton_schulz", precision="fp32")  # type: ignore[arg-type]
+        size = torch.linalg.svdvals(x.double())[0]
+        torch.testing.assert_close(out.double(), x.double() * g(kind, power, size), rtol=1e-5, atol=1e-5)
+
+
+def test_the_dominant_direction() -> None:
+    alone, even, none = nearly_collapsed(1e-3, 24, 72), features("pow1", 24, 72), torch.zeros(24, 72).double()
+    broken = alone.clone()
+    broken[3, 4] = math.nan
+    x = torch.stack([alone, even, none, broken]).float()
+    top, rest = split_dominant(x)
+    left, s, right = torch.linalg.svd(x[0].double())
+    assert top.size[0].item() == pytest.approx(s[0].item(), rel=1e-12)
+    assert abs((top.left[0, :, 0] @ left[:, 0]).item()) == pytest.approx(1, abs=1e-12)
+    assert abs((top.right[0, :, 0] @ right[0]).item()) == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(torch.linalg.svdvals(rest[0].double())[:-1], s[1:], rtol=1e-5, atol=0)
+    assert (top.size[1:] == 0).all() and torch.equal(rest[1:3], x[1:3]) and rest[3].isnan().any()
+    huge, tiny = (split_dominant(x[:1].double() * size)[0].size.item() for size in (1e200, 1e-200))
+    assert (huge / 1e200, tiny / 1e-200) == pytest.approx((s[0].item(),) * 2, rel=1e-9)

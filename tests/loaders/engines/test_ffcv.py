@@ -62,7 +62,7 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 
 @ffcv
 def test_a_beton_file_holds_the_files_as_they_are(folder: Path, packed: Path) -> None:
-    assert sorted(path.name for path in packed.iterdir()) == ["classes.json", "images.beton"]
+    assert sorted(path.name for path in packed.iterdir()) == ["classes.json", "images.beton", "plan"]
     assert sorted(path.name for path in packed.parent.iterdir()) == ["beton", "images"]
     source, files = beton.BetonSource(packed), FolderSource(folder)
     assert source.classes == files.classes and source.labels.tolist() == files.labels.tolist()

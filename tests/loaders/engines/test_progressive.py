@@ -48,7 +48,12 @@ def test_schedules_that_make_no_sense_are_refused(wrong: tuple[tuple[int, int], 
 
 
 def test_a_step_beyond_the_run_is_refused() -> None:
-    arguments = ["loader.views.*.progressive=[[2, 8], [4, 12]]", "encoder.width=4", "method.projector.hidden=8"]
+    arguments = [
+        "quickstart.yaml",
+        "loader.views.*.progressive=[[2, 8], [4, 12]]",
+        "encoder.width=4",
+        "method.projector.hidden=8",
+    ]
     with pytest.raises(ValueError, match=r"^loader.views.\*.progressive must be below the run's 4 epochs, got 4$"):
         Trainer(run_config.load([*arguments, "train.length=4ep"]))
     Trainer(run_config.load([*arguments, "train.length=5ep"]))

@@ -50,7 +50,7 @@ def turned(orientation: int) -> bytes:
 
 
 def settings(mode: str, size: int = 32, exif: str = "ignore") -> Settings:
-    return Settings(".", ".", mode, size, exif)
+    return Settings(".", mode, size, exif)
 
 
 TRAPS = {
@@ -178,9 +178,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 16 KiB, which --shard-mb cannot ask for."""
     plan = pack.plan
 
-    def small(files: Any, sizes: Any, options: Any) -> Any:
+    def small(sizes: Any, options: Any) -> Any:
         options.shard_mb = 1 / 64
-        return plan(files, sizes, options)
+        return plan(sizes, options)
 
     monkeypatch.setattr(pack, "plan", small)
 
@@ -202,11 +202,11 @@ def test_a_folder_is_packed(folder: Path, tmp_path: Path, mode: str, capsys: pyt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out1", "out3"]
 
     source, files = PackedSource(tmp_path / "out1"), FolderSource(folder)
-    left = [k for k, name in enumerate(files.files) if name not in ("cut.jpg", "empty.jpg")]
+    left = [k for k, name in enumerate(files.files) if name not in ("c/cut.jpg", "c/empty.jpg")]
     assert source.classes == ["a", "b", "c"] and source.labels.tolist() == files.labels[left].tolist()
     for k, number in enumerate(left):
         expected = files.read(number)
-        if files.files[number] == "turned.jpg":
+        if files.files[number] == "c/turned.jpg":
             expected = np.rot90(expected, -1)
         if mode == "raw":
             expected = center_square(expected, 32)
@@ -259,9 +259,9 @@ import sys, time
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.packing import shard_writer as shards
 plan = pack.plan
-def small(files, sizes, options):
+def small(sizes, options):
     options.shard_mb = 1 / 64
-    return plan(files, sizes, options)
+    return plan(sizes, options)
 pack.plan = small
 add = pack.Journal.add
 def slow(self, record):
@@ -318,7 +318,7 @@ def test_a_killed_pack_goes_on_and_is_the_same(
 def test_workers_end_with_a_killed_parent(folder: Path, tmp_path: Path) -> None:
     script = "import subprocess, sys, time; from fastrdm.loaders.packing.worker_processes import _start\n"
     script += "from fastrdm.loaders.packing.shard_writer import Settings\n"
-    script += "print(_start(Settings('.', '.', 'raw', 8, 'ignore')).pid, flush=True); time.sleep(60)"
+    script += "print(_start(Settings('.', 'raw', 8, 'ignore')).pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout
     child = int(parent.stdout.readline())
@@ -344,7 +344,9 @@ def test_two_packers_do_not_share_a_folder(folder: Path, tmp_path: Path) -> None
 
 def test_too_many_bad_files_stop_but_keep_what_is_done(folder: Path, tmp_path: Path) -> None:
     arguments = [str(folder), str(tmp_path / "out"), "--workers", "1"]
-    with pytest.raises(CorruptImage, match=r"[12] of 34 files cannot be read, above --max-bad 0\.01\. What is packed"):
+    with pytest.raises(
+        CorruptImage, match=r"[12] of 34 files cannot be read, above --max-bad 0\.01: c/cut\.jpg: .*What is packed"
+    ):
         main(arguments)
     assert not (tmp_path / "out").exists()
     assert main([*arguments, "--max-bad", "0.5"]) == 0
@@ -398,8 +400,8 @@ def test_splits_are_packed_one_by_one(folder: Path, tmp_path: Path) -> None:
     main([str(tmp_path / "set"), str(tmp_path / "out"), "--workers", "1"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train", "val"]
     assert len(PackedSource(tmp_path / "out" / "val")) == 1
-    with pytest.raises(ValueError, match=r"OUT exists already: .*train"):
-        main([str(tmp_path / "set"), str(tmp_path / "out")])
+    with pytest.raises(ValueError, match=r"OUT exists already: .*train, made with other files or options"):
+        main([str(tmp_path / "set"), str(tmp_path / "out"), "--exif", "apply"])
     shutil.rmtree(tmp_path / "out" / "val")  # as if killed between the two
     main([str(tmp_path / "set"), str(tmp_path / "out"), "--workers", "1", "--verify"])
     assert len(PackedSource(tmp_path / "out" / "val")) == 1
@@ -407,16 +409,21 @@ def test_splits_are_packed_one_by_one(folder: Path, tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "one argument": (lambda p: [str(p / "images")], r"takes SRC and OUT, or one packed folder and --verify"),
-    "no folder": (lambda p: [str(p / "nowhere"), str(p / "o")], r"SRC must be a folder of images, got .*nowhere"),
+    "no folder": (
+        lambda p: [str(p / "nowhere"), str(p / "o")],
+        r"loader\.root must be the folder of folder, got .*nowhere",
+    ),
     "there already": (lambda p: [str(p / "images"), str(p)], r"OUT exists already: .* --verify"),
-    "no CSV": (lambda p: [str(p / "images"), str(p / "o"), "--labels", "x.csv"], r"got x\.csv, which is no file"),
+    "below the source": (lambda p: [str(p / "images"), str(p / "images" / "o")], r"OUT must not lie in SRC"),
+    "the source": (lambda p: [str(p / "images"), str(p / "images")], r"OUT must not lie in SRC"),
+    "no CSV": (lambda p: [str(p / "images"), str(p / "o"), "--labels", "x.csv"], r"got 'x\.csv', which is no file"),
     "other columns": (
-        lambda p: [str(p / "images"), str(p / "o"), "--labels", labeled(p, "name,class\n")],
-        r"columns file and label in its first line, got \['name', 'class'\]",
+        lambda p: [str(p / "images"), str(p / "o"), "--labels", labeled(p, "name,kind\n")],
+        r"columns file and label in its first line, got 'name,kind'",
     ),
     "absent file": (
         lambda p: [str(p / "images"), str(p / "o"), "--labels", labeled(p, "file,label\nz.jpg,1\n")],
-        r"names 1 files that are not in .*, such as z\.jpg",
+        r"names none of the images of .*, but for instance z\.jpg",
     ),
 }
 
@@ -432,7 +439,7 @@ def test_wrong_arguments(folder: Path, tmp_path: Path, wrong: str) -> None:
 def test_progress_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     progress = pack.Progress(1000, [{"rows": [1] * 100, "refused": []}], 0.01)
     progress.began -= 10
-    progress.add(200, 3)
+    progress.add(200, ["a", "b", "c"])
     assert "going on: 100 of 1,000 images are packed" in capsys.readouterr().out
     assert progress.line(progress.began + 10) == "packed 300 of 1,000 images, 20 images/s, 35 s left, 3 refused"
 
@@ -443,3 +450,142 @@ def test_meta_is_plain_json(folder: Path, tmp_path: Path) -> None:
     assert set(meta["files"]) == {"index.npy", "shards/00000.bin"}
     assert all(len(told["sha256"]) == 64 for told in meta["files"].values())
     assert str(os.sep + "images") not in json.dumps(meta), "no path of this machine"
+
+
+def test_the_same_command_on_a_finished_pack_does_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(folder), str(tmp_path / "out"), "--max-bad", "0.5", "--workers", "1"]
+    assert main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert f"{tmp_path / 'out'} is packed already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    (folder / "a" / "00.jpg").write_bytes(TRAPS["plain"])
+    with pytest.raises(ValueError, match=r"OUT exists already: .*, made with other files or options"):
+        main(arguments)
+
+
+def test_verify_takes_what_pack_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("train", "val"):
+        (tmp_path / "set" / part / "a").mkdir(parents=True)
+        (tmp_path / "set" / part / "a" / "1.jpg").write_bytes(TRAPS["plain"])
+    main([str(tmp_path / "set"), str(tmp_path / "out"), "--workers", "1"])
+    capsys.readouterr()
+    assert main([str(tmp_path / "out"), "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert "out/train: " in told and "out/val: " in told and told.count("bytes are what was written") == 2
+    shard = tmp_path / "out" / "val" / "shards" / "00000.bin"
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    with pytest.raises(ValueError, match=r"out/val: damaged files, .*shards/00000\.bin"):
+        main([str(tmp_path / "out"), "--verify"])
+    with pytest.raises(ValueError, match=r"must be a packed folder, got .*set, which has no meta\.json"):
+        main([str(tmp_path / "set"), "--verify"])
+
+
+def test_every_part_is_listed_before_one_is_written(tmp_path: Path) -> None:
+    for name, data in (("train/a/1.jpg", TRAPS["plain"]), ("val/a/1.jpg", TRAPS["plain"]), ("val/x.tar", b"")):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(data)
+    with pytest.raises(ValueError, match=r"archives beside images in .*val"):
+        main([str(tmp_path / "set"), str(tmp_path / "out"), "--workers", "1"])
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_dangling_link_is_refused_like_any_file_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "a" / "zz.jpg").symlink_to("/nowhere")
+    main([str(folder), str(tmp_path / "out"), "--max-bad", "0.5", "--workers", "1"])
+    refused = dict(PackedSource(tmp_path / "out").meta["refused"])
+    assert refused["a/zz.jpg"] == "No such file or directory" and len(refused) == 3
+
+
+def test_one_bad_file_of_a_small_set_is_named(tmp_path: Path) -> None:
+    for k in range(9):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{k}.jpg").write_bytes(TRAPS["plain"] if k else b"")
+    with pytest.raises(CorruptImage, match=r"1 of 9 files cannot be read, .*: 0\.jpg: the file is empty\. What"):
+        main([str(tmp_path / "set"), str(tmp_path / "out"), "--workers", "1"])
+
+
+OWN = """
+import numpy as np
+from fastrdm.loaders.sources.source import Source
+
+print("a module that prints as it is imported")
+
+class Pixels(Source):
+    name, classes = "pixels", ["dark", "light"]
+
+    def __init__(self, root, split):
+        self.labels = np.arange(6) % 2
+
+    def read(self, index):
+        if index == 4:
+            raise RuntimeError("the lens cap was on")
+        return np.full((8, 9, 3), 40 + 100 * (index % 2), np.uint8)
+
+class Good(Pixels):
+    def read(self, index):
+        return np.full((8, 9, 3), 40 + 100 * (index % 2), np.uint8)
+
+class Stuck(Good):
+    def __init__(self, root, split):
+        super().__init__(root, split)
+        self.handle = open(__file__)
+"""
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpeg"])
+def test_a_source_of_ones_own_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    (tmp_path / "own_pixels.py").write_text(OWN)
+    (tmp_path / "set").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--source", "own_pixels:Good", "--mode", mode, "--size", "4", "--workers", "2"]
+    main([str(tmp_path / "set"), str(tmp_path / "out"), *arguments])
+    parts = [PackedSource(tmp_path / "out" / name) for name in ("train", "val")]
+    for source in parts:
+        assert source.classes == ["dark", "light"] and source.labels.tolist() == [0, 1] * 3
+        assert source.read(3).shape == ((4, 4, 3) if mode == "raw" else (8, 9, 3))
+        assert abs(int(source.read(3).mean()) - 140) <= 1
+    for name, said in (
+        ("Pixels", "shard 0, image 0 to image 5: RuntimeError: the lens cap was on"),
+        ("Stuck", "loader.source pixels cannot be sent to another process"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main([str(tmp_path / "set"), str(tmp_path / name), "--source", f"own_pixels:{name}"])
+
+
+def test_files_called_like_modules_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    for name in ("signal", "inspect", "queue", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("print('mine')\n")
+    script = f"import sys; sys.path[:] = {sys.path!r}\n"
+    script += "from fastrdm.loaders.packing.pack import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-I", "-c", script, str(folder), "out", "--max-bad", "0.5", "--workers", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(PackedSource(tmp_path / "out")) == 32
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpeg"])
+def test_a_pack_of_many_shards_needs_few_descriptors(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "set").mkdir()
+    for k in range(90):
+        Image.fromarray(RANDOM.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "set" / f"{k:03}.jpg")
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+from pathlib import Path
+import numpy as np
+from fastrdm.loaders.packing import pack
+from fastrdm.loaders.sources.packed import PackedSource
+plan = pack.plan
+pack.plan = lambda sizes, options: [(k, k + 1) for k in range(len(sizes))]
+pack.main([*sys.argv[1:], "--size", "8", "--workers", "1"])
+source = PackedSource(Path(sys.argv[2]))
+assert len(source.paths) == 90
+print(sum(int(source.read(k).mean() > 0) for k in np.random.default_rng(0).permutation(180) % 90))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "set"), str(tmp_path / "out"), "--mode", mode]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "180", done.stderr

@@ -21,8 +21,8 @@ def split(labels: list[int], classes: str = "abc") -> Any:
 
 SENSIBLE = [
     (split([0, 1, 2]), split([0, 1, 2])),
-    (split([0, 1, -1]), split([-1, 1, 2])),
-    (split([0, 1]), split([2, 1])),
+    (split([0, 1, -1]), split([-1, 1, 0])),
+    (split([0, 1, 2]), split([2, 2])),
 ]
 SENSELESS = [
     (split([-1, -1]), split([0, 1]), "the training images of set have no labels"),
@@ -31,6 +31,8 @@ SENSELESS = [
     (split([0, 1], "ab"), split([0, 5], "abcdef"), r"classes: 4 only in test \(c, d, e, \.\.\.\)"),
     (split([0, 1], "ab"), split([0, 1], "ba"), "the same names in another order"),
     (split([1, 1, -1]), split([0, 1]), "all labeled training images of set are of one class, b"),
+    (split([0, 1, -1]), split([-1, 1, 2]), r"1 only in training \(a\), 1 only in test \(c\)"),
+    (split([0, 1]), split([0, 2, 1]), r"1 only in test \(c\)"),
     (split([0, 1]), split([2, 2, -1]), "no test image of set is of a class of the training images"),
 ]
 

@@ -47,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_pack(images: Path, tmp_path: Path, mode: str, mutations: int) -> None:
     root = tmp_path / mode
-    main([str(images), str(root), "--mode", mode, "--size", "16", "--workers", "1"])
+    main([str(images), str(root), "--labels", "folders", "--mode", mode, "--size", "16", "--workers", "1"])
     source = PackedSource(root)
     expected = [source.read(k) for k in range(5)]
     files = sorted(path for path in root.rglob("*") if path.is_file())

@@ -1,5 +1,8 @@
 """Opening sets by name, and one clear line for each thing that can be wrong."""
 
+import errno
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.archives import Split
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import CorruptImage, new_pixels
 from fastrdm.loaders.sources.open import open_source
-from fastrdm.loaders.sources.source import Source
-from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.loaders.sources.reader import Reader
+from fastrdm.loaders.sources.source import ReadTime, Source
+from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -48,10 +53,20 @@ def test_subset_is_balanced_and_of_the_training_split() -> None:
     assert len(opened("digits", "test", subset=200)) == 360
 
 
-@pytest.mark.parametrize("size", [205, 5000])
-def test_subset_that_cannot_be_balanced(size: int) -> None:
-    with pytest.raises(ValueError, match=rf"loader\.subset must be a multiple of the 10 classes .* got {size}"):
-        opened("digits", subset=size)
+def test_subset_is_as_balanced_as_it_can_be() -> None:
+    assert np.bincount(opened("digits", subset=205).labels).tolist() in ([20] * 5 + [21] * 5, [21] * 5 + [20] * 5) or (
+        sorted(np.bincount(opened("digits", subset=205).labels)) == [20] * 5 + [21] * 5
+    )
+    with pytest.raises(ValueError, match=r"loader\.subset must be at most the 1,437 images of digits, got 5000"):
+        opened("digits", subset=5000)
+
+
+def test_a_long_tail_gives_what_it_has(tmp_path: Path) -> None:
+    for name, count in (("a", 9), ("b", 1), ("c", 4)):
+        for k in range(count):
+            picture(tmp_path / name / f"{k}.png")
+    assert np.bincount(opened("folder", root=str(tmp_path), subset=9).labels).tolist() == [4, 1, 4]
+    assert np.bincount(opened("folder", root=str(tmp_path), subset=12).labels).tolist() == [7, 1, 4]
 
 
 def test_folder(tmp_path: Path) -> None:
@@ -74,25 +89,20 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_folder_without_splits_is_for_training(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "1.png")
-    assert opened("folder", root=str(tmp_path)).classes == ["a"]
-    with pytest.raises(ValueError, match=r"loader\.root must hold a folder val or test, got .*, which has none"):
-        opened("folder", "test", root=str(tmp_path))
+    picture(tmp_path / "b" / "1.png")
+    assert opened("folder", root=str(tmp_path)).classes == ["a", "b"]
+    assert len(opened("folder", "test", root=str(tmp_path))) == 0
     picture(tmp_path / "test" / "a" / "1.png")
-    with pytest.raises(ValueError, match=r"loader\.root must hold a folder train, got"):
+    with pytest.raises(ValueError, match=r"loader\.root must hold a folder train, got .*, which has test"):
         opened("folder", root=str(tmp_path))
 
 
 def test_empty_class_folder_is_named(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "1.png")
     (tmp_path / "dogs").mkdir()
-    with pytest.raises(ValueError, match=r"class folder .*dogs holds no image \(\.bmp, \.gif, \.jpeg"):
+    with pytest.raises(ValueError, match=r"class folder .*dogs holds no image \(.*\.bmp, \.gif, .*labels=none if"):
         opened("folder", root=str(tmp_path))
-
-
-def test_folder_without_classes(tmp_path: Path) -> None:
-    picture(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"loader\.root must hold one folder of images a class, got none in"):
-        opened("folder", root=str(tmp_path))
+    assert len(opened("folder", root=str(tmp_path), labels="none")) == 1
 
 
 @pytest.mark.parametrize("source", ["folder", "cifar10"])
@@ -131,7 +141,8 @@ def test_wrong_name_offers_the_nearest() -> None:
 
 OWN = """
 import numpy as np
-from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.sources.reader import Reader
+from fastrdm.loaders.sources.source import ReadTime, Source
 
 class Good(Source):
     name, classes = "good", ["only"]
@@ -176,3 +187,23 @@ def test_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         opened("own_set:Missing")
     with pytest.raises(ValueError, match="'no_such_set:X' cannot be loaded: No module"):
         opened("no_such_set:X")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_too_many_open_files_are_no_damage_to_an_image(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(4):
+        picture(tmp_path / "a" / f"{k}.png")
+    source = opened("folder", root=str(tmp_path))
+
+    def full(path: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fastrdm.loaders.sources.folder.read_file", full)
+    faults: dict[int, str] = {}
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        Reader(source, faults, 0.5).read(1, new_pixels, ReadTime())
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        list(evaluation_batches(source, ViewSpec(size=4), 2, faults=faults))
+    assert not faults

@@ -1,11 +1,14 @@
 """The packed source: what it reads, what it refuses to open, and what it costs when a byte is wrong."""
 
 import gc
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from fastrdm.loaders.packing.pack import main
 from fastrdm.loaders.sources.decode import CorruptImage
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.open import open_source
-from fastrdm.loaders.sources.packed import PackedSource, verify
+from fastrdm.loaders.sources.packed import PackedSource, seal, verify
 from fastrdm.loaders.sources.source import ReadTime
 from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
 
@@ -153,9 +156,8 @@ def test_splits_and_sets_without_labels(packs: Path, tmp_path: Path) -> None:
     def opened(root: Path, split: str) -> int:
         return len(open_source(LoaderConfig(source="packed", root=str(root)), split))  # type: ignore[arg-type]
 
-    assert opened(packs / "bare", "train") == opened(packs / "bare", "test") == COUNT
-    with pytest.raises(ValueError, match=r"must hold packed folders train and val, got .*jpeg, which is one"):
-        opened(packs / "jpeg", "test")
+    for name in ("bare", "jpeg"):
+        assert opened(packs / name, "train") == COUNT and opened(packs / name, "test") == 0
     os.symlink(packs / "jpeg", tmp_path / "train")
     os.symlink(packs / "raw", tmp_path / "val")
     assert opened(tmp_path, "train") == opened(tmp_path, "test") == COUNT
@@ -181,10 +183,83 @@ def test_no_file_stays_open(packs: Path) -> None:
     def held() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    gc.collect()  # what other tests left
     before = held()
     source = PackedSource(packs / "raw")
-    assert held() > before
     source.read(0)
+    assert held() > before
     del source
     gc.collect()
     assert held() == before
+
+
+def resealed(
+    root: Path, change: Callable[[dict[str, Any]], object], index: Callable[[Any], object] | None = None
+) -> None:
+    """Change meta.json, and index.npy where asked, and seal the folder anew."""
+    meta = json.loads((root / "meta.json").read_text())
+    if index is not None:
+        rows = np.load(root / "index.npy")
+        made = index(rows)
+        np.save(root / "index.npy", rows if made is None else made)
+        content = (root / "index.npy").read_bytes()
+        meta["files"]["index.npy"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    change(meta)
+    meta["seal"] = seal(meta)
+    (root / "meta.json").write_text(json.dumps(meta))
+
+
+FIELDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "mode": (lambda meta: meta.update(mode="tar"), "mode is tar"),
+    "count that is text": (lambda meta: meta.update(count="24"), "count is 24"),
+    "count below 0": (lambda meta: meta.update(count=-1), "count is -1"),
+    "classes that are numbers": (lambda meta: meta.update(classes=[1, 2]), r"classes is \[1, 2\]"),
+    "no classes": (lambda meta: meta.pop("classes"), "classes is None"),
+    "files elsewhere": (
+        lambda meta: meta["files"].update({"../../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}),
+        "files is ",
+    ),
+    "files that are a list": (lambda meta: meta.update(files=[]), r"files is \[\]"),
+    "bytes that are text": (lambda meta: meta["files"]["index.npy"].update(bytes="9"), r"files\.index\.npy is "),
+    "no checksum": (lambda meta: meta["files"]["index.npy"].pop("sha256"), r"files\.index\.npy is "),
+    "no format": (lambda meta: meta.pop("format"), "is of format None"),
+}
+
+
+@pytest.mark.parametrize("what", FIELDS)
+def test_a_resealed_meta_with_absurd_fields_is_refused_by_name(what: str, copy: Callable[[str], Path]) -> None:
+    root = copy("jpeg")
+    change, reason = FIELDS[what]
+    resealed(root, change)
+    with pytest.raises(ValueError, match=rf"meta\.json (is damaged: )?{reason}") as told:
+        PackedSource(root)
+    assert "\n" not in str(told.value)
+
+
+def with_value(field: str, value: int) -> Callable[[Any], None]:
+    def change(rows: Any) -> None:
+        rows[field][5] = value
+
+    return change
+
+
+ROWS: dict[str, tuple[str, Callable[[Any], object], str]] = {
+    "shard": ("jpeg", with_value("shard", 9), "shard of image 5 is none of 1"),
+    "offset": ("jpeg", with_value("offset", 2**64 - 1), "offset of image 5 does not fit"),
+    "bytes": ("jpeg", with_value("bytes", 2**32 - 1), "offset of image 5 does not fit"),
+    "label": ("jpeg", with_value("label", 7), "one of 2 classes, from 0 on: image 5 has 7"),
+    "label below -1": ("jpeg", with_value("label", -9), "image 5 has -9"),
+    "height": ("raw", with_value("height", 2**32 - 1), "bytes of image 5 does not fit"),
+    "offset of raw": ("raw", with_value("offset", 10**12), "offset of image 5 does not fit"),
+    "rows": ("jpeg", lambda rows: rows[:-1], r"dtype or shape is .* \(23,\)"),
+    "dtype": ("jpeg", lambda rows: rows["offset"].astype(float), r"dtype or shape is float64 \(24,\)"),
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_a_resealed_index_with_absurd_rows_is_refused_by_name(what: str, copy: Callable[[str], Path]) -> None:
+    mode, change, reason = ROWS[what]
+    root = copy(mode)
+    resealed(root, lambda _: None, change)
+    with pytest.raises(ValueError, match=rf"index\.npy .*{reason}"):
+        PackedSource(root)

@@ -1,0 +1,55 @@
+"""Settings of presets, recipes and defaults made to fit a smaller set or a shorter run, and what is told of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from fastrdm.config.run_config import Config
+from fastrdm.loaders.sources.source import Source, Subset
+from fastrdm.schema import Horizon, require
+
+Given = Callable[[str], bool]
+"""Whether a user set the key, on the command line or in a file of their own."""
+
+
+def evaluation_bank(source: Source, size: int | None) -> tuple[Source, list[str]]:
+    """The training images among which k-NN looks for neighbors: `size` of them, as even over the classes as they allow.
+
+    The first images of each class are taken. A set that has no more images than `size` is used whole, and told.
+    """
+    if size is None or size == len(source):
+        return source, []
+    if size > len(source):
+        return source, [f"note: evaluate.bank={size}, but the set has {len(source):,} images: k-NN uses all of them"]
+    classes, counts = np.unique(source.labels, return_counts=True)
+    # as many of each class as it has, but at most `level`; then one more of the first classes that have one
+    level = next(n for n in range(counts.max(), -1, -1) if np.minimum(counts, n).sum() <= size)
+    shares = np.minimum(counts, level)
+    shares[np.flatnonzero(counts > level)[: size - shares.sum()]] += 1
+    chosen = [np.flatnonzero(source.labels == label)[:share] for label, share in zip(classes, shares, strict=True)]
+    return Subset(source, np.sort(np.concatenate(chosen))), []
+
+
+def fit_views(settings: Config, source: Source, given: Given) -> tuple[Config, list[str]]:
+    """Views that nobody set, and that are far larger than the images of a set in memory, become as large as these."""
+    views = settings.loader.views
+    if source.images is None or given("loader.views.0.size"):
+        return settings, []
+    side, largest = min(source.images.shape[1:3]), max(view.size for view in views)
+    if largest <= side * settings.loader.max_enlarge:
+        return settings, []
+    smaller = tuple(replace(v, size=max(round(v.size * side / largest), 1), progressive=()) for v in views)
+    note = f"note: the images of {source.name} have {side} px: views of {side} px are drawn instead of {largest}"
+    return replace(settings, loader=replace(settings.loader, views=smaller)), [note]
+
+
+def fit_warmup(settings: Config, horizon: Horizon, given: Given) -> tuple[Config, list[str]]:
+    """A warm-up that is longer than the run becomes a tenth of it; ValueError when the user asked for its length."""
+    warmup = settings.optim.warmup
+    if horizon.steps(warmup) <= horizon.total:
+        return settings, []
+    longest = f"no longer than the run of {horizon.total} steps, such as 10%"
+    require(not given("optim.warmup"), "optim.warmup", longest, warmup)
+    shorter = replace(settings, optim=replace(settings.optim, warmup="10%"))
+    return shorter, [f"note: optim.warmup={warmup} is longer than the run of {horizon.total} steps: 10 % of it is used"]

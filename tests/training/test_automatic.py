@@ -1,0 +1,157 @@
+"""What `auto` becomes, and how a bank and a warm-up are made to fit."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastrdm.config import run_config
+from fastrdm.config.run_config import Config
+from fastrdm.loaders import spec
+from fastrdm.loaders.sources.archives import Arrays
+from fastrdm.loaders.sources.source import ArraySource
+from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.runtime.distributed import Processes
+from fastrdm.schema import Horizon
+from fastrdm.training import automatic
+from fastrdm.training.fingerprint import differences, fingerprint
+from fastrdm.training.fit import evaluation_bank, fit_views, fit_warmup
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def chosen(device: torch.device, *words: str, world: int = 1, stored: Any = None) -> tuple[Config, str]:
+    settings, lines = automatic.choose(run_config.load([*words, "run=x"]), Processes(0, world, device), None, stored)
+    return settings, "".join(lines)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """A machine with CUDA, as far as the choice asks: what it says can be changed."""
+    has = {"bf16": True, "triton": True, "cc": True}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has["bf16"])
+    monkeypatch.setattr(automatic.importlib.util, "find_spec", lambda name: object() if has[name] else None)
+    monkeypatch.setattr(automatic.shutil, "which", lambda name: "/usr/bin/cc" if has["cc"] else None)
+    return has
+
+
+def test_a_gpu_gets_bf16_compiled_and_captured(gpu: dict[str, bool]) -> None:
+    c, told = chosen(CUDA)
+    assert (c.train.precision, c.train.compile, c.train.capture) == ("bf16", True, True)
+    assert told.startswith("chosen automatically: bf16 (native on this GPU), compiled (on CUDA), captured (one process")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "expected", "reason"),
+    [
+        ("bf16", ("fp16", True, True), "fp16 (this GPU has no bf16)"),
+        ("triton", ("bf16", False, True), "eager (Triton is not installed)"),
+        ("cc", ("bf16", False, True), "eager (Triton needs a C compiler"),
+    ],
+)
+def test_what_a_gpu_lacks(gpu: dict[str, bool], lacks: str, expected: tuple[object, ...], reason: str) -> None:
+    gpu[lacks] = False
+    c, told = chosen(CUDA)
+    assert (c.train.precision, c.train.compile, c.train.capture) == expected and reason in told
+
+
+def test_several_processes_and_growing_views_are_not_captured(gpu: dict[str, bool]) -> None:
+    c, told = chosen(CUDA, world=2)
+    assert (c.train.compile, c.train.capture) == (True, False) and "not captured (several processes)" in told
+    c, told = chosen(CUDA, "loader.views.*.progressive=[[2, 8]]")
+    assert c.train.capture is False and "not captured (the views grow)" in told
+
+
+def test_a_cpu_stays_exact_and_eager() -> None:
+    c, told = chosen(CPU)
+    assert (c.train.precision, c.train.compile, c.train.capture) == ("fp32", False, False)
+    assert "fp32 (on a CPU)" in told and "captured" not in told
+
+
+def test_what_the_user_said_is_left_alone(gpu: dict[str, bool]) -> None:
+    words = ["train.precision=fp32", "train.compile=false", "train.capture=false", "loader.workers=3"]
+    c, told = chosen(CUDA, *words)
+    assert (c.train.precision, c.train.compile, c.train.capture, c.loader.workers) == ("fp32", False, False, 3)
+    assert told == ""
+
+
+def test_a_run_that_goes_on_keeps_its_precision_but_not_its_speed(gpu: dict[str, bool]) -> None:
+    stored = {"train": {"precision": "fp32", "compile": False}, "loader": {"engine": "native", "workers": 99}}
+    c, told = chosen(CUDA, stored=stored)
+    assert (c.train.precision, c.train.compile) == ("fp32", True) and "fp32 (as this run began)" in told
+    assert chosen(CPU, stored={"train": {"precision": "auto"}})[0].train.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("cores", "together", "expected"), [(8, "", 8), (8, "4", 2), (2, "8", 1), (64, "2", 16), (4, "x", 4)]
+)
+def test_threads_are_the_cores_of_a_process(
+    cores: int, together: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", together)
+    assert spec.cores_of_a_process() == LoaderConfig().threads == expected
+    assert replace(LoaderConfig(), workers=5).threads == 5
+
+
+def source(counts: list[int], seed: int = 0) -> ArraySource:
+    """Noise with so many images of each class, the classes one after the other."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.random.default_rng(seed).integers(0, 256, (len(labels), 4, 4, 3), np.uint8)
+    return ArraySource("digits", Arrays(images, labels, [str(i) for i in range(len(counts))]))
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "shares"),
+    [
+        ([5, 5, 5], 6, [2, 2, 2]),
+        ([5, 5, 5], 7, [3, 2, 2]),
+        ([9, 1, 5], 9, [4, 1, 4]),
+        ([9, 1, 1], 10, [8, 1, 1]),
+        ([5, 5, 5], 2, [1, 1, 0]),
+    ],
+)
+def test_a_bank_is_as_even_over_the_classes_as_they_allow(counts: list[int], size: int, shares: list[int]) -> None:
+    bank, notes = evaluation_bank(source(counts), size)
+    assert np.bincount(bank.labels, minlength=3).tolist() == shares and notes == []
+    starts = np.cumsum([0, *counts[:-1]])
+    assert bank.index.tolist() == [i for s, n in zip(starts, shares, strict=True) for i in range(s, s + n)]  # type: ignore[attr-defined]
+
+
+def test_a_bank_of_all_and_of_more_than_all() -> None:
+    images = source([2, 3])
+    assert evaluation_bank(images, None) == (images, []) == evaluation_bank(images, 5)
+    bank, notes = evaluation_bank(images, 6)
+    assert bank is images and notes == ["note: evaluate.bank=6, but the set has 5 images: k-NN uses all of them"]
+
+
+def test_views_that_nobody_set_shrink_to_the_images_of_a_set_in_memory() -> None:
+    settings = run_config.load(["loader.source=my.module:Source"])
+    images = source([2, 3])  # of 4 px
+    smaller, notes = fit_views(settings, images, lambda key: False)
+    assert [view.size for view in smaller.loader.views] == [4, 4]
+    assert notes == ["note: the images of digits have 4 px: views of 4 px are drawn instead of 224"]
+    assert fit_views(settings, images, lambda key: key == "loader.views.0.size") == (settings, [])
+    small = run_config.load(["loader.views.*.size=16"])
+    assert fit_views(small, images, lambda key: False) == (small, []), "four times as large is allowed"
+
+
+def test_a_warmup_that_fits_is_left_alone() -> None:
+    settings = run_config.load(["optim.warmup=5st"])
+    assert fit_warmup(settings, Horizon(5, 5), lambda key: True) == (settings, [])
+    shorter, notes = fit_warmup(settings, Horizon(5, 4), lambda key: False)
+    assert shorter.optim.warmup == "10%" and len(notes) == 1
+    with pytest.raises(ValueError, match=r"^optim.warmup must be no longer than the run of 4 steps"):
+        fit_warmup(settings, Horizon(5, 4), lambda key: key == "optim.warmup")
+
+
+def test_fingerprints_see_what_changed() -> None:
+    images, same, other = source([40, 40]), source([40, 40]), source([40, 40], seed=1)
+    assert differences(fingerprint(images), fingerprint(same)) == []
+    assert differences(fingerprint(images), fingerprint(other)) == ["other content"]
+    assert differences(fingerprint(images), fingerprint(source([41, 39]))) == ["other labels"]
+    assert differences(fingerprint(images), fingerprint(source([40, 41])))[:2] == ["images: 80 -> 81", "other labels"]
+    assert differences({}, fingerprint(images)) == [], "a checkpoint from before fingerprints"
