@@ -33,7 +33,7 @@ def training_commands() -> list[str]:
     """Commands shown on pages and at the head of shipped configs; [what stands in brackets] is optional."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     lines += [line.removeprefix("# ") for file in RECIPES for line in file.read_text().splitlines() if line[:2] == "# "]
-    shown = [line for line in lines if line.startswith(("torchrun ", "fastrdm train"))]
+    shown = [line for line in lines if re.match(r"torchrun .*fastrdm/train\.py|fastrdm train", line)]
     return [re.sub(r"\[.*?\.\.\.\]", "", line) for line in shown]
 
 

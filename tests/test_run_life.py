@@ -303,7 +303,7 @@ def test_runs_of_one_name_are_different_runs_on_wandb(
 
     def init(**arguments: Any) -> Any:
         ids.append(arguments["id"])
-        return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+        return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None, summary={})
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for folder in ("exp1", "exp2", "exp1"):
@@ -315,7 +315,9 @@ def test_a_sink_that_fails_ends_no_run(run: Run, monkeypatch: pytest.MonkeyPatch
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
-    broken = types.SimpleNamespace(init=lambda **_: types.SimpleNamespace(log=fail, finish=lambda: None))
+    broken = types.SimpleNamespace(
+        Image=lambda picture: picture, init=lambda **_: types.SimpleNamespace(log=fail, finish=lambda: None, summary={})
+    )
     monkeypatch.setitem(sys.modules, "wandb", broken)
     code, told = run("log.wandb=project")
     assert code == 0 and told.count("note: W&B gets no more metrics: ConnectionError: no network") == 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastrdm.commands import embed, export
 from fastrdm.commands.pretrained import from_run
 from fastrdm.config import run_config
 from fastrdm.evaluation import embedding
-from fastrdm.loaders.evaluation import evaluation_batches
+from fastrdm.loaders.evaluation import evaluation_batches, short_side
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.trainer import Trainer
 
@@ -73,6 +74,8 @@ def table(out: Path) -> list[dict[str, str]]:
 def rows_of(run: Path, root: Path, names: list[str]) -> np.ndarray[Any, Any]:
     """Features of the named files, each read and encoded by itself."""
     encoder, preprocess = fastrdm.load_encoder(run)
+    # The run's own set is judged by whole images, a folder of photographs by its centers.
+    preprocess = replace(preprocess, resize=short_side(preprocess.size, whole=False))
     with torch.no_grad():
         images = [preprocess(Image.open(root / name).convert("RGB")) for name in names]
         return torch.cat([encoder(image[None]) for image in images]).numpy()

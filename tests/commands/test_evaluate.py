@@ -117,7 +117,8 @@ def test_augmented_probe_and_fine_tuning_have_files_of_their_own(run: Path, tmp_
     evaluate(run, "--method", "linear,finetune", "linear.augment=true", "linear.epochs=1", "--labels", "0.01,0.1",
              "finetune.epochs=1", "--out", tmp_path)  # fmt: skip
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {f"eval-{name}-digits.json" for name in ("linear-augmented", "finetune-0.01", "finetune-0.1")}
+    records = {f"eval-{name}-digits.json" for name in ("linear-augmented", "finetune-0.01", "finetune-0.1")}
+    assert names == records | {f"eval-finetune-{share}-digits.safetensors" for share in ("0.01", "0.1")}
     assert [record(tmp_path / f"eval-finetune-{s}-digits.json")["train_images"] for s in ("0.01", "0.1")] == [10, 140]
 
 
@@ -213,7 +214,7 @@ def test_recipes_are_settings_and_name_their_method() -> None:
         (("finetune.scale=[2,1]",), "finetune.scale must be 0 < low <= high <= 1"),
         (("--labels", "0,1"), "finetune.labels must be shares in (0, 1]"),
         (("--method", "knn,probe"), "--method must be of knn, linear, finetune, got 'probe'"),
-        (("--encoder", "resnet50"), "--encoder must be resnet_small, which "),
+        (("--encoder", "resnet50"), "--encoder must be resnet18, which "),
         (("--layout", "dino"), "--layout must be left out for a checkpoint of fastrdm"),
         (("--size", "0"), "--size must be above 0, got 0"),
         (("other",), "CHECKPOINT must be one folder"),

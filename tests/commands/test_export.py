@@ -177,6 +177,7 @@ def test_onnx_agrees_with_torch(
     stored = json.loads(about["fastrdm"])
     assert stored["preprocess"] == {
         "size": size,
+        "resize": 224 * 256 // 224 if size == 224 else 37,
         "interpolation": "bilinear",
         "mean": [0.1, 0.2, 0.3],
         "std": list(view.std),

@@ -286,8 +286,8 @@ def test_a_loss_that_is_not_finite_is_an_alarm_too(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     assert cli.train([*SMALL, f"run={tmp_path / 'run'}"]) == cli.EXIT_FAILED
     (event,) = lines(tmp_path / "run", "alarms")
-    assert (event["alarm"], event["step"], event["value"]) == ("non_finite_loss", 8, None)
-    assert "steps 5 to 8" in event["text"]
+    assert (event["alarm"], event["step"], event["value"]) == ("non_finite_loss", 6, None)
+    assert "steps 5 to 6" in event["text"]
 
 
 @pytest.mark.gpu

@@ -193,7 +193,7 @@ def test_refused(
 @ffcv
 def test_pack_refuses(folder: Path, tmp_path: Path) -> None:
     for options in (["--mode", "raw"], ["--verify"]):
-        with pytest.raises(ValueError, match=r"--format beton takes --mode jpeg and no --verify"):
+        with pytest.raises(ValueError, match=r"--format beton takes --mode jpeg, a local OUT and no --verify"):
             pack.main([str(folder), str(tmp_path / "out"), "--format", "beton", *options])
 
 
