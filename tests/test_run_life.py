@@ -359,7 +359,7 @@ def test_the_last_lines_accuracy_is_the_summarys(run: Run, tmp_path: Path) -> No
     assert code == 0
     (line,) = (line for line in told.splitlines() if line.startswith("epoch 1.2/1.2"))
     (accuracy,) = re.findall(r"trained encoder ([0-9.]+) %", told)
-    assert line.endswith(f"k-NN {accuracy} %")
+    assert f"  k-NN {accuracy} %  " in line
 
 
 def test_what_is_printed_is_in_the_log_file(run: Run, tmp_path: Path) -> None:

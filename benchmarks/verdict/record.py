@@ -4,6 +4,7 @@ Seeds 0 and 1 choose a threshold for each figure, seeds 2 and 3 judge it. The la
 """
 
 import csv
+import gzip
 import json
 import math
 from collections import Counter
@@ -79,7 +80,8 @@ def number(text: str) -> float:
 
 def load() -> list[Labelled]:
     """All runs of the table, with their series."""
-    records = [json.loads(line) for line in SERIES.read_text().splitlines()]
+    with gzip.open(SERIES, "rt") as lines:
+        records = [json.loads(line) for line in lines]
     found = {(r["data"], r["arm"], str(r["seed"])): r for r in records}
     runs = []
     with ROWS.open(newline="") as lines:
@@ -285,7 +287,8 @@ Made by `python -m benchmarks.verdict.runs --data FOLDER` and `python -m benchma
 8 and 16, in {minutes:.0f} CPU minutes. They are presets, methods with a part left out so that they collapse, and border
 cases of learning rate, moving average, temperature and weight decay (`benchmarks/verdict/arms.py`). Their settings and
 outcomes are in `benchmarks/results/verdict_runs.csv`, and what they logged is in
-`benchmarks/records/verdict/series.jsonl`. Seeds 0 and 1 ({choosing} runs) choose, seeds 2 and 3 ({judging} runs) judge.
+`benchmarks/records/verdict/series.jsonl.gz`. Seeds 0 and 1 ({choosing} runs) choose, seeds 2 and 3
+({judging} runs) judge.
 
 ## Labels
 
@@ -306,12 +309,12 @@ collapses (`rdm_byol_log`, `rdm_byol_log1p`, `rdm_byol_log1p_sq` and `rdm_byol_t
 embeddings have a large mean and tell images apart: two views of an image are nearer than views of two images in 65 %
 to 72 % of the pairs, as in healthy runs, and the k-NN accuracy rose. Thresholds were then chosen again on seeds 0 and
 1, and the verdict looks for a dimensional collapse of the target before a point at the online branch. With the first
-bound and its thresholds, 60 of the 63 runs that judge were told right as collapsed or not (95 %), and 57 had the right one
-of all states (90 %).
+bound and its thresholds, 60 of the 63 runs that judge were told right as collapsed or not (95 %), and 57 had the right
+one of all states (90 %).
 
-Seeds 2 and 3 are therefore no clean test of what stands here: the labels and the order of the rule were settled after they
-had been seen, and the shares below are optimistic by an unknown amount. Only runs of new seeds can tell, with the bounds
-and thresholds left as they are. They have not been made.
+Seeds 2 and 3 are therefore no clean test of what stands here: the labels and the order of the rule were settled after
+they had been seen, and the shares below are optimistic by an unknown amount. Only runs of new seeds can tell, with the
+bounds and thresholds left as they are. They have not been made.
 
 Runs that did not become what they were made for, and what became of border cases:
 

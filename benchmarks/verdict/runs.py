@@ -1,13 +1,14 @@
 """Train the labelled runs of the verdict's record: `python -m benchmarks.verdict.runs --data FOLDER`.
 
 FOLDER holds CIFAR-10; 2,000 training and 1,000 test images of it are used. Each finished run becomes a row of
-results/verdict_runs.csv (its settings, its outcome, CPU seconds) and a line of records/verdict/series.jsonl (every
+results/verdict_runs.csv (its settings, its outcome, CPU seconds) and a line of records/verdict/series.jsonl.gz (every
 figure that it logged, over its log lines), and is not run again.
 """
 
 import argparse
 import contextlib
 import csv
+import gzip
 import io
 import json
 import math
@@ -27,7 +28,7 @@ from fastrdm.config import run_config
 from fastrdm.trainer import Trainer
 
 HERE = Path(__file__).parents[1]
-ROWS, SERIES = HERE / "results" / "verdict_runs.csv", HERE / "records" / "verdict" / "series.jsonl"
+ROWS, SERIES = HERE / "results" / "verdict_runs.csv", HERE / "records" / "verdict" / "series.jsonl.gz"
 FIELDS = ["data", "arm", "seed", "expected", *Outcome._fields, "cpu_seconds", "torch", "settings"]
 TRAIN, TEST = 2_000, 1_000  # images of CIFAR-10
 UNUSED = ("time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share", "unreadable_images",
@@ -92,7 +93,7 @@ def run(arm: Arm, seed: int, cifar: Path, folder: Path) -> None:
         "losses": list(losses),
         "series": series(lines),
     }
-    with SERIES.open("a") as file:
+    with gzip.open(SERIES, "at") as file:
         file.write(json.dumps(record, separators=(",", ":")) + "\n")
     new = not ROWS.exists()
     with ROWS.open("a", newline="") as file:

@@ -1,7 +1,7 @@
 """One state for a whole run, judged from the metrics that it logged: healthy, weak, collapsed, or not judged.
 
-The thresholds were chosen on half of the labelled runs of benchmarks/records/verdict.md, which also says why the other half,
-which judges them, is no clean test.
+The thresholds were chosen on half of the labelled runs of benchmarks/records/verdict.md. The record also says why the
+other half, which judges them, is no clean test.
 """
 
 import math
