@@ -9,7 +9,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.kernels.linalg.effective_rank import effective_rank
+from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
+from fastrdm.kernels.linalg.gram import gram_of_one
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
 from fastrdm.monitoring.moments import unit_rows
@@ -89,12 +90,18 @@ def batch_metrics(output: Output) -> dict[str, Tensor]:
     Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
     on every process.
     """
-    metrics = {}
+    metrics, grams = {}, dict[int, dict[str, Tensor]]()
     for name, x in taps(output).items():
-        x = gather_rows(x, dim=1).double()
-        metrics[f"{name}/{HEADLINE_CONVENTION}/batch"] = effective_rank(x, normalize=True).mean()
-        metrics[f"{name}/{CENTERED_CONVENTION}/batch"] = effective_rank(x, normalize=True, center=True).mean()
-        metrics[f"{name}/std/batch"] = (unit_rows(x).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
+        unit = unit_rows(gather_rows(x, dim=1))
+        centered = unit - unit.mean(1, keepdim=True)
+        metrics[f"{name}/std/batch"] = (centered.square().mean(1).sqrt() * x.shape[-1] ** 0.5).mean()
+        for convention, rows in ((HEADLINE_CONVENTION, unit), (CENTERED_CONVENTION, centered)):
+            gram = gram_of_one(rows, False, False, "fp64", upper=True)
+            grams.setdefault(gram.shape[-1], {})[f"{name}/{convention}/batch"] = gram
+    # Matrices of one size are decomposed in one call: on a GPU one after the other would take several times as long.
+    for alike in grams.values():
+        ranks = entropy_rank(spectrum(torch.stack([*alike.values()]))[0]).mean(1)
+        metrics |= dict(zip(alike, ranks.unbind(), strict=True))
     return metrics
 
 
@@ -134,7 +141,7 @@ class RankMonitor:
         """Lines that say what is measured, and how much memory it takes on the main process."""
         if not self.every:
             return ["monitor: metrics of batches only"]
-        size = f"{bytes_of(self.shape) / 2**20:,.1f} MiB"
+        size = f"{bytes_of(self.shape, self.processes.device) / 2**20:,.1f} MiB"
         lines = [f"monitor: a window of {self.shape.rows:,} rows every {self.every:,} steps, {size}"]
         wide = [tap for tap in self.shape.widths if self.shape.wide(tap)]
         if wide:
@@ -149,7 +156,8 @@ class RankMonitor:
     def batch(self, output: Output) -> dict[str, float]:
         """`batch_metrics` as numbers; waits for the device."""
         with self.clock:
-            return {name: value.item() for name, value in batch_metrics(output).items()}
+            metrics = batch_metrics(output)
+            return dict(zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True))
 
     def push(self, output: Output, step: int) -> None:
         """Take this step's rows, where a window is open or opens at this step (from 1). Call on every process."""

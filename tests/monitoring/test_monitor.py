@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrdm import cli
 from fastrdm.config import run_config
@@ -166,6 +168,28 @@ def test_figures_of_a_batch_are_means_over_views(tmp_path: Path) -> None:
     assert metrics["target/std/batch"] == pytest.approx(1, abs=0.1), "white rows are healthy"
     constant = out._replace(target=torch.ones(2, 16, 12))
     assert watcher.batch(constant)["target/std/batch"] == pytest.approx(0, abs=1e-6)
+
+
+def test_figures_of_a_batch_take_one_decomposition_and_one_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taps of one width: all ranks, in both conventions and of both views, come from one batched call."""
+    shapes: list[tuple[int, ...]] = []
+    solve = torch.linalg.eigvalsh
+    monkeypatch.setattr(
+        torch.linalg, "eigvalsh", lambda x, UPLO="L": (shapes.append(tuple(x.shape)), solve(x, UPLO))[1]
+    )
+    watcher, waits = watch(tmp_path), Counter[str]()
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            waits[func.name()] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Waits():
+        watcher.batch(output())
+    assert shapes == [(8, 2, 12, 12)]
+    assert waits["aten::_linalg_eigh"] == 1 and waits["aten::_local_scalar_dense"] == 0
 
 
 def test_rows_that_are_not_finite_give_no_figures_and_no_error(tmp_path: Path) -> None:
@@ -326,6 +350,8 @@ def test_the_memory_that_is_told_is_the_windows(tmp_path: Path) -> None:
     watcher = watch(tmp_path, "monitor.rows=1000")
     fill(watcher, 1, **watcher.shape.widths)
     assert watcher.window is not None
-    held = sum(x.numel() * 8 for m in watcher.window.moments.values() for x in (m.first, m.second))
-    assert monitor.bytes_of(watcher.shape) == held
+    held = sum(x.nbytes for m in watcher.window.moments.values() for x in (m.first, *m.panels))
+    assert monitor.bytes_of(watcher.shape, torch.device("cpu"), output().online.element_size()) == held
+    wide = watcher.shape._replace(widths=dict(online=2048, target=2048, hidden=2048, features=512))
+    assert monitor.bytes_of(wide, torch.device("cpu")) < 260 * 2**20
     assert MonitorConfig().every == "5%"
