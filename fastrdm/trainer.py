@@ -131,6 +131,7 @@ class Trainer:
         self.method = build_method(c, self.horizon)
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
+        torch.backends.cudnn.benchmark = train.cudnn_benchmark is True
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         learner = build_learner(self.method, c, len(self.source.classes) if self.sets.probed else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)

@@ -2,7 +2,7 @@
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.build import engine_of
 from fastrdm.loaders.sources.source import Source
+from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.distributed import Processes
+
+PLANES_BELOW = 64  # pixels of the largest view from which on channels lie last in float32 on a CPU
 
 
 def choose(
@@ -37,6 +40,11 @@ def choose(
         train = replace(train, capture=captured)
         if processes.device.type == "cuda":
             told.append(f"{'captured' if captured else 'not captured'} ({why})")
+    if train.channels_last == "auto":
+        train = replace(train, channels_last=_channels_last(processes.device, train.precision, loader.views))
+    if train.cudnn_benchmark == "auto":
+        still = not any(view.progressive for view in loader.views)
+        train = replace(train, cudnn_benchmark=processes.device.type == "cuda" and still)
     if loader.engine == "auto" and source is not None:
         engine = stored_loader.get("engine", "auto")
         engine = engine_of(loader, source) if engine == "auto" else engine
@@ -67,6 +75,11 @@ def _compile(device: torch.device) -> tuple[bool, str]:
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return False, "Triton needs a C compiler, and none is on the PATH"
     return True, "on CUDA"
+
+
+def _channels_last(device: torch.device, precision: str, views: Sequence[ViewSpec]) -> bool:
+    """On a CPU oneDNN takes float32 maps of a few pixels sooner in planes (benchmarks/results/layout_cpu.csv)."""
+    return device.type == "cuda" or precision == "bf16" or max(view.size for view in views) >= PLANES_BELOW
 
 
 def _capture(settings: Config, processes: Processes) -> tuple[bool, str]:
