@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.utilization import UtilizationMeter
-from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
+from fastrdm.evaluation.features import FeatureSet, feature_sets, raw_pixels
 from fastrdm.evaluation.knn import knn_accuracy
 from fastrdm.evaluation.sets import open_sets
 from fastrdm.kernels.cuda_graph import recorder
@@ -78,7 +78,7 @@ class Trainer:
         )
         classes = len(self.source.classes) if self.learner.probe else 0
         self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
-        self.stop = distributed.StopSignal()
+        self.stop = distributed.StopSignal(settings.train.hang_timeout + 60)
         self.slow = StragglerDetector(self.processes)
         self.watch = Watchdog(self.processes, settings.train.hang_timeout)
         self.halt: alarms.Action = "warn"  # what an alarm asks for
@@ -215,7 +215,7 @@ class Trainer:
         for line in lines:
             self.log.say(line)
         if self.settings.evaluate.baselines and self.labeled:
-            self.record({"knn_initial_encoder": self.knn(*self.feature_sets(self.method.online.encoder))})
+            self.record({"knn_initial_encoder": self.knn(*self.feature_sets(self.method.online.encoder)[0])})
 
     def prepared(self) -> Iterator[str]:
         """A line for each step still to come at which compiled or captured work has to be made anew."""
@@ -335,8 +335,8 @@ class Trainer:
 
     def measure_baselines(self) -> None:
         """Measure k-NN of raw pixels and of the untrained encoder, which training has to beat."""
-        self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
-        self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
+        self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels)[0])
+        self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder)[0])
         self.record(dict(self.metrics))
 
     def evaluate(self) -> None:
@@ -344,12 +344,13 @@ class Trainer:
         self.losses.check()
         if not self.labeled:
             return
-        bank, query = self.feature_sets(self.method.online.encoder)
+        encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
+        (bank, query), *of_target = self.feature_sets(*encoders)
         metrics = {"knn": self.knn(bank, query)}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
-        if self.method.target:
-            metrics["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
+        for sets in of_target:
+            metrics["knn_target"] = self.knn(*sets)
         self.record(metrics)
 
     def observe(self) -> None:
@@ -370,22 +371,24 @@ class Trainer:
                 raise
             self.log.say(f"training goes on, but {error}")
 
-    def feature_sets(self, encode: Any) -> tuple[FeatureSet, FeatureSet]:
-        """Features of the train and the test split, the model in evaluation mode meanwhile."""
+    def feature_sets(self, *encoders: Any) -> list[tuple[FeatureSet, FeatureSet]]:
+        """Features of the train and the test split by each encoder, the model in evaluation mode meanwhile.
+
+        Images are decoded once for all encoders.
+        """
         device, precision = self.processes.device.type, self.method.precision
         self.learner.eval()
         with torch.autocast(device, precision) if precision else nullcontext():
-            bank = feature_set(encode, self.center_views(self.bank, self.unread["bank"]))
-            query = feature_set(encode, self.center_views(self.test, self.unread["test"]))
+            bank = feature_sets(encoders, self.center_views(self.bank, self.unread["bank"]))
+            query = feature_sets(encoders, self.center_views(self.test, self.unread["test"]))
         self.learner.train()
-        return bank, query
+        return list(zip(bank, query, strict=True))
 
     def center_views(self, source: Source, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, index, label) over this process's share of a source, each readable image once, not augmented."""
-        spec, size, p = self.settings.loader.views[0], self.settings.evaluate.batch_size, self.processes
-        for batch in evaluation_batches(
-            source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world, faults=faults
-        ):
+        c, size, p = self.settings.loader, self.settings.evaluate.batch_size, self.processes
+        how = {"dtype": self.dtype, "rank": p.rank, "world": p.world, "workers": c.threads, "faults": faults}
+        for batch in evaluation_batches(source, c.views[0], size, device=p.device, **how):
             self.watch.heartbeat(self.step)
             yield batch
 

@@ -1,8 +1,8 @@
 """Engine that decodes in NVIDIA DALI, fed with our order; views are made by our kernels with our parameters.
 
 With loader.augment=dali its graph makes the views too, from the same parameters: some hundred operators a batch, where
-the kernels are one or two launches a view. Nothing is drawn inside the graph, so a restart in mid-epoch needs no state of the pipeline: it is exact from epoch and
-position, for any number of processes.
+the kernels are one or two launches a view. Nothing is drawn inside the graph, so a restart in mid-epoch needs no state
+of the pipeline: it is exact from epoch and position, for any number of processes.
 """
 
 from collections import deque
@@ -15,20 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
-from fastrdm.loaders.engines.pace import Pace, moved
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
 from fastrdm.loaders.sources.decode import Pixels, decode, new_pixels, plain_size
 from fastrdm.loaders.sources.reader import Reader
 from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
-from fastrdm.schema import require
 
 JPEG_END = b"\xff\xd9"
 MISSING = "loader.engine=dali needs NVIDIA DALI: pip install 'fastrdm[dali]', or take loader.engine=native"
@@ -64,7 +63,7 @@ class DaliLoader(EpochLoader):
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.fetch = source.fetch if source.encoded else None
         self.pool = start_threads(1, "fastrdm-loader")
-        self.pace = Pace(process.device)
+        self.backpressure = Backpressure(process.device)
         self.pipe: Any = None
         self.made: tuple[ViewSpec, ...] = ()  # the views that the pipeline makes
         self.ahead: Iterator[Fed] = iter(())
@@ -78,7 +77,7 @@ class DaliLoader(EpochLoader):
         self.ahead, ended = self._read_ahead(self._remaining(), self.epoch, views), False
         try:
             while (outputs := self._outputs()) is not None:
-                self.pace.step()
+                self.backpressure.step()
                 batch = self._batch(self.fed.popleft(), outputs)
                 self.position += self.batch_size
                 yield batch

@@ -1,5 +1,6 @@
-"""What DALI makes of a batch: images that are decoded only, or the views too: decoded once, then every operation of ViewSpec with the parameters it is fed.
+"""What DALI makes of a batch: images that are decoded only, or the views too.
 
+The views are made from images that are decoded once, by every operation of ViewSpec with the parameters it is fed.
 Pixels are float32 of 0 to 255 until they are normalized. What a sample was not drawn for costs nothing: DALI's
 conditionals send only the samples concerned through an operation.
 """

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
-from fastrdm.loaders.engines.pace import Pace, moved
 from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.order import EpochLoader, Process
 from fastrdm.loaders.sources.beton import check_ffcv
@@ -47,7 +47,7 @@ class FfcvLoader(EpochLoader):
         share, row = batch_rows(config, process.world, beton)
         ahead = max(1, min(config.prefetch, config.prefetch_mb * 2**20 // (share * row) - 2))
         cuda = process.device.type == "cuda"
-        self.ring, self.pace = Ring(pin=cuda), Pace(process.device)
+        self.ring, self.backpressure = Ring(pin=cuda), Backpressure(process.device)
         self.stream = torch.cuda.Stream(process.device) if cuda else None
         make, self.start = _graph()
         self.loader = make(beton.path, share, config.threads, ahead)
@@ -66,7 +66,7 @@ class FfcvLoader(EpochLoader):
                     sample_parameters(spec, self.seed, self.epoch, index, view, images.height, images.width)
                     for view, spec in enumerate(views)
                 ]
-                self.pace.step()
+                self.backpressure.step()
                 batch = self._batch(index, images, drawn, views)
                 self.position += self.batch_size
                 yield batch

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from fastrdm.loaders.engines.backpressure import Backpressure
 from torch import Tensor
 
 from fastrdm.kernels.augment.augment_cpu import augment_cpu
@@ -23,7 +24,6 @@ from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen, color, crop
 from fastrdm.loaders.engines.bottleneck import Diagnosis
-from fastrdm.loaders.engines.pace import Pace
 from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
@@ -166,7 +166,7 @@ class NativeLoader(EpochLoader):
         self.side = source.side
         self.cuda = process.device.type == "cuda"
         self.stream = torch.cuda.Stream(process.device) if self.cuda else None
-        self.ring, self.pace = Ring(pin=self.cuda), Pace(process.device)
+        self.ring, self.backpressure = Ring(pin=self.cuda), Backpressure(process.device)
         self.watch = Diagnosis(config.threads, source.stored_bytes)
         self.lock = threading.Lock()
         self.pool = start_threads(config.threads, "fastrdm-loader")
@@ -175,7 +175,7 @@ class NativeLoader(EpochLoader):
         """The batches of the epoch still to come; what a thread raises is raised here."""
         self.epoch_views = tuple(spec.at(self.epoch) for spec in self.views)
         for pending in self.decoded(self.maker.cutter):
-            self.pace.step()
+            self.backpressure.step()
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:

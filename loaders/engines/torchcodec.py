@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 import torch
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
-from fastrdm.loaders.engines.pace import Pace, moved
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
 from fastrdm.loaders.sources.decode import decode, orientation, plain_size
@@ -65,7 +65,7 @@ class TorchcodecLoader(EpochLoader):
         self.told = False
         self.refused: set[int] = set()  # JPEGs that torchcodec does not decode: the host does
         self.stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
-        self.pace = Pace(process.device)
+        self.backpressure = Backpressure(process.device)
         self.pool = start_threads(config.threads, "fastrdm-loader")
         self.maker = start_threads(1, "fastrdm-loader-maker")
 
@@ -80,7 +80,7 @@ class TorchcodecLoader(EpochLoader):
                     making.append(self.maker.submit(self._make, reading.popleft(), views, self.epoch))
                 if not making:
                     return
-                self.pace.step()
+                self.backpressure.step()
                 batch = self._handed(making.popleft().result())
                 self.position += self.batch_size
                 yield batch

@@ -7,11 +7,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from fastrdm.loaders.engines.backpressure import STEPS_AHEAD, Backpressure, moved
 
 from fastrdm.kernels.augment.ragged import ragged
 from fastrdm.loaders.engines import dali, ffcv, native, torchcodec
 from fastrdm.loaders.engines.ffcv import gathered
-from fastrdm.loaders.engines.pace import STEPS_AHEAD, Pace, moved
 from fastrdm.loaders.engines.ring import Slot
 
 CPU = torch.device("cpu")
@@ -37,17 +37,17 @@ class Recorded:
 
 def test_no_more_than_two_steps_are_queued_behind_the_one_that_runs() -> None:
     device = Recorded()
-    pace = Pace(CPU, device.record)
+    limit = Backpressure(CPU, device.record)
     for step in range(1, 8):
-        pace.step()
+        limit.step()
         assert device.queued - len(device.waited) <= STEPS_AHEAD, step
     assert device.waited == [1, 2, 3, 4, 5], "each step is waited for once, in order, and none before it is due"
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:
-    pace = Pace(CPU)
-    pace.step()
-    assert not pace.queued
+    limit = Backpressure(CPU)
+    limit.step()
+    assert not limit.queued
 
 
 def test_what_lies_on_the_device_is_handed_on_as_it_is() -> None:
@@ -65,10 +65,10 @@ def test_copies_to_a_gpu_are_pinned_and_do_not_wait(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("engine", [dali, ffcv, native, torchcodec], ids=lambda module: module.__name__.split(".")[-1])
-def test_every_engine_keeps_the_pace_and_copies_no_index_or_label_by_itself(engine: ModuleType) -> None:
+def test_every_engine_holds_the_host_back_and_copies_no_index_or_label_by_itself(engine: ModuleType) -> None:
     tree = ast.parse(inspect.getsource(engine))
     calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    assert "self.pace.step()" in calls
+    assert "self.backpressure.step()" in calls
     blocking = [call for call in calls if call.endswith(".to(self.device)")]
     assert not [call for call in blocking if "index" in call or "label" in call or "parameters" in call], blocking
 

@@ -1,4 +1,4 @@
-"""What engines do beside the stream that trains: copies that nobody waits for, and a limit to how far they run ahead."""
+"""Beside the stream that trains: copies that nobody waits for, and a limit to how far an engine runs ahead."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Event(Protocol):
         """Wait until the device has done what was queued before the event."""
 
 
-class Pace:
+class Backpressure:
     """Holds the host back to STEPS_AHEAD steps before the device.
 
     A captured step is one launch, so the launch queue never fills, and batches of views would pile up in the device's
