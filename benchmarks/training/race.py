@@ -116,7 +116,7 @@ def by_us(settings: Sequence[str], folder: str, window: bool) -> Work:
         if next(numbers) % LOG_EVERY == 0:
             trainer.monitor.batch(output)
         trainer.monitor.poll()
-        return float(output.loss)
+        return output.loss.item()
 
     method = trainer.method
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -160,7 +160,7 @@ class LightlyMethod(nn.Module):
         counts = [t.count for t in c.method.online if isinstance(t, PrototypesConfig)]
         if method == "simsiam":
             self.projector: nn.Module = modules.SimSiamProjectionHead(features, head.hidden, head.out)
-            self.predictor = modules.SimSiamPredictionHead(head.out, 512, head.out)
+            self.predictor = modules.SimSiamPredictionHead(head.out, head.out // 4, head.out)
             self.loss: Any = loss.NegativeCosineSimilarity()
         elif method == "byol":
             self.projector = modules.BYOLProjectionHead(features, head.hidden, head.out)
@@ -220,7 +220,7 @@ class StableMethod(nn.Module):
         super().__init__()
         encoder, head = build_encoder(c.encoder), c.method.projector
         if method == "simsiam":
-            self.model = SimSiam(encoder, projector_dim=head.out, predictor_hidden_dim=512)
+            self.model = SimSiam(encoder, projector_dim=head.out, predictor_hidden_dim=head.out // 4)
         elif method == "byol":
             sizes = (head.hidden, head.out)
             self.model = BYOL(encoder, projector_dims=sizes, predictor_dims=sizes)
@@ -261,7 +261,7 @@ def by_library(settings: Sequence[str], made: Callable[[str, Config], Any]) -> W
         loss.backward()
         optimizer.step()
         model.after_step()
-        return float(loss)
+        return loss.item()
 
     return Work(sum(p.numel() for p in trained), c.loader.batch_size, len(c.loader.views), step)
 

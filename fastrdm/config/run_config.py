@@ -83,8 +83,8 @@ class TrainConfig:
     """
 
     channels_last: Switch = "auto"
-    """Store images and convolution weights with the channels last in memory. `auto` does so on a GPU, and on a CPU with
-    bf16 or with views of 64 pixels and more.
+    """Store images and convolution weights with the channels last in memory. `auto` does so except on a CPU with
+    fp32.
     """
 
     cudnn_benchmark: Switch = "auto"

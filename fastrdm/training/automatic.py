@@ -2,7 +2,7 @@
 
 import importlib.util
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,7 @@ import torch
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.build import engine_of
 from fastrdm.loaders.sources.source import Source
-from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.distributed import Processes
-
-PLANES_BELOW = 64  # pixels of the largest view from which on channels lie last in float32 on a CPU
 
 
 def choose(
@@ -41,7 +38,8 @@ def choose(
         if processes.device.type == "cuda":
             told.append(f"{'captured' if captured else 'not captured'} ({why})")
     if train.channels_last == "auto":
-        train = replace(train, channels_last=_channels_last(processes.device, train.precision, loader.views))
+        # On a CPU oneDNN takes float32 maps in planes as fast or faster (benchmarks/results/layout_cpu.csv).
+        train = replace(train, channels_last=processes.device.type == "cuda" or train.precision != "fp32")
     if train.cudnn_benchmark == "auto":
         still = not any(view.progressive for view in loader.views)
         train = replace(train, cudnn_benchmark=processes.device.type == "cuda" and still)
@@ -75,11 +73,6 @@ def _compile(device: torch.device) -> tuple[bool, str]:
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return False, "Triton needs a C compiler, and none is on the PATH"
     return True, "on CUDA"
-
-
-def _channels_last(device: torch.device, precision: str, views: Sequence[ViewSpec]) -> bool:
-    """On a CPU oneDNN takes float32 maps of a few pixels sooner in planes (benchmarks/results/layout_cpu.csv)."""
-    return device.type == "cuda" or precision == "bf16" or max(view.size for view in views) >= PLANES_BELOW
 
 
 def _capture(settings: Config, processes: Processes) -> tuple[bool, str]:

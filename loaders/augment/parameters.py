@@ -1,11 +1,14 @@
 """The draw of a view: parameters (B, COLUMNS), a pure function of seed, epoch, sample and view."""
 
 import math
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment.layout import COLUMNS, SWITCHES, Column
+from fastrdm.kernels.triton_support import HAS_TRITON, triton_module
 from fastrdm.loaders.augment.philox import uniforms
 from fastrdm.loaders.spec import ViewSpec
 
@@ -19,8 +22,31 @@ def sample_parameters(
 ) -> Tensor:
     """Parameters (B, COLUMNS) float32 for samples `index` (B,) int64 of `height` by `width` (B,) pixels.
 
-    layout.Column names the columns. Nothing waits for the device; `epoch` may be a tensor on it.
+    layout.Column names the columns. Nothing waits for the device; `epoch` may be a tensor on it. On a GPU with Triton
+    one kernel draws them, else `sample_by_torch` does; both give the same.
     """
+    if index.is_cuda and HAS_TRITON:
+        where = index.device
+        epochs = epoch if isinstance(epoch, Tensor) else torch.full((), epoch, dtype=torch.int64, device=where)
+        drawn: Tensor = _kernel().draw_triton(_settings(spec, where), seed, epochs, index, view, height, width)
+        return drawn
+    return sample_by_torch(spec, seed, epoch, index, view, height, width)
+
+
+def _kernel() -> Any:
+    return triton_module("augment.parameters_triton")
+
+
+@cache
+def _settings(spec: ViewSpec, device: torch.device) -> Tensor:
+    """What the kernel reads of a view, moved to the device once."""
+    return torch.tensor(_kernel().settings_of(spec), dtype=torch.float64, device=device)
+
+
+def sample_by_torch(
+    spec: ViewSpec, seed: int, epoch: int | Tensor, index: Tensor, view: int, height: Tensor, width: Tensor
+) -> Tensor:
+    """The definition of the draw, in plain torch: some two hundred operators."""
     u = uniforms(seed, epoch, index, view, BOX + COLOR + len(SWITCHES))
     flip, jitter, *scalars = u[:, BOX : BOX + COLOR].unbind(1)
     turns, strengths, (hue, blur, sigma) = scalars[:4], scalars[4:7], scalars[7:]
