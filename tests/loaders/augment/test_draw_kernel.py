@@ -31,7 +31,7 @@ def drawn(spec: ViewSpec, seed: int, epoch: int, index: torch.Tensor, view: int,
 
 @pytest.mark.parametrize("number", range(len(VIEWS)))
 def test_the_kernel_draws_what_the_reference_draws(number: int) -> None:
-    index = torch.tensor([0, 1, 2**33 + 5, *range(1000, 1029)], device=DEVICE)
+    index = torch.tensor([0, 1, 2**33 + 5, *range(1000, 1009)], device=DEVICE)
     height, width = (torch.randint(1, 600, (len(index),), device=DEVICE) for _ in range(2))
     for seed, epoch, view in ((0, 0, 0), (2**40 + 7, 93, 9)):
         wanted = sample_by_torch(VIEWS[number], seed, epoch, index, view, height, width)
