@@ -32,7 +32,7 @@ ROWS, SERIES = HERE / "results" / "verdict_runs.csv", HERE / "records" / "verdic
 FIELDS = ["data", "arm", "seed", "expected", *Outcome._fields, "cpu_seconds", "torch", "settings"]
 TRAIN, TEST = 2_000, 1_000  # images of CIFAR-10
 UNUSED = ("time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share", "unreadable_images",
-          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilisation", "filter_share")  # fmt: skip
+          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilization", "filter_share")  # fmt: skip
 RECIPES = {"cifar10": ["cifar10/cpu.yaml"], "digits": ["quickstart.yaml"]}
 
 
