@@ -22,8 +22,8 @@ class Arm(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
 
 
-# Seeds 0 to 3 chose labels, figures, thresholds and the order of the rule. Seeds 4 and 5 were run when all of these were
-# fixed, and judge them.
+# Seeds 0 to 3 chose labels, figures, thresholds and the order of the rule. Seeds 4 and 5 were run when all of these
+# were fixed, and judge them.
 CHOOSE, JUDGE = (0, 1, 2, 3), (4, 5)
 THREE = (0, 2, 4)
 

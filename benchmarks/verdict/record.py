@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks import common
 from benchmarks.verdict.arms import CHOOSE, JUDGE
 from benchmarks.verdict.runs import HERE, ROWS, SERIES
 from benchmarks.verdict.truth import LEADING, LEAST_INFORMATION, POINT_SPREAD, Outcome, label
@@ -121,7 +122,7 @@ def score(runs: Sequence[Labelled], alarm: Callable[[Labelled], bool]) -> Score:
 
 
 def thresholds(values: Sequence[float]) -> Iterator[float]:
-    """Between neighbouring values."""
+    """Between neighboring values."""
     ordered = sorted(set(values))
     yield from ((a + b) / 2 for a, b in pairwise(ordered))
 
@@ -191,7 +192,7 @@ def gone(run: Labelled) -> bool:
 
 
 def rule(run: Labelled) -> bool:
-    """What the live line shows: the target's deviation is gone, or its rank about the mean is low."""
+    """The rule of the live line: the target's deviation is gone, or its rank about the mean is low."""
     return gone(run) or run.last(RANK) < DIMENSIONAL_RANK
 
 
@@ -397,6 +398,7 @@ def page(runs: Sequence[Labelled], seconds: float) -> str:
 
 
 def main() -> None:
+    common.parser(__doc__).parse_args()
     runs = load()
     with ROWS.open(newline="") as lines:
         seconds = sum(float(row["cpu_seconds"]) for row in csv.DictReader(lines))
