@@ -296,7 +296,8 @@ class Trainer:
         for spectrum in window.spectra if window else []:
             self.log.append("spectra", self.step, self.epoch, spectrum)
         last = self.step == self.horizon.total
-        self.log.say(self.line()) if last else self.log.progress(self.line())
+        share = self.step / self.horizon.total
+        self.log.say(self.line()) if last else self.log.progress(self.line(), share)
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
     def record(self, metrics: dict[str, float]) -> None:

@@ -15,12 +15,12 @@ import torch
 from fastrdm.cli import EXIT_ALARM, EXIT_STOPPED, STOP_SIGNALS
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
+from fastrdm.live_line import show
 from fastrdm.methods.dual_branch import TRANSFORMS
 from fastrdm.models.foreign_weights import check_export
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.log import show
 from fastrdm.runtime.run_folder import RunFolder
 from fastrdm.schema import require
 from fastrdm.trainer import Trainer
