@@ -9,7 +9,7 @@ import time
 from tqdm import tqdm
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
+class _Bar(tqdm):  # type: ignore[misc]
     """tqdm without its thread, and with a lock of this process alone: its own is a semaphore, which a kill leaves."""
 
     monitor_interval = 0
@@ -38,7 +38,11 @@ class LiveLine:
         self._last = -every if at_once else time.monotonic()
         self._bar: _Bar | None = None
 
-    def tell(self, text: str, share: float | None = None) -> bool:
+    def tell(self, text: str) -> None:
+        """Replace the live line by one of work whose amount nobody knows."""
+        self.advance(text, None)
+
+    def advance(self, text: str, share: float | None) -> bool:
         """Replace the live line; whether it is time for a line in a file.
 
         On a terminal a bar stands before the text where the `share` of the work that is done, 0 to 1, is known.

@@ -13,8 +13,8 @@ from fastrdm.live_line import LiveLine
 PROGRAM = """
 from fastrdm.live_line import LiveLine
 line = LiveLine()
-line.tell("step 1", 0.1)
-line.tell("x" * 200, 0.5)
+line.advance("step 1", 0.1)
+line.advance("x" * 200, 0.5)
 line.say("a line that stays, however long")
 line.tell("no share is known")
 line.close()
@@ -52,12 +52,12 @@ def test_a_file_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str], mon
     clock = [100.0]
     monkeypatch.setattr(live_line.time, "monotonic", lambda: clock[0])
     line = LiveLine(every=10)
-    assert not line.tell("too early")
+    assert not line.advance("too early", None)
     clock[0] = 111
-    assert line.tell("in time", 0.5) and not line.tell("too early again")
+    assert line.advance("in time", 0.5) and not line.advance("too early again", 0.6)
     line.say("said")
     assert capsys.readouterr().out == "in time\nsaid\n"
-    assert LiveLine(every=10, at_once=True).tell("the first") and capsys.readouterr().out == "the first\n"
+    assert LiveLine(every=10, at_once=True).advance("the first", None) and capsys.readouterr().out == "the first\n"
 
 
 def test_a_closed_pipe_ends_nothing() -> None:

@@ -117,7 +117,7 @@ class RunLog:
 
     def progress(self, text: str, share: float) -> None:
         """Show the live line of a run whose `share` 0 to 1 is done; train.log gets it every QUIET seconds."""
-        if self.main and self._live.tell(text, share):
+        if self.main and self._live.advance(text, share):
             self.note(text)
 
     def close(self) -> None:

@@ -244,7 +244,7 @@ class Progress:
 
     def show(self) -> None:
         """Draw the live line."""
-        self.live.tell(self.line(), self.done / max(self.total, 1))
+        self.live.advance(self.line(), self.done / max(self.total, 1))
 
     def line(self) -> str:
         rate = (self.done - self.before) / max(time.monotonic() - self.began, 1e-9)
