@@ -19,7 +19,7 @@ FIELDS = ["kernel", "registers", "stack_bytes", "shared_bytes", "tensor_cores", 
 
 def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     """Name, kernel, argument types and constants of the variants that training uses."""
-    from fastrdm.kernels.augment import augment_triton
+    from fastrdm.kernels.augment import augment_triton, parameters_triton
 
     tile = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
     crop = {"pixel_ptr": "*u8", "offset_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
@@ -34,6 +34,9 @@ def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         for reach in (0, 11):
             flags = {"PARTS": 64, "GRAY": True, "REACH": reach, "SOLARIZED": True, **tile}
             out.append((f"finish {kind}{' blur' * (reach > 0)}", augment_triton._finish_kernel, finish, flags))
+    draw = {"index_ptr": "*i64", "height_ptr": "*i32", "width_ptr": "*i32", "epoch_ptr": "*i64"}
+    draw |= {"setting_ptr": "*fp64", "out_ptr": "*fp32", "view": "i32", "key0": "i64", "key1": "i64"}
+    out.append(("draw", parameters_triton._draw_kernel, draw, {"COLUMNS": COLUMNS}))
     return out
 
 

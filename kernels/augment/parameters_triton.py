@@ -1,7 +1,7 @@
 """The draw of a view's parameters as one Triton kernel: Philox4x32-10, the crop's box and everything behind it.
 
 Reference: fastrdm.loaders.augment.parameters, which this repeats number by number in int64 and float64. One program
-draws one sample; 34 random numbers take nine blocks of Philox, so that a program has nothing to share with another one.
+draws one sample, and shares nothing with another one.
 """
 
 import math
@@ -44,6 +44,12 @@ def _uniform(number, view, epoch, sample, key0, key1):  # type: ignore[no-untype
 
 
 @triton.jit
+def _pick(numbers, at, place):  # type: ignore[no-untyped-def]
+    """The one of `numbers` whose `at` is `place`."""
+    return tl.sum(tl.where(at == place, numbers, 0.0), axis=0)
+
+
+@triton.jit
 def _round(x):  # type: ignore[no-untyped-def]
     """The nearest whole number of x >= 0, of two equally near ones the even one, as torch.round."""
     low = tl.floor(x)
@@ -55,6 +61,36 @@ def _round(x):  # type: ignore[no-untyped-def]
 @triton.jit
 def _between(u, low, high):  # type: ignore[no-untyped-def]
     return low + u * (high - low)
+
+
+@triton.jit
+def _store_box(  # type: ignore[no-untyped-def]
+    out, setting_ptr, rest, lane, rows, columns, view, epoch, sample, key0, key1
+):
+    """The crop's box: the first of ten tries that lies in the image, else its middle."""
+    some = tl.minimum(lane, TRIES - 1)
+    area = _between(_uniform(some, view, epoch, sample, key0, key1), tl.load(setting_ptr), tl.load(setting_ptr + 1))
+    area = rows * columns * area
+    ratio = _uniform(some + TRIES, view, epoch, sample, key0, key1)
+    ratio = tl.exp(_between(ratio, tl.load(setting_ptr + 2), tl.load(setting_ptr + 3)))
+    tall, wide = _round(tl.sqrt(area / ratio)), _round(tl.sqrt(area * ratio))
+    fits = (lane < TRIES) & (tall > 0) & (tall <= rows) & (wide > 0) & (wide <= columns)
+    first = tl.min(tl.where(fits, lane, LEFT_OUT), axis=0)
+    chosen = lane == first
+    found = first < LEFT_OUT
+    least, most = tl.load(setting_ptr + 4), tl.load(setting_ptr + 5)
+    central_tall = tl.maximum(tl.minimum(rows, _round(columns / least)), 1.0)
+    central_wide = tl.maximum(tl.minimum(columns, _round(rows * most)), 1.0)
+    tall = tl.where(found, tl.sum(tl.where(chosen, tall, 0.0), axis=0), central_tall)
+    wide = tl.where(found, tl.sum(tl.where(chosen, wide, 0.0), axis=0), central_wide)
+    down = _pick(rest, lane, 0)
+    right = _pick(rest, lane, 1)
+    top = tl.where(found, tl.floor(down * (rows - tall + 1)), tl.floor((rows - tall) / 2))
+    left = tl.where(found, tl.floor(right * (columns - wide + 1)), tl.floor((columns - wide) / 2))
+    tl.store(out + TOP, top.to(tl.float32))
+    tl.store(out + TOP + 1, left.to(tl.float32))
+    tl.store(out + TOP + 2, tall.to(tl.float32))
+    tl.store(out + TOP + 3, wide.to(tl.float32))
 
 
 @triton.jit
@@ -76,34 +112,13 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
     rows, columns = tl.load(height_ptr + number).to(tl.float64), tl.load(width_ptr + number).to(tl.float64)
     out = out_ptr + number * COLUMNS
 
-    # The crop's box: the first of ten tries that lies in the image, else its middle.
-    at = tl.arange(0, LANES)
-    some = tl.minimum(at, TRIES - 1)
-    area = _between(_uniform(some, view, epoch, sample, key0, key1), tl.load(setting_ptr), tl.load(setting_ptr + 1))
-    area = rows * columns * area
-    ratio = _uniform(some + TRIES, view, epoch, sample, key0, key1)
-    ratio = tl.exp(_between(ratio, tl.load(setting_ptr + 2), tl.load(setting_ptr + 3)))
-    tall, wide = _round(tl.sqrt(area / ratio)), _round(tl.sqrt(area * ratio))
-    fits = (at < TRIES) & (tall > 0) & (tall <= rows) & (wide > 0) & (wide <= columns)
-    first = tl.min(tl.where(fits, at, LEFT_OUT), axis=0)
-    chosen = at == first
-    found = first < LEFT_OUT
-    least, most = tl.load(setting_ptr + 4), tl.load(setting_ptr + 5)
-    central_tall = tl.maximum(tl.minimum(rows, _round(columns / least)), 1.0)
-    central_wide = tl.maximum(tl.minimum(columns, _round(rows * most)), 1.0)
-    tall = tl.where(found, tl.sum(tl.where(chosen, tall, 0.0), axis=0), central_tall)
-    wide = tl.where(found, tl.sum(tl.where(chosen, wide, 0.0), axis=0), central_wide)
-    down = _uniform(2 * TRIES, view, epoch, sample, key0, key1)
-    right = _uniform(2 * TRIES + 1, view, epoch, sample, key0, key1)
-    top = tl.where(found, tl.floor(down * (rows - tall + 1)), tl.floor((rows - tall) / 2))
-    left = tl.where(found, tl.floor(right * (columns - wide + 1)), tl.floor((columns - wide) / 2))
-    tl.store(out + TOP, top.to(tl.float32))
-    tl.store(out + TOP + 1, left.to(tl.float32))
-    tl.store(out + TOP + 2, tall.to(tl.float32))
-    tl.store(out + TOP + 3, wide.to(tl.float32))
+    # What is drawn behind the tries, one number a lane.
+    lane = tl.arange(0, LANES)
+    rest = _uniform(lane + 2 * TRIES, view, epoch, sample, key0, key1)
 
-    flip = _uniform(2 * TRIES + 2, view, epoch, sample, key0, key1) < tl.load(setting_ptr + 6)
-    drawn = _uniform(2 * TRIES + 3, view, epoch, sample, key0, key1) < tl.load(setting_ptr + 7)
+    _store_box(out, setting_ptr, rest, lane, rows, columns, view, epoch, sample, key0, key1)
+    flip = _pick(rest, lane, 2) < tl.load(setting_ptr + 6)
+    drawn = _pick(rest, lane, 3) < tl.load(setting_ptr + 7)
     tl.store(out + FLIP, flip.to(tl.float32))
     # The order of the four turns: how many are drawn smaller, of equal ones how many come before.
     four = tl.arange(0, 4)
@@ -111,18 +126,18 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
     before = (turns[None, :] < turns[:, None]) | ((turns[None, :] == turns[:, None]) & (four[None, :] < four[:, None]))
     tl.store(out + ORDER + tl.sum(before.to(tl.int32), axis=1), four.to(tl.float32))
     for k in tl.static_range(3):
-        factor = _uniform(2 * TRIES + 8 + k, view, epoch, sample, key0, key1)
+        factor = _pick(rest, lane, 8 + k)
         factor = _between(factor, tl.load(setting_ptr + 8 + 2 * k), tl.load(setting_ptr + 9 + 2 * k))
         tl.store(out + FIRST_FACTOR + k, tl.where(drawn, factor, 1.0).to(tl.float32))
-    hue = _uniform(2 * TRIES + 11, view, epoch, sample, key0, key1)
+    hue = _pick(rest, lane, 11)
     hue = _between(hue, tl.load(setting_ptr + 14), tl.load(setting_ptr + 15))
     tl.store(out + HUE, tl.where(drawn, hue, 0.0).to(tl.float32))
-    blurred = _uniform(2 * TRIES + 12, view, epoch, sample, key0, key1) < tl.load(setting_ptr + 16)
-    sigma = _uniform(2 * TRIES + 13, view, epoch, sample, key0, key1)
+    blurred = _pick(rest, lane, 12) < tl.load(setting_ptr + 16)
+    sigma = _pick(rest, lane, 13)
     sigma = _between(sigma, tl.load(setting_ptr + 17), tl.load(setting_ptr + 18))
     tl.store(out + BLUR, tl.where(blurred, sigma, 0.0).to(tl.float32))
-    gray = _uniform(2 * TRIES + 14, view, epoch, sample, key0, key1) < tl.load(setting_ptr + 19)
-    solarized = _uniform(2 * TRIES + 15, view, epoch, sample, key0, key1) < tl.load(setting_ptr + 20)
+    gray = _pick(rest, lane, 14) < tl.load(setting_ptr + 19)
+    solarized = _pick(rest, lane, 15) < tl.load(setting_ptr + 20)
     tl.store(out + FIRST_SWITCH, gray.to(tl.float32))
     tl.store(out + SECOND_SWITCH, solarized.to(tl.float32))
 

@@ -16,13 +16,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from fastrdm.loaders.engines.backpressure import Backpressure
 from torch import Tensor
 
 from fastrdm.kernels.augment.augment_cpu import augment_cpu
 from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen, color, crop
+from fastrdm.loaders.engines.backpressure import Backpressure
 from fastrdm.loaders.engines.bottleneck import Diagnosis
 from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.engines.threads import start_threads
