@@ -215,7 +215,7 @@ class Trainer:
         for line in lines:
             self.log.say(line)
         if self.settings.evaluate.baselines and self.labeled:
-            self.record({"knn_initial_encoder": self.knn(*self.feature_sets(self.method.online.encoder)[0])})
+            self.record({"knn_initial_encoder": self.knn(*self.feature_sets(self.method.online.encoder))})
 
     def prepared(self) -> Iterator[str]:
         """A line for each step still to come at which compiled or captured work has to be made anew."""
@@ -336,8 +336,8 @@ class Trainer:
 
     def measure_baselines(self) -> None:
         """Measure k-NN of raw pixels and of the untrained encoder, which training has to beat."""
-        self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels)[0])
-        self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder)[0])
+        self.metrics["knn_raw_pixels"] = self.knn(*self.feature_sets(raw_pixels))
+        self.metrics["knn_random_encoder"] = self.knn(*self.feature_sets(self.method.online.encoder))
         self.record(dict(self.metrics))
 
     def evaluate(self) -> None:
@@ -346,7 +346,7 @@ class Trainer:
         if not self.labeled:
             return
         encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
-        (bank, query), *of_target = self.feature_sets(*encoders)
+        (bank, query), *of_target = self.features_of(encoders)
         metrics = {"knn": self.knn(bank, query)}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
@@ -372,11 +372,12 @@ class Trainer:
                 raise
             self.log.say(f"training goes on, but {error}")
 
-    def feature_sets(self, *encoders: Any) -> list[tuple[FeatureSet, FeatureSet]]:
-        """Features of the train and the test split by each encoder, the model in evaluation mode meanwhile.
+    def feature_sets(self, encode: Any) -> tuple[FeatureSet, FeatureSet]:
+        """Features of the train and the test split, the model in evaluation mode meanwhile."""
+        return self.features_of([encode])[0]
 
-        Images are decoded once for all encoders.
-        """
+    def features_of(self, encoders: Sequence[Any]) -> list[tuple[FeatureSet, FeatureSet]]:
+        """As `feature_sets`, by each of some encoders; every image is decoded once."""
         device, precision = self.processes.device.type, self.method.precision
         self.learner.eval()
         with torch.autocast(device, precision) if precision else nullcontext():
@@ -388,8 +389,17 @@ class Trainer:
     def center_views(self, source: Source, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, index, label) over this process's share of a source, each readable image once, not augmented."""
         c, size, p = self.settings.loader, self.settings.evaluate.batch_size, self.processes
-        how = {"dtype": self.dtype, "rank": p.rank, "world": p.world, "workers": c.threads, "faults": faults}
-        for batch in evaluation_batches(source, c.views[0], size, device=p.device, **how):
+        for batch in evaluation_batches(
+            source,
+            c.views[0],
+            size,
+            device=p.device,
+            dtype=self.dtype,
+            rank=p.rank,
+            world=p.world,
+            workers=c.threads,
+            faults=faults,
+        ):
             self.watch.heartbeat(self.step)
             yield batch
 

@@ -132,7 +132,7 @@ class _ViewNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x, weight and bias."""
         x, weight, stats = ctx.saved_tensors

@@ -36,7 +36,8 @@ def pipeline(
     """
     gpu = device_id is not None
     if specs is None:
-        definition, arguments = pipeline_def(rows), (source, encoded, gpu)
+        definition = pipeline_def(rows)
+        arguments: tuple[Any, ...] = (source, encoded, gpu)
     else:
         definition = pipeline_def(graph, enable_conditionals=True)
         arguments = (tuple(specs), source, encoded, types.FLOAT16 if half else types.FLOAT, gpu)
