@@ -4,7 +4,7 @@
     python -m benchmarks.tiles unpack OUT FOLDER
 
 FOLDER holds what `loader.root` takes: train and test images (N, S, S, 3) uint8 and labels as .npy, and classes.json. A
-tile is a WebP of 100 images, which keeps every pixel. Pieces are OUT/piece0.tar and so on; all have to be there to unpack.
+tile is a WebP of 100 images, which keeps every pixel. Pieces are OUT/piece0.tar and so on. All must be there to unpack.
 """
 
 import io

@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,7 +104,8 @@ def settings_of(method: str, args: argparse.Namespace) -> list[str]:
     ]
     settings += ["train.length=100000ep", "train.compile=false", "log.report=false", "evaluate.baselines=false"]
     settings += ["loader.subset=null", f"monitor.conventions={json.dumps(['erank_l/unit/moment', 'erank_l/unit/cov'])}"]
-    return settings + (["method.target.1.queue=0"] if method == "swav" else []) + args.settings
+    settings += ["method.target.1.queue=0"] if method == "swav" else []
+    return [*settings, *args.settings]
 
 
 def by_us(settings: Sequence[str], folder: str, window: bool) -> Work:
@@ -125,9 +127,8 @@ def by_us(settings: Sequence[str], folder: str, window: bool) -> Work:
 
 def transform_of(spec: ViewSpec) -> Callable[[Image.Image], Tensor]:
     """Lightly's transform with the settings of a view."""
-    from lightly.transforms.byol_transform import BYOLView2Transform
-
-    transform: Callable[[Image.Image], Tensor] = BYOLView2Transform(
+    lightly: Any = import_module("lightly.transforms.byol_transform")
+    transform: Callable[[Image.Image], Tensor] = lightly.BYOLView2Transform(
         input_size=spec.size,
         cj_prob=spec.jitter,
         cj_strength=1.0,
@@ -149,10 +150,9 @@ class LightlyMethod(nn.Module):
     """An encoder under lightly's heads and loss, one pass for each view, as in lightly's examples."""
 
     def __init__(self, method: str, c: Config) -> None:
-        from lightly import loss
-        from lightly.models import modules
-        from lightly.models.modules.heads import SwaVPrototypes
-
+        loss: Any = import_module("lightly.loss")
+        modules: Any = import_module("lightly.models.modules")
+        prototypes: Any = import_module("lightly.models.modules.heads").SwaVPrototypes
         super().__init__()
         self.method, self.encoder, head = method, build_encoder(c.encoder), c.method.projector
         set_views(self.encoder, 1)
@@ -168,7 +168,7 @@ class LightlyMethod(nn.Module):
             self.loss = loss.NegativeCosineSimilarity()
         elif method == "swav":
             self.projector = modules.SwaVProjectionHead(features, head.hidden, head.out)
-            self.predictor, self.loss = SwaVPrototypes(head.out, counts[0]), loss.SwaVLoss()
+            self.predictor, self.loss = prototypes(head.out, counts[0]), loss.SwaVLoss()
         else:
             self.projector = modules.DINOProjectionHead(features, head.hidden, head.out, counts[0])
             self.loss = loss.DINOLoss(output_dim=counts[0])
@@ -179,7 +179,7 @@ class LightlyMethod(nn.Module):
             for mine, theirs in zip(self.pair.parameters(), self.target.parameters(), strict=True):
                 theirs.data.copy_(mine.data)
                 theirs.requires_grad_(False)
-        self.register_buffer("momentum", torch.tensor(c.method.ema.momentum if c.method.ema else 0.0))
+        self.momentum = torch.tensor(c.method.ema.momentum if c.method.ema else 0.0)
 
     @property
     def pair(self) -> nn.ModuleList:
@@ -215,15 +215,14 @@ class StableMethod(nn.Module):
     """The method's class of stable-pretraining."""
 
     def __init__(self, method: str, c: Config) -> None:
-        from stable_pretraining.methods import BYOL, SimSiam
-
+        methods: Any = import_module("stable_pretraining.methods")
         super().__init__()
         encoder, head = build_encoder(c.encoder), c.method.projector
         if method == "simsiam":
-            self.model = SimSiam(encoder, projector_dim=head.out, predictor_hidden_dim=head.out // 4)
+            self.model = methods.SimSiam(encoder, projector_dim=head.out, predictor_hidden_dim=head.out // 4)
         elif method == "byol":
             sizes = (head.hidden, head.out)
-            self.model = BYOL(encoder, projector_dims=sizes, predictor_dims=sizes)
+            self.model = methods.BYOL(encoder, projector_dims=sizes, predictor_dims=sizes)
         else:
             raise ValueError(f"stable-pretraining takes part with simsiam and byol, got {method}")
 
@@ -235,7 +234,7 @@ class StableMethod(nn.Module):
         """Move the target, as its callback does."""
         for part in (getattr(self.model, name, None) for name in ("backbone", "projector")):
             if hasattr(part, "update_teacher"):
-                part.update_teacher()  # type: ignore[union-attr,operator]
+                part.update_teacher()  # type: ignore[union-attr]
 
 
 def by_library(settings: Sequence[str], made: Callable[[str, Config], Any]) -> Work:
@@ -261,7 +260,7 @@ def by_library(settings: Sequence[str], made: Callable[[str, Config], Any]) -> W
         loss.backward()
         optimizer.step()
         model.after_step()
-        return loss.item()
+        return float(loss.detach())
 
     return Work(sum(p.numel() for p in trained), c.loader.batch_size, len(c.loader.views), step)
 
