@@ -2,15 +2,15 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
 import torch
-from fastrdm.loaders.engines.backpressure import moved
 from torch import Tensor
 
 from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
+from fastrdm.loaders.engines.backpressure import moved
+from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import Indices, shard_groups
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels, blame_the_image, new_pixels
 from fastrdm.loaders.sources.source import ReadTime, Source
@@ -104,7 +104,7 @@ def _decoded(
             faults[index] = str(error)
             return None
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="fastrdm-evaluation")
+    pool = start_threads(workers, "fastrdm-evaluation")
     tasks = ((index, pool.submit(read, index)) for index in indices.tolist())
     shards = None if source.shards is None else source.shards[indices]
     groups = [] if shards is None else shard_groups(np.arange(len(shards)), shards, 1)
