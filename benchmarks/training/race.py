@@ -426,6 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.contestant:
         return contestant(args.contestant, args.methods[0], args)
+    # Ended from outside, it must not leave stopped processes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     words = list(sys.argv[1:] if arguments is None else arguments)
     args.words = [word for word in words if word not in args.methods]
     names = []
