@@ -42,6 +42,7 @@ COMMANDS = {
     "report": Command("report.page", "Write an HTML page about one run or several."),
     "export": Command("commands.export", "Write an encoder's weights for torchvision, timm or safetensors."),
     "plan": Command("commands.plan", "Estimate the memory and the time of a run without training it."),
+    "bench": Command("commands.bench", "Measure how fast your images are loaded and trained on, and say what to set."),
     "pack": Command("loaders.packing.pack", "Pack a folder of images into a few large files that load quickly."),
     "recipes": Command("commands.catalog", "List the configuration files that come with fastrdm.", "recipes"),
     "presets": Command("commands.catalog", "List the methods, and which recipes there are for each.", "presets"),

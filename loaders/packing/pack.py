@@ -2,12 +2,14 @@
 
 import argparse
 import hashlib
+import io
 import os
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -60,6 +62,16 @@ def main(arguments: Sequence[str]) -> int:
         if options.verify:
             _verify(part.told_out)
     return 0
+
+
+def pack_source(source: Source, out: Path, mode: str, workers: int) -> None:
+    """Pack the images of `source` that can be read into the new folder `out`, as the command does by default, silently.
+
+    ValueError and OSError as for the command.
+    """
+    words = [source.name, str(out), "--mode", mode, "--workers", str(workers), "--max-bad", "1"]
+    with redirect_stdout(io.StringIO()):
+        Part(source, "", _parser().parse_args(words)).pack()
 
 
 def _parser() -> argparse.ArgumentParser:
