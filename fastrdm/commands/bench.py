@@ -88,7 +88,6 @@ def _is_source(word: str) -> bool:
 
 def measure(loaded: Loaded, seconds: float = SECONDS) -> Bench:
     """Measure what a configuration asks for, in about `seconds`. ValueError where it cannot be run here."""
-    budget = Budget(seconds)
     settings = loaded.config
     processes = distributed.start(settings.train.device)
     try:
@@ -100,14 +99,16 @@ def measure(loaded: Loaded, seconds: float = SECONDS) -> Bench:
         settings = fit_views(settings, source, user_sets(loaded.layers))[0]
         most = min(settings.loader.batch_size, len(source) - len(source) % settings.train.accumulate)
         step = speed.training_step(settings, source, processes, len(source.classes) if sets.probed else 0)
+        budget = Budget(seconds)
         reading = speed.read_cost(source, budget.share(0.04))
-        steps = speed.step_rates(settings, step, processes, most, budget.share(0.3))
+        steps = speed.step_rates(settings, step, processes, most, budget.share(0.25))
         loading = speed.engine_rates(settings, source, processes, budget)
         loading += speed.pack_rates(settings, source, processes, budget)
+        loading += speed.thread_rates(settings, source, processes, speed.preferred(loading), budget)
         training, chosen = None, choice(loading, steps)
         if steps and chosen is not None:
             images = steps[-1].images
-            training = speed.together(settings, source, step, processes, chosen, images, max(budget.left, 0.0))
+            training = speed.together(settings, source, step, processes, chosen, images, budget.share(0.15))
     finally:
         distributed.stop()
     views = ", ".join(f"{view.size} px" for view in settings.loader.views)
@@ -176,19 +177,21 @@ def _batch(found: Bench) -> str:
 
 def _pack(found: Bench) -> str:
     rates = {rate.data: rate.images_per_second for rate in found.loading if rate.data != "set"}
-    plain = rates.get("sample")
-    if not plain:
-        return ""
-    times = {data: (rates.get(data) or 0.0) / plain for data in ("jpeg", "raw")}
-    slow_storage = found.reading is not None and found.reading.read > found.reading.decode
-    gains = f"packed as raw it loads {times['raw']:.1f} times as fast, as jpeg {times['jpeg']:.1f} times"
+    plain, jpeg, raw = (rates.get(data) for data in ("sample", "jpeg", "raw"))
+    if not plain or not jpeg or not raw:
+        return "what packing would bring was not measured" if rates else ""
+    gains = f"packed as raw it loads {raw / plain:.1f} times as fast, as jpeg {jpeg / plain:.1f} times"
     if found.training and found.training.cost < WAITS:
         return f"do not pack, loading keeps up ({gains})"
-    if times["raw"] >= PAYS * max(times["jpeg"], 1.0):
+    if raw >= PAYS * max(jpeg, plain):
         return f"pack with --mode raw, {found.images * 3 * 256**2 / 1e9:,.1f} GB ({gains})"
-    if times["jpeg"] >= PAYS or slow_storage:
+    if jpeg >= PAYS * plain or _storage_bound(found):
         return f"pack ({gains}, from memory)"
     return f"do not pack ({gains})"
+
+
+def _storage_bound(found: Bench) -> bool:
+    return found.reading is not None and found.reading.read > found.reading.decode
 
 
 def _waiting(found: Bench) -> str:
@@ -201,8 +204,7 @@ def _waiting(found: Bench) -> str:
     if training.waited < WAITS:
         shared = f"training never waits, but loading beside it takes {100 * training.cost:.0f} % of the cores' speed"
         return f"{shared}; {epoch}"
-    storage = found.reading is not None and found.reading.read > found.reading.decode
-    what = "storage" if storage else "decoding and augmentation"
+    what = "storage" if _storage_bound(found) else "decoding and augmentation"
     return f"training waits {100 * training.waited:.0f} % of its time for {what}; {epoch}"
 
 

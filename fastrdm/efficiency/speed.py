@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -159,19 +159,22 @@ def load_rate(
 
 
 def engine_rates(settings: Config, source: Source, process: Processes, budget: Budget) -> list[LoadRate]:
-    """Every engine on all cores, then the fastest one on other numbers of threads."""
-    cores, names = cores_of_a_process(), [name for name in ENGINES if name != "synthetic"]
-    found: list[LoadRate] = []
-    for number, engine in enumerate(names):
-        seconds = budget.share(0.3) / (len(names) - number)
-        found.append(_in_time(settings, source, process, engine, cores, "set", seconds, budget))  # type: ignore[arg-type]
-    chosen = preferred(found)
-    if chosen is not None and chosen.engine != "resident":  # which has no threads
-        others = sorted({cores * 2, cores // 2, cores // 4, 1} - {cores, 0}, reverse=True)
-        for workers in others[:3]:
-            row = _in_time(settings, source, process, chosen.engine, workers, "set", budget.share(0.04), budget)
-            found.append(row)
-    return found
+    """Every engine on all cores."""
+    names: list[Any] = [name for name in ENGINES if name != "synthetic"]
+    each, cores = budget.share(0.24) / len(names), cores_of_a_process()
+    return [_in_time(settings, source, process, name, cores, "set", each, budget) for name in names]
+
+
+def thread_rates(
+    settings: Config, source: Source, process: Processes, chosen: LoadRate | None, budget: Budget
+) -> list[LoadRate]:
+    """The engine to take on other numbers of threads; none for the resident engine, which has no threads."""
+    if chosen is None or chosen.engine == "resident":
+        return []
+    cores = cores_of_a_process()
+    others = sorted({cores * 2, cores // 2, cores // 4, 1} - {cores, 0}, reverse=True)[:3]
+    each = budget.share(0.1) / len(others)
+    return [_in_time(settings, source, process, chosen.engine, n, "set", each, budget) for n in others]
 
 
 def pack_rates(settings: Config, source: Source, process: Processes, budget: Budget) -> list[LoadRate]:
@@ -237,8 +240,8 @@ def plain(settings: Config) -> Config:
 
 def preferred(rates: list[LoadRate]) -> LoadRate | None:
     """The fastest one of the engine to take: fastrdm's own unless another one is clearly faster."""
-    own = best([rate for rate in rates if rate.engine in ("resident", "native")])
-    fastest = best(rates)
+    on_set = [rate for rate in rates if rate.data == "set"]
+    own, fastest = best([rate for rate in on_set if rate.engine in ("resident", "native")]), best(on_set)
     if own is None or fastest is None:
         return fastest
     clearly = (fastest.images_per_second or 0.0) > CLEARLY * (own.images_per_second or 0.0)
