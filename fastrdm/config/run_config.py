@@ -23,6 +23,7 @@ from fastrdm.config.layers import Layer, last_to_set
 from fastrdm.config.source_defaults import assume
 from fastrdm.config.tree import Tree
 from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.dual_branch import TRANSFORMS, MethodConfig, transform_settings
@@ -115,6 +116,10 @@ class Config:
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
+        local = self.run is None or not is_remote(self.run)
+        require(
+            local, "run", "a folder of this machine; checkpoint.store=URL copies its checkpoints to a store", self.run
+        )
         parts = self.train.accumulate
         if self.loader.batch_size % parts:
             raise ValueError(f"train.accumulate must divide loader.batch_size={self.loader.batch_size}, got {parts}")

@@ -37,6 +37,11 @@ class CheckpointConfig:
     best: bool = True
     """Keep the checkpoint with the best k-NN accuracy as well."""
 
+    store: str | None = None
+    """URL of a folder of this run's own on an object store, such as s3://bucket/run1, that every checkpoint is copied
+    to while training goes on. A run whose own folder has none, or older ones, continues from there.
+    """
+
 
 class CheckpointError(RunError):
     """A checkpoint that cannot be used or written; the message is its path and the reason."""
