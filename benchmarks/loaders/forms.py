@@ -47,8 +47,8 @@ PEERS = {
     "datasets": "import datasets as d; s = d.load_dataset('parquet', data_files=str(root / 'parquet' / '*.parquet'), "
     "split='train', streaming=True, cache_dir=str(root / 'hf')).cast_column('image', d.Image(decode=False)); "
     "r = (x['image']['bytes'] for x in s.shuffle(seed=0, buffer_size=400))",
-    "mosaicml-streaming": "import streaming as s; d = globals().get('d') or s.StreamingDataset(local=str(root / 'mds'), "
-    "shuffle=True, batch_size=1); r = (x['image'] for x in d)",
+    "mosaicml-streaming": "import streaming as s; d = globals().get('d') or s.StreamingDataset(local=str(root / "
+    "'mds'), shuffle=True, batch_size=1); r = (x['image'] for x in d)",
     "litdata": "import litdata as l; r = (x['image'] for x in l.StreamingDataset(str(root / 'litdata'), shuffle=True))",
 }
 WRITE_LITDATA = """

@@ -191,7 +191,7 @@ def test_a_store_that_fails_costs_copies_and_no_checkpoint(
 
 def test_a_run_is_no_url() -> None:
     with pytest.raises(
-        ValueError, match=r"run must be a folder of this machine; checkpoint\.store=URL copies checkpoints"
+        ValueError, match=r"run must be a folder of this machine; checkpoint\.store=URL copies its checkpoints"
     ):
         run_config.load([*SMALL, "run=s3://bucket/run"])
 
