@@ -173,7 +173,7 @@ def _views(found: Gathered, source: Source, first: Pretrained, count: int) -> di
     rows = np.unique(np.linspace(0, len(found.numbers) - 1, min(count, len(found.numbers))).round().astype(np.int64))
     specs = first.loader.views
     pictures = views_of(source, found.numbers[rows].tolist(), specs, seed=0)
-    titles = [f"epoch {epoch}, view {i}" for epoch in range(DRAWS) for i in range(len(specs))]
+    titles = [f"epoch {epoch}\nview {i}" for epoch in range(DRAWS) for i in range(len(specs))]
     note = f"Views are kept for {len(rows)} of the images (--views)."
     return {
         "numbers": rows.tolist(),

@@ -24,6 +24,7 @@ from fastrdm.report.run_files import Run, number, read_runs
 from fastrdm.report.run_set import Alarm, Runs, alarm_name, with_alarms
 
 CHART_LIBRARY = "uplot-1.6.32"
+MOST_NAMED = 3  # runs whose names make the heading
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +72,8 @@ def page(runs: Sequence[Run], stamp: str = "") -> str:
     server whether a run went on, and then loads itself again.
     """
     all_runs = with_alarms(runs)
-    names = ", ".join(run.name for run in runs)
+    # of more runs than these, the names stand on their buttons
+    names = ", ".join(run.name for run in runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
     charts: list[dict[str, object]] = []
     shown = "".join(html(figure, charts) for figure in first(all_runs))
     topics = "\n".join(_topic(title, found, charts) for title, found in folded(all_runs) if found)
