@@ -166,7 +166,10 @@ class Trainer:
         self.trace = self.step_trace()
         if self.step == 0:
             self._begin()
-        self.state.describe()
+        try:
+            self.state.describe()
+        except OSError as error:
+            self.log.say(f"training goes on, but {error.filename} could not be written: {error.strerror}")
         if self.step == 0 and self.analysis.due(0):
             self.observe()
         try:

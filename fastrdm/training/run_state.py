@@ -16,6 +16,7 @@ import torch
 from fastrdm import __version__
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
+from fastrdm.files import write_whole
 from fastrdm.loaders.spec import Loader
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.runtime import checkpoint, distributed
@@ -76,9 +77,9 @@ class RunState:
         return 0, {}, said
 
     def describe(self) -> None:
-        """Write config.yaml, from the main process: the settings of this start of the run."""
+        """Write config.yaml, from the main process: the settings of this start of the run. OSError names the file."""
         if self.processes.main:
-            (self.folder / "config.yaml").write_text(run_config.to_yaml(self.settings), encoding="utf-8")
+            write_whole(self.folder / "config.yaml", run_config.to_yaml(self.settings))
 
     def save(self, step: int, metrics: dict[str, float]) -> Path | None:
         """Write the checkpoint of `step` from the main process, where its path is returned; every process must call."""
@@ -159,7 +160,7 @@ class RunState:
         """Write summary.json: the metrics of the finished run and its verdict."""
         if self.processes.main:
             try:
-                (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+                write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
             except OSError as error:
                 raise CheckpointError(f"{self.folder}/summary.json could not be written: {error.strerror}") from error
 
