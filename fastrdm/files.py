@@ -64,6 +64,9 @@ def whole(path: Path, *failures: type[Exception]) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is there whole or as it was before. Text is UTF-8. OSError names the file."""
+    """Write a file so that it is there whole or as it was before. OSError names the file.
+
+    Text becomes UTF-8, in which bytes of names of files that are no text are escaped.
+    """
     with whole(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

@@ -74,7 +74,15 @@ class Trainer:
         self.judge = Judge(images)
         self.analysis = PeriodicAnalysis(settings, self.method, self.source, self.test, self.processes)
         self.state = RunState(
-            settings, folder, self.processes, self.stepper, self.loader, self.losses, self.monitor, self.data
+            settings,
+            folder,
+            self.processes,
+            self.stepper,
+            self.loader,
+            self.losses,
+            self.monitor,
+            self.data,
+            self.judged_on,
         )
         classes = len(self.source.classes) if self.learner.probe else 0
         self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
@@ -101,6 +109,8 @@ class Trainer:
         self.unmeasured = no_accuracy(self.sets.bank, self.test)
         self.labeled = self.unmeasured is None
         self.data = fingerprint(self.source)
+        bank = self.data if self.sets.bank is self.source else fingerprint(self.sets.bank)
+        self.judged_on = {"training": bank, "test": fingerprint(self.test)}
 
     def _choose(self, folder: Path) -> None:
         """Settle what is left at `auto`; a run that goes on keeps what its checkpoint says."""

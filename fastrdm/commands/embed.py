@@ -180,7 +180,10 @@ def write_tables(found: Embedded, source: Source, out: Path, *, parquet: bool) -
     names = [source.key(index) for index in found.numbers.tolist()]
     numbers = source.labels[found.numbers].tolist()
     labels = [source.classes[n] if 0 <= n < len(source.classes) else None for n in numbers]
-    with whole(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole(out / TABLE) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(("index", "name", "label"))
         writer.writerows(zip(found.numbers.tolist(), names, (label or "" for label in labels), strict=True))
@@ -196,8 +199,9 @@ def _write_parquet(found: Embedded, names: list[str], labels: list[str | None], 
     vector = pa.list_(pa.float32(), width)
     columns = [("index", pa.int64()), ("name", pa.string()), ("label", pa.string()), ("features", vector)]
     schema = pa.schema(columns)
+    shown = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # parquet has no other text
     with whole(file, pa.ArrowException) as partial, pq.ParquetWriter(partial, schema) as writer:
         for part in blocks(len(names)):
             rows = pa.FixedSizeListArray.from_arrays(pa.array(found.features[part].ravel()), width)
-            table = [pa.array(found.numbers[part]), names[part], pa.array(labels[part], pa.string()), rows]
+            table = [pa.array(found.numbers[part]), shown[part], pa.array(labels[part], pa.string()), rows]
             writer.write_table(pa.table(dict(zip(schema.names, table, strict=True)), schema=schema))

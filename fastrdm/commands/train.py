@@ -208,7 +208,8 @@ def _export_notes(settings: run_config.Config) -> list[str]:
     try:
         check_export(encoder, "torchvision")
     except ValueError as error:
-        return [f"note: {error}; leave encoder.width out for one that torchvision and timm can load"]
+        if "encoder.width" in str(error):
+            return [f"note: {error}; leave encoder.width out for one that torchvision and timm can load"]
     return []
 
 

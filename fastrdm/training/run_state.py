@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,13 @@ class RunState:
         losses: LossTracker,
         monitor: RankMonitor,
         data: dict[str, Any],
+        judged_on: dict[str, dict[str, Any]],
     ) -> None:
-        """`data`: the fingerprint of the images that are trained on."""
+        """`data`: the fingerprint of the images that are trained on. `judged_on`: those of the images of evaluation."""
         self.settings, self.processes, self.learner = settings, processes, step.learner
         self.optimizer, self.scaler = step.optimizer, step.scaler
         self.loader, self.losses, self.monitor = loader, losses, monitor
-        self.data = data
+        self.data, self.judged_on = data, judged_on
         self.home, self.folder = home, home.path
         self.origin: dict[str, Any] | None = None
         """Where the first weights came from, when not from the seed."""
@@ -70,6 +71,7 @@ class RunState:
                 said.append(f"checkpoint not used: {reason}")
                 continue
             said.append(f"continuing from {found.path}")
+            said += self._changed_around(found)
             return int(found.meta["step"]), dict(found.meta["metrics"]), said
         if said:
             said.append(f"no usable checkpoint in {self.folder}: remove it or choose another run=")
@@ -102,7 +104,7 @@ class RunState:
             "best": self.best,
         }
         meta: dict[str, Any] = {"metrics": metrics, "config": run_config.to_dict(self.settings), "versions": versions()}
-        meta |= {"data": self.data, "init": self.origin}
+        meta |= {"data": self.data, "judged_on": self.judged_on, "init": self.origin}
         path = checkpoint.save(self.folder, step, self.learner.state_dict(), state, meta)
         keep = self.settings.checkpoint
         best = checkpoint.folder(self.folder, self.best["step"]) if keep.best and self.best["step"] else None
@@ -155,6 +157,23 @@ class RunState:
                 f"{self.folder} holds a run on other data than {here} "
                 f"holds now ({'; '.join(changed)}): restore the data, or choose another run="
             )
+
+    def _changed_around(self, found: Checkpoint) -> Iterator[str]:
+        """Notes on what has changed outside the run's folder and leaves it the same run."""
+        judged = found.meta.get("judged_on")
+        for name, old in judged.items() if isinstance(judged, dict) else ():
+            if changed := fingerprint.differences(old, self.judged_on.get(name, {})):
+                yield (
+                    f"note: the {name} images of evaluations are not those of step {found.meta['step']} "
+                    f"({'; '.join(changed)}): accuracies before and after it do not compare"
+                )
+        before, now = found.meta["versions"], versions()
+        for name in ("fastrdm", "torch", "device"):
+            if before.get(name, now[name]) != now[name]:
+                yield (
+                    f"note: step {found.meta['step']} was computed with {name} {before[name]}, the rest is with "
+                    f"{now[name]}: results may differ in the last bits from those of an unbroken run"
+                )
 
     def finish(self, summary: dict[str, float | str]) -> None:
         """Write summary.json: the metrics of the finished run and its verdict."""
