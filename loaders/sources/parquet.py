@@ -84,6 +84,8 @@ class ParquetSource(Source):
             self.classes, self.labels = [], np.full(int(self.first[-1]), -1)
             return
         values = [_values(path, column) for path in paths]
+        if sum(map(len, values)) != self.first[-1]:
+            raise ValueError(f"{paths[0]} and the like hold other numbers of rows than their footers tell of")
         if self.columns.names is not None:
             self.classes = self.columns.names
             for path, part in zip(paths, values, strict=True):
@@ -152,6 +154,11 @@ class ParquetSource(Source):
                 rows = file.read_row_group(k, columns=[column], use_threads=False).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as error:
             raise CorruptImage(f"{self.paths[number]}, row group {k}: {_reason(error)}") from error
+        told = int(self.first[group + 1] - self.first[group])
+        if len(rows) != told:
+            raise CorruptImage(
+                f"{self.paths[number]}, row group {k}: holds {len(rows)} rows, its footer tells of {told}"
+            )
         return rows.field("bytes") if self.columns.nested else rows
 
     def __getstate__(self) -> dict[str, Any]:
