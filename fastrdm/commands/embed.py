@@ -200,7 +200,8 @@ def _write_parquet(found: Embedded, names: list[str], labels: list[str | None], 
     columns = [("index", pa.int64()), ("name", pa.string()), ("label", pa.string()), ("features", vector)]
     schema = pa.schema(columns)
     shown = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # parquet has no other text
-    with whole(file, pa.ArrowException) as partial, pq.ParquetWriter(partial, schema) as writer:
+    # opened here, since pyarrow takes no path that is not UTF-8
+    with whole(file, pa.ArrowException) as partial, partial.open("wb") as out, pq.ParquetWriter(out, schema) as writer:
         for part in blocks(len(names)):
             rows = pa.FixedSizeListArray.from_arrays(pa.array(found.features[part].ravel()), width)
             table = [pa.array(found.numbers[part]), shown[part], pa.array(labels[part], pa.string()), rows]
