@@ -200,10 +200,13 @@ def _write_parquet(found: Embedded, names: list[str], labels: list[str | None], 
     vector = pa.list_(pa.float32(), width)
     columns = [("index", pa.int64()), ("name", pa.string()), ("label", pa.string()), ("features", vector)]
     schema = pa.schema(columns)
-    shown = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # parquet has no other text
+    # parquet has no text but UTF-8: bytes of names that are none are escaped
+    shown, classes = (
+        [text and text.encode("utf-8", "backslashreplace").decode() for text in t] for t in (names, labels)
+    )
     # opened here, since pyarrow takes no path that is not UTF-8
     with whole(file, pa.ArrowException) as partial, partial.open("wb") as out, pq.ParquetWriter(out, schema) as writer:
         for part in blocks(len(names)):
             rows = pa.FixedSizeListArray.from_arrays(pa.array(found.features[part].ravel()), width)
-            table = [pa.array(found.numbers[part]), shown[part], pa.array(labels[part], pa.string()), rows]
+            table = [pa.array(found.numbers[part]), shown[part], pa.array(classes[part], pa.string()), rows]
             writer.write_table(pa.table(dict(zip(schema.names, table, strict=True)), schema=schema))
