@@ -77,7 +77,7 @@ class Trainer:
         self.judge = Judge(images)
         self.analysis = PeriodicAnalysis(settings, self.method, self.source, self.test, self.processes)
         parts = self.stepper, self.loader, self.losses, self.monitor
-        self.state = RunState(settings, folder, self.processes, *parts, self.data, self.copies)
+        self.state = RunState(settings, folder, self.processes, *parts, self.data, self.judged_on, self.copies)
         classes = len(self.source.classes) if self.learner.probe else 0
         self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
         self.stop = distributed.StopSignal()
@@ -103,6 +103,8 @@ class Trainer:
         self.unmeasured = no_accuracy(self.sets.bank, self.test)
         self.labeled = self.unmeasured is None
         self.data = fingerprint(self.source)
+        bank = self.data if self.sets.bank is self.source else fingerprint(self.sets.bank)
+        self.judged_on = {"training": bank, "test": fingerprint(self.test)}
 
     def _choose(self, folder: Path) -> None:
         """Settle what is left at `auto`; a run that goes on keeps what its checkpoint says."""
@@ -171,7 +173,10 @@ class Trainer:
         self.trace = self.step_trace()
         if self.step == 0:
             self._begin()
-        self.state.describe()
+        try:
+            self.state.describe()
+        except OSError as error:
+            self.log.say(f"training goes on, but {error.filename} could not be written: {error.strerror}")
         if self.step == 0 and self.analysis.due(0):
             self.observe()
         try:

@@ -56,7 +56,7 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
     runs = read_runs(paths)
     place = out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
     try:
-        write_whole(place, page(runs).encode("utf-8", "backslashreplace"))  # a folder's name may be no UTF-8
+        write_whole(place, page(runs))
     except OSError as error:
         raise ValueError(f"--out must be a file that can be written, got {str(place)!r}: {error.strerror}") from None
     return place

@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from fastrdm import __version__
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
+from fastrdm.files import write_whole
 from fastrdm.loaders.spec import Loader
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.runtime import checkpoint, distributed
@@ -41,13 +42,16 @@ class RunState:
         losses: LossTracker,
         monitor: RankMonitor,
         data: dict[str, Any],
+        judged_on: dict[str, dict[str, Any]],
         copies: CheckpointStore | None = None,
     ) -> None:
-        """`data`: the fingerprint of the images that are trained on. `copies`: of checkpoints, on the main process."""
+        """`data`: the fingerprint of the images that are trained on. `judged_on`: those of the images of evaluation.
+        `copies`: of checkpoints, on the main process.
+        """
         self.settings, self.processes, self.learner = settings, processes, step.learner
         self.optimizer, self.scaler = step.optimizer, step.scaler
         self.loader, self.losses, self.monitor = loader, losses, monitor
-        self.data, self.copies = data, copies
+        self.data, self.judged_on, self.copies = data, judged_on, copies
         self.home, self.folder = home, home.path
         self.origin: dict[str, Any] | None = None
         """Where the first weights came from, when not from the seed."""
@@ -82,6 +86,7 @@ class RunState:
                 said.append(f"checkpoint not used: {reason}")
                 continue
             said.append(f"continuing from {found.path}")
+            said += self._changed_around(found)
             return int(found.meta["step"]), dict(found.meta["metrics"]), said
         if said:
             said.append(f"no usable checkpoint in {self.folder}: remove it or choose another run=")
@@ -89,9 +94,9 @@ class RunState:
         return 0, {}, said
 
     def describe(self) -> None:
-        """Write config.yaml, from the main process: the settings of this start of the run."""
+        """Write config.yaml, from the main process: the settings of this start of the run. OSError names the file."""
         if self.processes.main:
-            (self.folder / "config.yaml").write_text(run_config.to_yaml(self.settings), encoding="utf-8")
+            write_whole(self.folder / "config.yaml", run_config.to_yaml(self.settings))
 
     def save(self, step: int, metrics: dict[str, float], last: bool = False) -> Path | None:
         """Write the checkpoint of `step` from the main process, where its path is returned; every process must call.
@@ -118,7 +123,7 @@ class RunState:
             "best": self.best,
         }
         meta: dict[str, Any] = {"metrics": metrics, "config": run_config.to_dict(self.settings), "versions": versions()}
-        meta |= {"data": self.data, "init": self.origin}
+        meta |= {"data": self.data, "judged_on": self.judged_on, "init": self.origin}
         failed = self.copies.finish() if self.copies else None  # before a checkpoint that is being copied is removed
         path = checkpoint.save(self.folder, step, self.learner.state_dict(), state, meta)
         keep = self.settings.checkpoint
@@ -181,11 +186,28 @@ class RunState:
                 f"holds now ({'; '.join(changed)}): restore the data, or choose another {key}="
             )
 
+    def _changed_around(self, found: Checkpoint) -> Iterator[str]:
+        """Notes on what has changed outside the run's folder and leaves it the same run."""
+        judged = found.meta.get("judged_on")
+        for name, old in judged.items() if isinstance(judged, dict) else ():
+            if changed := fingerprint.differences(old, self.judged_on.get(name, {})):
+                yield (
+                    f"note: the {name} images of evaluations are not those of step {found.meta['step']} "
+                    f"({'; '.join(changed)}): accuracies before and after it do not compare"
+                )
+        before, now = found.meta["versions"], versions()
+        for name in ("fastrdm", "torch", "device"):
+            if before.get(name, now[name]) != now[name]:
+                yield (
+                    f"note: step {found.meta['step']} was computed with {name} {before[name]}, the rest is with "
+                    f"{now[name]}: results may differ in the last bits from those of an unbroken run"
+                )
+
     def finish(self, summary: dict[str, float | str]) -> None:
         """Write summary.json: the metrics of the finished run and its verdict."""
         if self.processes.main:
             try:
-                (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+                write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
             except OSError as error:
                 raise CheckpointError(f"{self.folder}/summary.json could not be written: {error.strerror}") from error
 

@@ -121,7 +121,7 @@ class Part:
         self.told_out = f"{options.out}/{name}".rstrip("/")
         # what goes to a store is made here first, and written there when it is complete
         self.url = self.told_out if is_remote(options.out) else None
-        staged = hashlib.sha256(self.told_out.encode()).hexdigest()[:16]
+        staged = hashlib.sha256(os.fsencode(self.told_out)).hexdigest()[:16]
         self.out = Path(self.told_out) if self.url is None else cache_folder(None) / "staged" / staged
         self.fixed = {"mode": options.mode, "size": options.size if options.mode == "raw" else None}
         self.fixed["exif"] = options.exif
