@@ -35,9 +35,11 @@ def sorted_places(words: NDArray[np.uint64]) -> Indices:
     The few words whose high bits are alike are then put in order by all of their bits.
     """
     bits = np.uint64(max(len(words) - 1, 1).bit_length())
-    keys = (words >> bits << bits) | np.arange(len(words), dtype=np.uint64)
+    keys = words >> bits
+    keys <<= bits
+    keys |= np.arange(len(words), dtype=np.uint64)
     keys.sort()
-    order = (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    order = (keys & ((np.uint64(1) << bits) - np.uint64(1))).view(np.int64)
     keys >>= bits
     alike = keys[1:] == keys[:-1]
     if alike.any():

@@ -1,5 +1,6 @@
 """The center view against torchvision; every sample once, on any number of processes."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,27 @@ def test_for_a_gpu_threads_make_the_views_and_a_batch_is_one_copy(monkeypatch: p
     assert [shape for shape in moves if len(shape) == 4] == [(10, 3, 8, 8), (10, 3, 8, 8), (5, 3, 8, 8)]
     for ours, theirs in zip(found, wanted, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_reading_ahead_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images decoded and not yet handed out take no more than the limit, beside the one that is handed out."""
+    started: list[int] = []
+
+    class Large(Source):
+        name, classes = "large", ["a"]
+        labels = np.zeros(40, np.int64)
+
+        def read(self, index: int) -> Pixels:
+            started.append(index)
+            return np.full((64, 64, 3), index, np.uint8)
+
+    nbytes = 64 * 64 * 3
+    for images in (1, 3):
+        started.clear()
+        monkeypatch.setattr(evaluation, "AHEAD_BYTES", images * nbytes)
+        most = 0
+        for number, _ in enumerate(evaluation_batches(Large(), ViewSpec(size=8), 1, workers=4)):
+            time.sleep(0.005)  # threads could run far ahead meanwhile
+            most = max(most, len(started) - number - 1)
+        assert sorted(started) == list(range(40))
+        assert 1 <= most <= images, f"{most} images ahead, and room for {images}"
