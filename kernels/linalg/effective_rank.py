@@ -1,5 +1,6 @@
 """Rank measures of feature matrices, from the eigenvalues of their smaller Gram matrix."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -134,3 +135,19 @@ def effective_rank(
     scaled = wide / (power_of_two(wide.unsqueeze(-2)).squeeze(-2) if normalize else power_of_two(wide))
     values, _ = spectrum(gram_of_one(scaled, center, normalize, precision, upper=True))
     return entropy_rank(values.sqrt() if convention == "singular_values" else values)
+
+
+@torch.no_grad()
+def effective_ranks(grams: Sequence[Tensor]) -> list[Tensor]:
+    """Effective ranks (K,) of the eigenvalues of each of several stacks of Gram matrices (K, n, n), in their dtype.
+
+    Stacks with the same n go into one batched eigensolve, and none is padded. Only upper triangles are read. A zero
+    matrix gives 0, one with NaN or inf gives NaN.
+    """
+    ranks: list[Tensor] = list(grams)
+    for size in {matrix.shape[-1] for matrix in grams}:
+        places = [place for place, matrix in enumerate(grams) if matrix.shape[-1] == size]
+        together = entropy_rank(spectrum(torch.cat([grams[place] for place in places]))[0])
+        for place, found in zip(places, together.split([len(grams[place]) for place in places]), strict=True):
+            ranks[place] = found
+    return ranks
