@@ -12,14 +12,14 @@ from typing import Any
 from benchmarks import common
 from benchmarks.common import Row
 from benchmarks.kernels.compile_spectral import compiled, used, versions
-from fastrdm.kernels.augment.layout import COLUMNS
+from fastrdm.kernels.augment.layout import COLUMNS, NUMBERS, SWITCHES
 
 FIELDS = ["kernel", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
 
 
 def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     """Name, kernel, argument types and constants of the variants that training uses."""
-    from fastrdm.kernels.augment import augment_triton
+    from fastrdm.kernels.augment import augment_triton, parameters_triton
 
     tile = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
     crop = {"pixel_ptr": "*u8", "offset_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
@@ -34,6 +34,10 @@ def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         for reach in (0, 11):
             flags = {"PARTS": 64, "GRAY": True, "REACH": reach, "SOLARIZED": True, **tile}
             out.append((f"finish {kind}{' blur' * (reach > 0)}", augment_triton._finish_kernel, finish, flags))
+    draw = {"table_ptr": "*fp64", "epoch_ptr": "*i64", "index_ptr": "*i64", "height_ptr": "*i64", "width_ptr": "*i64"}
+    draw |= {"out_ptr": "*fp32", "count": "i32", "seed_low": "i64", "seed_high": "i64"}
+    sizes = {"NUMBERS": NUMBERS, "COLUMNS": COLUMNS, "SWITCHES": len(SWITCHES), "BLOCK": parameters_triton.BLOCK}
+    out.append(("parameters", parameters_triton._draw_kernel, draw, sizes))
     return out
 
 

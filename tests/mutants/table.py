@@ -398,8 +398,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "loaders/engines/resident.py": [
         (
             "every view with the first one's crop",
-            "sample_parameters(spec, self.seed, self.drawn_for, index, view, height, width)",
-            "sample_parameters(spec, self.seed, self.drawn_for, index, 0, height, width)",
+            "zip(drawn, specs, strict=True)",
+            "zip([drawn[0]] * len(specs), specs, strict=True)",
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[resident]",
         ),
     ],
