@@ -1,4 +1,4 @@
-"""Count the kernels that a call would launch on a GPU, without one: torch operators that compute, and Triton kernels."""
+"""Count the kernels that a call would launch on a GPU, without one: operators of torch that compute, and Triton's."""
 
 from typing import Any
 from unittest import mock

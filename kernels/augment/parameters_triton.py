@@ -127,7 +127,7 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
 
 
 def draw_triton(table: Tensor, seed: int, epoch: int | Tensor, index: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Parameters (V, B, COLUMNS) float32 of all views of samples `index` (B,) int64, of `height` by `width` (B,) pixels.
+    """Parameters (V, B, COLUMNS) float32 of all views of samples `index` (B,) int64 of `height` by `width` (B,) pixels.
 
     `table` (V, NUMBERS) float64 holds the settings of each view by layout.Number. `epoch` is a number, or a 0-d int64
     tensor on the device, which is read there: one launch, and nothing waits.
