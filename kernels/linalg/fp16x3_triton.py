@@ -53,7 +53,7 @@ def _store_squares(ptr, c, batch, row_tile, column_tile, tiles):  # type: ignore
 
 
 @triton.jit
-def _product_kernel(  # type: ignore[no-untyped-def]
+def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     a_high_ptr,
     a_low_ptr,
     b_high_ptr,
