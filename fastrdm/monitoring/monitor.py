@@ -9,8 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.kernels.linalg.effective_rank import effective_ranks
-from fastrdm.kernels.linalg.gram import gram_of_one
+from fastrdm.kernels.linalg.effective_rank import effective_ranks, unit_gram
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
 from fastrdm.monitoring.moments import unit_rows
@@ -90,20 +89,16 @@ def batch_metrics(output: Output) -> dict[str, Tensor]:
     Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
     on every process.
     """
-    rows = {name: gather_rows(x, dim=1).double() for name, x in taps(output).items()}
+    rows = {name: gather_rows(x, dim=1) for name, x in taps(output).items()}
     conventions = {HEADLINE_CONVENTION: False, CENTERED_CONVENTION: True}
     # The Gram matrices of all taps together, because on CUDA every eigensolve makes the host wait.
-    grams = [
-        gram_of_one(x, center, normalize=True, precision="fp64", upper=True)
-        for x in rows.values()
-        for center in conventions.values()
-    ]
+    grams = [unit_gram(x, center) for x in rows.values() for center in conventions.values()]
     ranks = iter(effective_ranks(grams))
     metrics = {}
     for name, x in rows.items():
         for convention in conventions:
             metrics[f"{name}/{convention}/batch"] = next(ranks).mean()
-        metrics[f"{name}/std/batch"] = (unit_rows(x).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
+        metrics[f"{name}/std/batch"] = (unit_rows(x.double()).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
     return metrics
 
 

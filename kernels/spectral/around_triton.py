@@ -365,7 +365,7 @@ def _over_frobenius(x: Tensor, squares: Tensor) -> tuple[Parts, Tensor]:
 
 
 def prepared(x: Tensor, share: float, precision: Fp16x3Triton) -> tuple[Dominant, Scaled[SplitMatrix]]:
-    """The dominant direction of x (V, n, d) and what remains, scaled as by polar.scale: over `share` of its size or more."""
+    """The dominant direction of x (V, n, d), and the rest as polar.scale divides it: by `share` of its size or more."""
     x = x.contiguous()
     top, rest, squares = split_dominant(x)
     small, _ = _over_frobenius(rest, squares)
