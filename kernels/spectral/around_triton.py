@@ -1,8 +1,7 @@
 """What surrounds a filter's products, in Triton kernels: the dominant direction, scaling, splitting and the last sum.
 
 Every step has its definition in plain torch (dominant.py, polar.scale, Factors.apply). There each small operation is a
-kernel of its own, some ninety in all, which take longer than the arithmetic does. Sums are float64 and made in a fixed
-order.
+kernel of its own, some hundred and fifty for s^-1, beside 35 products. Sums are float64 and made in a fixed order.
 """
 
 import triton
