@@ -74,12 +74,15 @@ def around() -> Iterator[Case]:
     names = ("square_ptr", "part_ptr", "left_ptr", "rest_square_ptr", "out_left_ptr", "size_ptr", "right_ptr")
     rest = {"x_ptr": FLOAT, "rest_ptr": FLOAT} | dict.fromkeys(names, double) | sizes
     yield "dominant rest", kernels._rest_kernel, rest, {"ALONE": kernels.ALONE, **tile}, {}
-    divide = {"x_ptr": FLOAT, "dense_ptr": FLOAT, "high_ptr": HALF, "low_ptr": HALF, "share": "fp32", "scale": "fp32"}
-    divide |= dict.fromkeys(("first_ptr", "second_ptr", "size_ptr", "bound_ptr"), double)
-    divide |= dict.fromkeys(("elements", "firsts", "seconds"), "i32")
-    for bound in (False, True):
-        flags = {"BOUND": bound, "SQUARED": False, "BLOCK": kernels.BLOCK, **chunk}
-        yield f"divide by {'bound' if bound else 'norm'}", kernels._divide_kernel, divide, flags, {}
+    norm = {"x_ptr": FLOAT, "square_ptr": double, "norm_ptr": double, "high_ptr": HALF, "low_ptr": HALF}
+    norm |= {"elements": "i32", "squares": "i32", "scale": "fp32"}
+    yield "over norm", kernels._over_norm_kernel, norm, {"BLOCK": kernels.BLOCK, **chunk}, {}
+    bound = dict.fromkeys(("x_ptr", "gram_ptr", "x_out_ptr", "gram_out_ptr"), FLOAT)
+    bound |= dict.fromkeys(("x_high_ptr", "x_low_ptr", "gram_high_ptr", "gram_low_ptr"), HALF)
+    bound |= dict.fromkeys(("square_ptr", "gram_square_ptr", "size_ptr", "bound_ptr"), double)
+    bound |= dict.fromkeys(("elements", "gram_elements", "chunks", "squares", "gram_squares"), "i32")
+    bound |= {"share": "fp32", "scale": "fp32"}
+    yield "over bound", kernels._over_bound_kernel, bound, {"BLOCK": kernels.BLOCK, **chunk}, {}
     row = {"x_ptr": FLOAT, "high_ptr": HALF, "low_ptr": HALF, "scale": "fp32"} | sizes
     row |= dict.fromkeys(("right_ptr", "along_ptr", "unit_ptr"), double)
     yield "rows in", kernels._rows_in_kernel, row, {"BLOCK": kernels.WIDE}, {}

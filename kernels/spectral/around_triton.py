@@ -168,53 +168,75 @@ def _rest_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _divide_kernel(  # type: ignore[no-untyped-def]
-    x_ptr,
-    first_ptr,
-    second_ptr,
-    size_ptr,
-    share,
-    bound_ptr,
-    dense_ptr,
-    high_ptr,
-    low_ptr,
-    elements,
-    firsts,
-    seconds,
-    scale,
-    BOUND: tl.constexpr,
-    SQUARED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A matrix divided, and its parts at `scale`.
-
-    Without BOUND it is divided by its Frobenius norm F, the square of which `first` holds in parts. With it, G is the
-    Gram matrix of the matrix over F, `second` holds |G^2|_F^2 in parts, and b is 1.001 |G^2|_F^(1/4), or `share` of a
-    size over F where that is larger: the matrix is divided by F b, and where it is G itself (SQUARED) by b^2. What the
-    features are divided by, F or F b, goes to bound_ptr.
-    """
-    batch, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    frobenius = tl.sqrt(_total(first_ptr + batch * firsts, firsts, BLOCK))
-    by = frobenius
-    bound = frobenius
-    if BOUND:
-        by = 1.001 * tl.sqrt(tl.sqrt(tl.sqrt(_total(second_ptr + batch * seconds, seconds, BLOCK))))
-        least = tl.load(size_ptr + batch) * share / tl.where(frobenius == 0.0, 1.0, frobenius)
-        # A comparison, so that NaN stays.
-        by = tl.where(least > by, least, by)
-        bound = by * frobenius
-        by = by * by if SQUARED else by * frobenius
-    if tl.program_id(0) == 0:
-        tl.store(bound_ptr + batch, bound)
-    inside, at = place < elements, batch * elements + place
+def _divide(x_ptr, by, high_ptr, low_ptr, at, inside, scale):  # type: ignore[no-untyped-def]
+    """Elements of a matrix divided, whose parts at `scale` are stored; by zero nothing is divided."""
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float64) * (1.0 / tl.where(by == 0.0, 1.0, by))
     x = x.to(tl.float32)
-    if BOUND:
-        tl.store(dense_ptr + at, x, mask=inside)
     high, low = split(x * scale)
     tl.store(high_ptr + at, high, mask=inside)
     tl.store(low_ptr + at, low, mask=inside)
+    return x
+
+
+@triton.jit
+def _over_norm_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, square_ptr, norm_ptr, high_ptr, low_ptr, elements, squares, scale, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Parts of a matrix over its Frobenius norm, and that; `square` holds its square in `squares` parts."""
+    batch, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    norm = tl.sqrt(_total(square_ptr + batch * squares, squares, BLOCK))
+    _divide(x_ptr, norm, high_ptr, low_ptr, batch * elements + place, place < elements, scale)
+    if tl.program_id(0) == 0:
+        tl.store(norm_ptr + batch, norm)
+
+
+@triton.jit
+def _over_bound_kernel(  # type: ignore[no-untyped-def]
+    x_ptr,
+    gram_ptr,
+    square_ptr,
+    gram_square_ptr,
+    size_ptr,
+    share,
+    bound_ptr,
+    x_out_ptr,
+    x_high_ptr,
+    x_low_ptr,
+    gram_out_ptr,
+    gram_high_ptr,
+    gram_low_ptr,
+    elements,
+    gram_elements,
+    chunks,
+    squares,
+    gram_squares,
+    scale,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """x and the Gram matrix G of x over its norm F, divided by the bound of polar.scale, and that bound.
+
+    b = 1.001 |G^2|_F^(1/4), or `share` of a size over F where that is larger: x is divided by F b, G by b^2. The
+    squares of both norms come in parts. The first `chunks` programs take x, the others G.
+    """
+    batch, program = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    norm = tl.sqrt(_total(square_ptr + batch * squares, squares, BLOCK))
+    bound = 1.001 * tl.sqrt(tl.sqrt(tl.sqrt(_total(gram_square_ptr + batch * gram_squares, gram_squares, BLOCK))))
+    least = tl.load(size_ptr + batch) * share / tl.where(norm == 0.0, 1.0, norm)
+    # A comparison, so that NaN stays.
+    bound = tl.where(least > bound, least, bound)
+    if program == 0:
+        tl.store(bound_ptr + batch, bound * norm)
+    if program < chunks:
+        place = program * CHUNK + tl.arange(0, CHUNK)
+        inside, at = place < elements, batch * elements + place
+        x = _divide(x_ptr, bound * norm, x_high_ptr, x_low_ptr, at, inside, scale)
+        tl.store(x_out_ptr + at, x, mask=inside)
+    else:
+        place = (program - chunks) * CHUNK + tl.arange(0, CHUNK)
+        inside, at = place < gram_elements, batch * gram_elements + place
+        g = _divide(gram_ptr, bound * bound, gram_high_ptr, gram_low_ptr, at, inside, 1.0)
+        tl.store(gram_out_ptr + at, g, mask=inside)
 
 
 @triton.jit
@@ -342,23 +364,8 @@ def split_dominant(x: Tensor) -> tuple[Dominant, Tensor, Tensor]:
 def _over_frobenius(x: Tensor, squares: Tensor) -> tuple[Parts, Tensor]:
     """Parts at BOUNDED_SCALE of x (V, n, d) over its Frobenius norm, and that (V,), from its rows' squares (V, n)."""
     parts, elements, norm = _empty_parts(x), x[0].numel(), x.new_empty(len(x), dtype=float64)
-    _divide_kernel[(triton.cdiv(elements, CHUNK), len(x))](
-        x,
-        squares,
-        squares,
-        squares,
-        0.0,
-        norm,
-        x,
-        *parts[:2],
-        elements,
-        squares.shape[1],
-        0,
-        BOUNDED_SCALE,
-        BOUND=False,
-        SQUARED=False,
-        CHUNK=CHUNK,
-        BLOCK=BLOCK,
+    _over_norm_kernel[(triton.cdiv(elements, CHUNK), len(x))](
+        x, squares, norm, parts.high, parts.low, elements, squares.shape[1], BOUNDED_SCALE, CHUNK=CHUNK, BLOCK=BLOCK
     )
     return parts, norm
 
@@ -373,30 +380,34 @@ def prepared(x: Tensor, share: float, precision: Fp16x3Triton) -> tuple[Dominant
     parts = gram.parts(1.0)
     multiply(parts, parts, 1.0, symmetric=True, keep=None, squares=gram_squares)
     bound = x.new_empty((len(x), 1, 1), dtype=float64)
-
-    def divided(matrix: Tensor, scale: float, squared: bool) -> SplitMatrix:
-        dense, made, elements = matrix.new_empty(matrix.shape), _empty_parts(matrix), matrix[0].numel()
-        _divide_kernel[(triton.cdiv(elements, CHUNK), len(matrix))](
-            matrix,
-            squares,
-            gram_squares,
-            top.size,
-            share,
-            bound,
-            dense,
-            *made[:2],
-            elements,
-            squares.shape[1],
-            gram_squares.shape[1],
-            scale,
-            BOUND=True,
-            SQUARED=squared,
-            CHUNK=CHUNK,
-            BLOCK=BLOCK,
-        )
-        return SplitMatrix(dense, made, scale)
-
-    return top, Scaled(divided(rest, BOUNDED_SCALE, False), divided(gram.dense, 1.0, True), bound)
+    scaled, scaled_gram = (
+        SplitMatrix(y.new_empty(y.shape), _empty_parts(y), scale)
+        for y, scale in ((rest, BOUNDED_SCALE), (gram.dense, 1.0))
+    )
+    elements, gram_elements = rest[0].numel(), gram.dense[0].numel()
+    chunks = triton.cdiv(elements, CHUNK)
+    _over_bound_kernel[(chunks + triton.cdiv(gram_elements, CHUNK), len(x))](
+        rest,
+        gram.dense,
+        squares,
+        gram_squares,
+        top.size,
+        share,
+        bound,
+        scaled.dense,
+        *scaled.parts(BOUNDED_SCALE)[:2],
+        scaled_gram.dense,
+        *scaled_gram.parts(1.0)[:2],
+        elements,
+        gram_elements,
+        chunks,
+        squares.shape[1],
+        gram_squares.shape[1],
+        BOUNDED_SCALE,
+        CHUNK=CHUNK,
+        BLOCK=BLOCK,
+    )
+    return top, Scaled(scaled, scaled_gram, bound)
 
 
 def _rows_out(

@@ -135,8 +135,8 @@ def count(kind: str, power: float | None, needs_grad: bool) -> int:
     "kind, power, needs_grad, most",
     [
         ("power", -1.0, False, 45),
-        ("power", -0.5, False, 64),
-        ("power", -0.7, False, 92),
+        ("power", -0.5, False, 65),
+        ("power", -0.7, False, 90),
         ("log1p", None, True, 100),
         ("power", 2.0, False, 6),
     ],
