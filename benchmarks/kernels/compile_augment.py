@@ -45,7 +45,7 @@ def rows() -> Iterator[Row]:
     """A row for each variant."""
     for name, kernel, types, constants in cases():
         # The draw is launched so: see parameters_triton.
-        options = {"enable_fp_fusion": False} if name == "parameters" else None
+        options: dict[str, int] | None = {"enable_fp_fusion": False} if name == "parameters" else None
         yield {**used(name, compiled(kernel, types, constants, options)), **versions()}
 
 

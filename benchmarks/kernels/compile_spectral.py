@@ -58,6 +58,7 @@ def around() -> Iterator[Case]:
     """What surrounds the products of a filter, for two views of 512 rows."""
     from fastrdm.kernels.linalg import fp16x3_triton
     from fastrdm.kernels.spectral import around_triton as kernels
+    from fastrdm.kernels.spectral.dominant import ALONE
 
     double, sizes = "*fp64", {"height": "i32", "width": "i32"}
     combine = dict.fromkeys(("weight_ptr", "t1_ptr", "t2_ptr", "t3_ptr", "out_ptr"), FLOAT)
@@ -73,7 +74,7 @@ def around() -> Iterator[Case]:
         yield f"dominant {'first ' * first}round", kernels._round_kernel, turn, flags, {}
     names = ("square_ptr", "part_ptr", "left_ptr", "rest_square_ptr", "out_left_ptr", "size_ptr", "right_ptr")
     rest = {"x_ptr": FLOAT, "rest_ptr": FLOAT} | dict.fromkeys(names, double) | sizes
-    yield "dominant rest", kernels._rest_kernel, rest, {"ALONE": kernels.ALONE, **tile}, {}
+    yield "dominant rest", kernels._rest_kernel, rest, {"ALONE": ALONE, **tile}, {}
     norm = {"x_ptr": FLOAT, "square_ptr": double, "norm_ptr": double, "high_ptr": HALF, "low_ptr": HALF}
     norm |= {"elements": "i32", "squares": "i32", "scale": "fp32"}
     yield "over norm", kernels._over_norm_kernel, norm, {"BLOCK": kernels.BLOCK, **chunk}, {}

@@ -19,7 +19,7 @@ class Launches(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,11 +40,11 @@ class Launches(TorchDispatchMode):
 
         self._patch = mock.patch.object(KernelInterface, "__getitem__", launcher)
         self._patch.start()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *why: Any) -> None:
-        super().__exit__(*why)
+        super().__exit__(*why)  # type: ignore[no-untyped-call]
         self._patch.stop()
 
 

@@ -171,6 +171,11 @@ class Parts(NamedTuple):
     """(K,) float32, the largest magnitude, where each matrix was divided by the power of two at it; else None."""
 
 
+def empty_parts(x: Tensor) -> Parts:
+    """Parts of the shape of x, to be filled."""
+    return Parts(torch.empty_like(x, dtype=torch.float16), torch.empty_like(x, dtype=torch.float16), None)
+
+
 def turned(parts: Parts) -> Parts:
     """The parts of the transposed matrix, the same memory; for parts at one scale."""
     return Parts(parts.high.mT, parts.low.mT, None)
@@ -297,7 +302,7 @@ def _dense_combination(combined: Combination[SplitMatrix], count: int) -> tuple[
 
 def lower_tiles(n: int) -> int:
     """Number of tiles that a symmetric result (n, n) is computed in."""
-    tiles = triton.cdiv(n, tile_of(True, n, n).rows)
+    tiles: int = triton.cdiv(n, tile_of(True, n, n).rows)
     return tiles * (tiles + 1) // 2
 
 
@@ -339,15 +344,26 @@ class Fp16x3Triton(Precision[SplitMatrix]):
         combined: Combination[SplitMatrix] | None = None,
     ) -> SplitMatrix:
         added = None if add is None else add.dense
-        how = {"alpha": alpha, "beta": beta, "gamma": gamma}
         first, second = a.parts(1.0), b.parts(1.0)
-        return SplitMatrix(*multiply(first, second, 1.0, symmetric=True, keep=1.0, add=added, combined=combined, **how))
+        made = multiply(
+            first,
+            second,
+            1.0,
+            symmetric=True,
+            keep=1.0,
+            alpha=alpha,
+            beta=beta,
+            add=added,
+            gamma=gamma,
+            combined=combined,
+        )
+        return SplitMatrix(*made)
 
     def combine(self, combination: Combination[SplitMatrix]) -> SplitMatrix:
         count, n, _ = combination.terms[0].dense.shape
         weights, terms = _dense_combination(combination, count)
         out = torch.empty_like(terms[0])
-        parts = Parts(*(torch.empty_like(out, dtype=torch.float16) for _ in range(2)), None)
+        parts = empty_parts(out)
         _combine_kernel[(triton.cdiv(n * n, CHUNK), count)](
             weights, weights.stride(0), *terms, out, parts.high, parts.low, n, CHUNK=CHUNK
         )

@@ -6,13 +6,14 @@ kernel of its own, some hundred and fifty for s^-1, beside 35 products. Sums are
 
 import triton
 import triton.language as tl
-from torch import Tensor, dtype, float16, float32, float64
+from torch import Tensor, dtype, float32, float64
 
 from fastrdm.kernels.linalg.fp16x3_triton import (
     CHUNK,
     Fp16x3Triton,
     Parts,
     SplitMatrix,
+    empty_parts,
     lower_tiles,
     multiply,
     turned,
@@ -317,11 +318,6 @@ def _rows_out_kernel(  # type: ignore[no-untyped-def]
     tl.store(out, c.to(out_ptr.dtype.element_ty), mask=d < width)
 
 
-def _empty_parts(x: Tensor) -> Parts:
-    high, low = (x.new_empty(x.shape, dtype=float16) for _ in range(2))
-    return Parts(high, low, None)
-
-
 def _squares(x: Tensor) -> Tensor:
     """Sums of squares (V, n) float64 of the rows of x (V, n, d)."""
     squares = x.new_empty(x.shape[:2], dtype=float64)
@@ -363,7 +359,7 @@ def split_dominant(x: Tensor) -> tuple[Dominant, Tensor, Tensor]:
 
 def _over_frobenius(x: Tensor, squares: Tensor) -> tuple[Parts, Tensor]:
     """Parts at BOUNDED_SCALE of x (V, n, d) over its Frobenius norm, and that (V,), from its rows' squares (V, n)."""
-    parts, elements, norm = _empty_parts(x), x[0].numel(), x.new_empty(len(x), dtype=float64)
+    parts, elements, norm = empty_parts(x), x[0].numel(), x.new_empty(len(x), dtype=float64)
     _over_norm_kernel[(triton.cdiv(elements, CHUNK), len(x))](
         x, squares, norm, parts.high, parts.low, elements, squares.shape[1], BOUNDED_SCALE, CHUNK=CHUNK, BLOCK=BLOCK
     )
@@ -381,7 +377,7 @@ def prepared(x: Tensor, share: float, precision: Fp16x3Triton) -> tuple[Dominant
     multiply(parts, parts, 1.0, symmetric=True, keep=None, squares=gram_squares)
     bound = x.new_empty((len(x), 1, 1), dtype=float64)
     scaled, scaled_gram = (
-        SplitMatrix(y.new_empty(y.shape), _empty_parts(y), scale)
+        SplitMatrix(y.new_empty(y.shape), empty_parts(y), scale)
         for y, scale in ((rest, BOUNDED_SCALE), (gram.dense, 1.0))
     )
     elements, gram_elements = rest[0].numel(), gram.dense[0].numel()
@@ -460,7 +456,7 @@ def apply(
     x = x.contiguous()
     views, height, width = x.shape
     right = right.contiguous()
-    parts = _empty_parts(x)
+    parts = empty_parts(x)
     along, unit = (x.new_empty((views, height), dtype=float64) for _ in range(2))
     _rows_in_kernel[(height, views)](
         x, right, along, unit, *parts[:2], height, width, BOUNDED_SCALE, BLOCK=min(WIDE, triton.next_power_of_2(width))
