@@ -5,7 +5,6 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.kernels.launches import launches
 from fastrdm.kernels.augment.layout import COLUMNS
 from fastrdm.kernels.augment.parameters_triton import draw_triton
 from fastrdm.loaders.augment.parameters import _settings, sample_parameters, settings_table
@@ -36,6 +35,7 @@ def test_the_draw_is_the_references_bit_for_bit(seed: int) -> None:
 
 
 def test_all_views_are_drawn_in_one_launch() -> None:
+    launches = pytest.importorskip("benchmarks.kernels.launches").launches
     index, sides = torch.arange(5, device=DEVICE), torch.full((5,), 32, device=DEVICE)
     table = settings_table(tuple(tuple(_settings(spec)) for spec in SPECS), DEVICE)
     epoch = torch.zeros((), dtype=torch.int64, device=DEVICE)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from benchmarks.kernels.launches import launches
 from fastrdm.kernels.linalg.precisions import precision_named
 from fastrdm.kernels.spectral import around_triton
 from fastrdm.kernels.spectral.dominant import split_dominant
@@ -115,6 +114,7 @@ def test_the_square(scale_by: float) -> None:
 
 def count(kind: str, power: float | None, needs_grad: bool) -> int:
     """Kernels of a filter of two views, and of its backward pass where it needs one."""
+    launches = pytest.importorskip("benchmarks.kernels.launches").launches
     x = torch.zeros(2, 16, 64, device=DEVICE)
     function = Function(kind, power, CUTOFF[x.dtype], 1.0)
 
