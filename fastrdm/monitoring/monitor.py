@@ -9,8 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
-from fastrdm.kernels.linalg.gram import gram_of_one
+from fastrdm.kernels.linalg.effective_rank import effective_ranks, unit_gram
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
 from fastrdm.monitoring.moments import unit_rows
@@ -90,18 +89,16 @@ def batch_metrics(output: Output) -> dict[str, Tensor]:
     Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
     on every process.
     """
-    metrics, grams = {}, dict[int, dict[str, Tensor]]()
-    for name, x in taps(output).items():
-        unit = unit_rows(gather_rows(x, dim=1))
-        centered = unit - unit.mean(1, keepdim=True)
-        metrics[f"{name}/std/batch"] = (centered.square().mean(1).sqrt() * x.shape[-1] ** 0.5).mean()
-        for convention, rows in ((HEADLINE_CONVENTION, unit), (CENTERED_CONVENTION, centered)):
-            gram = gram_of_one(rows, False, False, "fp64", upper=True)
-            grams.setdefault(gram.shape[-1], {})[f"{name}/{convention}/batch"] = gram
-    # Matrices of one size are decomposed in one call: on a GPU one after the other would take several times as long.
-    for alike in grams.values():
-        ranks = entropy_rank(spectrum(torch.stack([*alike.values()]))[0]).mean(1)
-        metrics |= dict(zip(alike, ranks.unbind(), strict=True))
+    rows = {name: gather_rows(x, dim=1) for name, x in taps(output).items()}
+    conventions = {HEADLINE_CONVENTION: False, CENTERED_CONVENTION: True}
+    # The Gram matrices of all taps together, because on CUDA every eigensolve makes the host wait.
+    grams = [unit_gram(x, center) for x in rows.values() for center in conventions.values()]
+    ranks = iter(effective_ranks(grams))
+    metrics = {}
+    for name, x in rows.items():
+        for convention in conventions:
+            metrics[f"{name}/{convention}/batch"] = next(ranks).mean()
+        metrics[f"{name}/std/batch"] = (unit_rows(x.double()).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
     return metrics
 
 
@@ -154,10 +151,10 @@ class RankMonitor:
         return lines
 
     def batch(self, output: Output) -> dict[str, float]:
-        """`batch_metrics` as numbers; waits for the device."""
+        """`batch_metrics` as numbers; waits for the device once after the eigensolve."""
         with self.clock:
             metrics = batch_metrics(output)
-            return dict(zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True))
+            return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
     def push(self, output: Output, step: int) -> None:
         """Take this step's rows, where a window is open or opens at this step (from 1). Call on every process."""
