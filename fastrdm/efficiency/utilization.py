@@ -81,7 +81,10 @@ class UtilizationMeter:
     def _time_of_filters(self) -> float:
         """Seconds that the spectral filters take for one forward and backward pass, on their own, run eagerly."""
         method = self.method
-        sides = ((method.online_transforms, len(self.settings.loader.views)), (method.target_transforms, 2))
+        sides = (
+            (method.online_transforms, len(self.settings.loader.views)),
+            (method.target_transforms, method.config.target_views),
+        )
         return sum(self._time_of(t, views) for ts, views in sides for t in ts if isinstance(t, SpectralFilter))
 
     def _time_of(self, transform: SpectralFilter, views: int) -> float:

@@ -70,7 +70,7 @@ class Sinkhorn(Transform):
             divides = config.queue % context.batch_size == 0 and config.queue % process_count() == 0
             expected = f"a multiple of loader.batch_size={context.batch_size} and of the {process_count()} processes"
             require(divides, "sinkhorn.queue", expected, config.queue)
-            self.register_buffer("queue", torch.zeros(2, config.queue, context.width))
+            self.register_buffer("queue", torch.zeros(context.target_views, config.queue, context.width))
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def set_step(self, step: int) -> None:

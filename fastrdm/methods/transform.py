@@ -22,6 +22,7 @@ class TransformContext(NamedTuple):
     batch_size: int  # images a step over all processes
     sync_bn: bool
     horizon: Horizon
+    target_views: int = 2  # global views, which have targets
 
 
 @plain_dataclass
@@ -56,6 +57,11 @@ class Transform(nn.Module):
 
     def __init__(self, config: TransformConfig, context: TransformContext) -> None:
         super().__init__()
+
+    @staticmethod
+    def waits(config: TransformConfig) -> bool:
+        """Whether the transform, so set, calls a library that makes the host wait: a CUDA graph cannot record that."""
+        return False
 
     def set_step(self, step: int) -> None:
         """Write what changes with the step into device tensors, before the forward pass."""
