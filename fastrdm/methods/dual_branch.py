@@ -24,6 +24,7 @@ from fastrdm.methods.sinkhorn import Sinkhorn
 from fastrdm.methods.spectral_filter import SpectralFilter
 from fastrdm.methods.stop import Stop, StopConfig
 from fastrdm.methods.transform import BranchContext, Kind, Side, Transform, TransformConfig, TransformContext
+from fastrdm.methods.whiten import Whiten
 from fastrdm.models.encoders import Encoder
 from fastrdm.models.heads import Head, HeadConfig
 from fastrdm.optim.optimizers import Role
@@ -37,6 +38,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "stop": Stop,
     "sinkhorn": Sinkhorn,
     "center_sharpen": CenterSharpen,
+    "whiten": Whiten,
 }
 
 
@@ -257,8 +259,9 @@ class DualBranch(nn.Module):
         self.regularizers = nn.ModuleList(
             find_regularizer(r.name)(r, RegularizerContext(widths[r.of], batch_size)) for r in config.regularize
         )
-        alike = not config.online and not config.target and config.ema is None
-        self.once = alike and self.loss.symmetric and config.alignment.targets == "pairs"
+        self.alike = config.online == config.target and config.ema is None
+        self.alike = self.alike and all(transform.shared for transform in self.online_transforms)
+        self.once = self.alike and self.loss.symmetric and config.alignment.targets == "pairs"
         self.wide_loss = any(transform.wide_loss for transform in self.online_transforms)
 
     def forward(self, views: Sequence[Tensor]) -> Output:
@@ -267,9 +270,10 @@ class DualBranch(nn.Module):
         with torch.no_grad() if self.target else nullcontext():
             t = self.target(views[:count], self.precision) if self.target else NetworkOutput(*(x[:count] for x in z))
             target_branch = BranchContext(z.projection[:2].flip(0).detach(), (self.target or self.online).prototypes)
-            target = self._run(self.target_transforms, t.projection, target_branch)
+            other = None if self.alike else self._run(self.target_transforms, t.projection, target_branch)
         online_branch = BranchContext(t.projection.flip(0).detach(), self.online.prototypes)
         online = self._run(self.online_transforms, z.projection, online_branch)
+        target = online[:count] if other is None else other
         loss = self._loss(online, target)
         terms = self._penalties({"features": z.features, "projection": z.projection, "output": online})
         if terms:

@@ -103,6 +103,7 @@ _VICREG: list[Preset] = [{"name": "variance", "weight": 25.0}, {"name": "covaria
 _COSINE_LOSS: Preset = {"name": "negative_cosine"}
 _VICREG_VIEW: Preset = {"saturation": 0.2, "scale": [0.2, 1.0], "solarize": 0.1}
 _STRONG_VIEW: Preset = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "scale": [0.2, 1.0]}
+_W_MSE: Preset = {"name": "whiten", "root": "cholesky", "size": 128}
 _KOLEO: Preset = {"name": "koleo", "weight": 0.1, "of": "features", "views": "global"}
 
 PRESETS: dict[str, Preset] = {
@@ -143,6 +144,16 @@ PRESETS: dict[str, Preset] = {
         alignment={"name": "mse", "weight": 0.95, "targets": "center"},
         regularize=[{"name": "sigreg", "weight": 0.05}],
     ),
+    "w_mse": _with(
+        _alike(
+            {**_WIDE_HEAD, "layers": 2, "hidden": 1024, "out": 64},
+            {"name": "adamw", "lr": 2e-3, "weight_decay": 1e-6},
+            [_STRONG_VIEW, _STRONG_VIEW],
+            alignment={"name": "byol"},
+        ),
+        online=[_W_MSE],
+        target=[_W_MSE],
+    ),
     # predictors that are computed from the features
     "directpred": _direct(1.0, 0.1, 0.3),
     "directcopy": _direct(2.0, 0.3, 0.5),
@@ -153,6 +164,7 @@ PRESETS: dict[str, Preset] = {
     },
     "simdino": _with(_dino([], ["stop"]), alignment=_COSINE_LOSS, regularize=[{"name": "coding_rate"}]),
     "tico": _with(_byol([], ["stop"]), alignment=_COSINE_LOSS, regularize=[{"name": "tico", "weight": 8.0}]),
+    "dino_sinkhorn": _dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, _DINO_SINKHORN]),
     "dino_koleo": _with(_dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, "center_sharpen"]), regularize=[_KOLEO]),
     "byol_koleo": _with(_byol([_BYOL_PREDICTOR], ["stop"]), regularize=[_KOLEO]),
 }

@@ -108,7 +108,7 @@ class CodingRate(Regularizer):
             gram = rows @ rows.mT
         unit = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
         # cholesky_ex does not make the host wait for a check; I + a positive matrix always has a factor
-        factor = torch.linalg.cholesky_ex(unit + gram * (width / (n * self.config.epsilon)))[0]
+        factor: Tensor = torch.linalg.cholesky_ex(unit + gram * (width / (n * self.config.epsilon)))[0]
         rate = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -rate.mean() * (n + width) / (n * width)
 

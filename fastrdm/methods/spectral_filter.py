@@ -1,6 +1,6 @@
 """The spectral filter of the Rank Differential Mechanism as a transform of either branch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -135,7 +135,7 @@ class SpectralFilter(Transform):
 
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__(config, context)
-        self.config, self.side, self.horizon = config, context.side, context.horizon
+        self.config, self.side = config, context.side
         own = own_function(config.kind) if parts.is_own(config.kind) else None
         self.weighting = Weighting(config, own) if _has_weighting(config) else None
         self.function: str | Weights = self.weighting or own or config.kind
@@ -154,6 +154,10 @@ class SpectralFilter(Transform):
             assert self.config.power is not None
             self.weighting.power.fill_(linear_ramp(step, self.anneal, self.config.power, self.config.power_end))
 
+    def ramps(self) -> Iterator[tuple[int, str]]:
+        if self.config.power_end is not None:
+            yield self.anneal, f"filter: power reaches {self.config.power_end:g}"
+
     def unfinished(self, duration: str) -> None:
         """A shorter run takes its whole length."""
 
@@ -164,11 +168,11 @@ class SpectralFilter(Transform):
 
     def _filtered(self, x: Tensor, branch: BranchContext) -> Tensor:
         c = self.config
-        assert branch.other is not None or c.basis == "self"
+        basis = branch.other if c.basis == "other" else None
         power = None if self.weighting is not None else c.power
         if c.momentum is not None:
             rows = x.shape[1] * process_count()
-            source = (branch.other if c.basis == "other" else x).detach().flatten(0, 1)
+            source = (x if basis is None else basis).detach().flatten(0, 1)
             moment = self._moving(source, source) * rows
             # A moment is rounded before its roots are taken: what lies below its last digit is noise.
             cutoff = max(CUTOFF[x.dtype], torch.finfo(x.dtype).eps ** 0.5) if c.cutoff is None else c.cutoff
@@ -180,7 +184,7 @@ class SpectralFilter(Transform):
             power,
             x_all=gather_rows(x, dim=1),
             offset=process_rank() * x.shape[1],
-            basis=gather_rows(branch.other, dim=1) if c.basis == "other" else None,
+            basis=None if basis is None else gather_rows(basis, dim=1),
             side=self.side,
             cutoff=c.cutoff,
             scale=c.scale,

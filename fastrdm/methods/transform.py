@@ -52,6 +52,7 @@ class Transform(nn.Module):
     takes: Kind = "features"
     gives: Kind = "features"
     constant_lr = False  # whether its parameters keep the base rate throughout
+    shared = False  # whether it is the same on both branches, gradient included: lists that are alike then run once
     wide_loss = False  # whether the loss behind it on the online branch is taken in float64
     phase: Hashable = None  # what decides at this step which work is done, besides the numbers in tensors
 
@@ -68,6 +69,10 @@ class Transform(nn.Module):
 
     def phases(self) -> Iterator[tuple[int, str]]:
         """Each step at which `phase` changes, and a line that says to what."""
+        yield from ()
+
+    def ramps(self) -> Iterator[tuple[int, str]]:
+        """Each step at which a value that moves with the steps reaches its end, and a line that says to what."""
         yield from ()
 
     def unfinished(self, duration: str) -> str | None:
