@@ -29,6 +29,8 @@ from fastrdm.runtime.distributed import (
 )
 from fastrdm.schema import STRICT, nearest
 
+TINY = 1e-24  # squares below it count as it, so that a collapsed dimension divides by no zero
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VarianceConfig(RegularizerConfig):
@@ -127,7 +129,7 @@ class Frobenius(Regularizer):
         super().__init__(config, context)
 
     def forward(self, x: Tensor) -> Tensor:
-        length = sum_with_gradient(x.square().sum(-2, keepdim=True)).clamp_min(1e-24).sqrt()
+        length = sum_with_gradient(x.square().sum(-2, keepdim=True)).clamp_min(TINY).sqrt()
         x = x / length
         if row_count(x) >= x.shape[-1]:
             gram = second_moment(x)
@@ -135,7 +137,7 @@ class Frobenius(Regularizer):
             rows = gather_rows_with_gradient(x, dim=1)
             gram = rows @ rows.mT
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return (gram.square().sum((-2, -1)) / trace.square().clamp_min(1e-24)).log().mean()
+        return (gram.square().sum((-2, -1)) / trace.square().clamp_min(TINY)).clamp_min(TINY).log().mean()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -309,7 +311,7 @@ class VisReg(Sliced):
         c = self.config
         x = gather_rows_with_gradient(x, dim=1)
         mean = x.mean(1, keepdim=True)
-        deviation = (x - mean).square().mean(1, keepdim=True).clamp_min(1e-24).sqrt()
+        deviation = (x - mean).square().mean(1, keepdim=True).clamp_min(TINY).sqrt()
         standard = (x - mean) / (deviation.detach() + c.epsilon)
         along = (standard @ self.slices.to(x.dtype)).sort(dim=1).values
         shape = (along - self.quantiles.to(x.dtype)).square().mean()

@@ -7,8 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastrdm.methods.regularizers import REGULARIZERS
+
 PROGRAM = Path(__file__).parents[1] / "programs" / "gradients.py"
 WORLDS = (1, 2, 4)
+LOSSES = [
+    "covariance",
+    "gathered",
+    "contrastive",
+    "cross_correlation",
+    *(f"regularizer_{name}" for name in REGULARIZERS),
+    *(f"wide_{name}" for name in ("covariance", "coding_rate", "frobenius", "nuclear")),
+    *(f"whiten_{root}" for root in ("zca", "newton", "cholesky")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +31,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("loss", ["covariance", "gathered", "contrastive"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 @pytest.mark.parametrize("world", WORLDS)
 def test_loss_and_gradient_do_not_depend_on_the_number_of_processes(
