@@ -147,8 +147,11 @@ def find_loss(name: str) -> Loss:
 
 
 def loss_settings(name: str) -> type[AlignmentConfig]:
-    """The settings of the loss of that name."""
-    return parts.settings_of(find_loss(name).formula, AlignmentConfig)
+    """The settings of the loss of that name. ValueError where they take `weight`, by which every loss is multiplied."""
+    kind: type[AlignmentConfig] = parts.settings_of(find_loss(name).formula, AlignmentConfig)
+    if kind is not AlignmentConfig and "weight" in vars(kind).get("__annotations__", {}):
+        raise ValueError(f"{name} must call its setting other than weight, by which every loss is multiplied already")
+    return kind
 
 
 def align(

@@ -90,6 +90,10 @@ class FilterConfig(TransformConfig):
         crossed = self.basis != "cross" or (self.kind == "power" and self.power_end is None and self.scale == "raw")
         require(crossed, "filter.basis", "self or other, but for a kind=power without power_end and scale", self.basis)
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)
+        if _has_weighting(self) or self.momentum is not None:
+            solvers = ("auto", "eigh")
+            why = "with strength, power_end, epsilon or momentum"
+            require(self.solver in solvers, "filter.solver", f"{' or '.join(solvers)} {why}", self.solver)
 
 
 def own_function(name: str) -> Callable[[Tensor], Tensor]:

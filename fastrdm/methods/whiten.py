@@ -30,8 +30,8 @@ class WhitenConfig(TransformConfig):
     """Share of the identity that is mixed into the covariance. W-MSE uses 0."""
 
     size: int | None = Field(default=None, ge=2)
-    """Rows that are whitened together, drawn at random from all processes at each step, alike for all views. W-MSE
-    takes twice the dimensions. `null` whitens the whole batch together.
+    """Most rows that are whitened together; a larger batch, which must be a multiple, is split at random at each step,
+    over all processes and alike for all views. W-MSE takes twice the dimensions. `null` never splits.
     """
 
     iterations: int = Field(default=5, ge=1)
@@ -47,11 +47,13 @@ class Whiten(Transform):
     def __init__(self, config: WhitenConfig, context: TransformContext) -> None:
         super().__init__(config, context)
         self.config = config
-        rows, images = config.size or context.batch_size, context.batch_size
-        require(images % rows == 0, "whiten.size", f"a divisor of the {images} images that a step sees at once", rows)
+        images = context.batch_size
+        self.size = images if config.size is None else min(config.size, images)
+        divides = images % self.size == 0
+        require(divides, "whiten.size", f"a divisor of the {images} images that a step sees at once", config.size)
         if config.root == "cholesky" and config.epsilon == 0:
-            above = f"above the {context.width} dimensions where root=cholesky and epsilon=0"
-            require(rows > context.width, "whiten.size", above, rows)
+            above = f"rows (whiten.size={config.size}, {images} images) above the {context.width} dimensions"
+            require(self.size > context.width, "whiten.root=cholesky with epsilon=0", above, self.size)
         self.register_buffer("order", torch.arange(images), persistent=False)
 
     @staticmethod
@@ -60,18 +62,18 @@ class Whiten(Transform):
         return config.root == "zca"
 
     def set_step(self, step: int) -> None:
-        if self.config.size is not None:
+        if self.size < len(self.order):
             self.order.copy_(torch.randperm(len(self.order), generator=torch.Generator().manual_seed(step)))
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
-        if self.config.size is None:
+        if self.size == len(self.order):
             count = x.shape[1] * process_count()
             x = x - sum_with_gradient(x.sum(1, keepdim=True)) / count
             return self._rooted(x, sum_with_gradient(x.mT @ x) / (count - 1))
         everyone = gather_rows_with_gradient(x, dim=1)[:, self.order]
-        parts = everyone.unflatten(1, (-1, self.config.size))
+        parts = everyone.unflatten(1, (-1, self.size))
         parts = parts - parts.mean(2, keepdim=True)
-        out = self._rooted(parts, parts.mT @ parts / (self.config.size - 1)).flatten(1, 2)
+        out = self._rooted(parts, parts.mT @ parts / (self.size - 1)).flatten(1, 2)
         first = process_rank() * x.shape[1]
         return out[:, self.order.argsort()][:, first : first + x.shape[1]]
 
