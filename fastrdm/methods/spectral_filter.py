@@ -211,7 +211,7 @@ class SpectralFilter(Transform):
         batch = sum_over_processes(a.mT @ b) / (len(a) * process_count())
         if self.config.momentum is None:
             return batch
-        kept = torch.where(self.steps == 0, 0.0, self.config.momentum).to(batch.dtype)
+        kept = (self.steps > 0).to(batch.dtype) * self.config.momentum
         moving = torch.lerp(batch, self.moment.to(batch.dtype), kept)
         if self.training:
             self.moment.copy_(moving)
