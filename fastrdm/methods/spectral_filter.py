@@ -151,7 +151,7 @@ class SpectralFilter(Transform):
     @staticmethod
     def waits(config: TransformConfig) -> bool:
         assert isinstance(config, FilterConfig)
-        return parts.is_own(config.kind) or _has_weighting(config) or config.momentum is not None
+        return parts.is_own(config.kind) or config.momentum is not None or config.epsilon > 0 or _has_weighting(config)
 
     def set_step(self, step: int) -> None:
         if self.weighting is not None and self.config.power_end is not None:
