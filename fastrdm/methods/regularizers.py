@@ -59,7 +59,7 @@ class Variance(Regularizer):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CovarianceConfig(RegularizerConfig):
-    """Squared covariances of different dimensions, summed and divided by the dimensions (VICReg, equation 3)."""
+    """Squared covariances of different dimensions, summed and divided by the dimensions (VICReg, equation 4)."""
 
     name: Literal["covariance"] = "covariance"
 
@@ -86,7 +86,7 @@ class Covariance(Regularizer):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodingRateConfig(RegularizerConfig):
-    """Negative coding rate of unit rows (SimDINO, equation 8, balanced over rows and dimensions as its code does)."""
+    """Negative coding rate of unit rows (SimDINO, balanced over rows and dimensions as its code does)."""
 
     name: Literal["coding_rate"] = "coding_rate"
 
@@ -117,7 +117,7 @@ class CodingRate(Regularizer):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FrobeniusConfig(RegularizerConfig):
-    """Logarithm of the squared Frobenius norm of the normalized second moment (FroSSL, equation 4)."""
+    """Logarithm of the squared Frobenius norm of the normalized second moment (FroSSL)."""
 
     name: Literal["frobenius"] = "frobenius"
 
@@ -142,7 +142,7 @@ class Frobenius(Regularizer):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NuclearConfig(RegularizerConfig):
-    """Negative nuclear norm of the mean over views of unit rows (MMCR, equation 3)."""
+    """Negative nuclear norm of the mean over views of unit rows (MMCR)."""
 
     name: Literal["nuclear"] = "nuclear"
 
@@ -208,7 +208,7 @@ class Sliced(Regularizer):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SigRegConfig(RegularizerConfig):
-    """Distance of random slices from a standard normal, by the Epps-Pulley statistic (LeJEPA, section 4)."""
+    """Distance of random slices from a standard normal, by the Epps-Pulley statistic (LeJEPA)."""
 
     name: Literal["sigreg"] = "sigreg"
 
@@ -320,7 +320,7 @@ class VisReg(Sliced):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TicoConfig(RegularizerConfig):
-    """Energy of unit rows under a moving average of their second moment (TiCo, equation 5)."""
+    """Energy of unit rows under a moving average of their second moment (TiCo)."""
 
     name: Literal["tico"] = "tico"
 

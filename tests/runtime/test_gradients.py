@@ -38,5 +38,5 @@ def test_loss_and_gradient_do_not_depend_on_the_number_of_processes(
     results: Path, loss: str, how: str, world: int
 ) -> None:
     alone, seen = torch.load(results / f"{loss}-eager-1.pt"), torch.load(results / f"{loss}-{how}-{world}.pt")
-    assert alone["gradient"].abs().max() > 0.1
+    assert alone["gradient"].abs().max() > 1e-3
     torch.testing.assert_close(seen, alone, rtol=0, atol=1e-10)
