@@ -104,7 +104,7 @@ def build(preset: str, *layers: dict[str, Any], capture: bool = False) -> Traine
     for side in ("online", "target"):
         transforms = [t if isinstance(t, dict) else {"name": t} for t in PRESETS[preset]["method"][side]]
         changed = {str(i): SMALL[t["name"]] for i, t in enumerate(transforms) if t["name"] in SMALL}
-        even = [t.get("power") == 2 or "epsilon" in t for t in transforms]  # which have a way of their own
+        even = [t.get("power") == 2 or "momentum" in t for t in transforms]  # which have a way of their own
         method[side] = {i: change for i, change in changed.items() if not even[int(i)]}
     loader = {"source": "digits", "subset": 80, "batch_size": 16, "views": {"*": {"size": 8}}}
     tree = {

@@ -304,7 +304,7 @@ def test_each_regularizer_alone_raises_the_rank_of_its_rows(name: str, turned: b
         module.set_step(step)
         x = x.requires_grad_()
         (grad,) = torch.autograd.grad(module(x), x)
-        x = (x - 0.05 * x.norm() / grad.norm() * grad).detach()
+        x = (x - 0.05 * x.norm() / grad.norm().clamp_min(1e-12) * grad).detach()
         ranks.append(effective_rank(x[0], normalize=True, center=True).item())
     assert ranks[0] == pytest.approx(5.16, abs=0.01) and ranks[1] > ranks[0]
     assert ranks[-1] == pytest.approx(RAISED[name][turned], abs=0.1)
