@@ -34,7 +34,7 @@ def covariance(x: Tensor) -> Tensor:
 
 def coding_rate(x: Tensor) -> Tensor:
     x, (n, width) = F.normalize(x, dim=-1), x.shape
-    values = torch.linalg.eigvalsh(x.mT @ x).clamp_min(0)
+    values: Tensor = torch.linalg.eigvalsh(x.mT @ x).clamp_min(0)
     return -torch.log1p(values * (width / (n * 0.5))).sum() / 2 * (n + width) / (n * width)
 
 
@@ -59,7 +59,8 @@ def sigreg(x: Tensor, slices: Tensor) -> Tensor:
     angles = (x @ slices).unsqueeze(-1) * t
     normal = torch.exp(-t.square() / 2)
     error = (angles.cos().mean(0) - normal).square() + angles.sin().mean(0).square()
-    return 2 * len(x) * torch.trapezoid(error * normal, t).mean()
+    integral: Tensor = torch.trapezoid(error * normal, t)
+    return 2 * len(x) * integral.mean()
 
 
 def nuclear(x: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def once(loss: Loss, x: Tensor) -> tuple[float, float]:
     x.grad = None
     begin = common.CLOCKS["cpu"]()
     value = loss(x)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     return 1e3 * (common.CLOCKS["cpu"]() - begin), value.item()
 
 
