@@ -40,7 +40,7 @@ def coding_rate(x: Tensor) -> Tensor:
 
 def frobenius(x: Tensor) -> Tensor:
     x = F.normalize(x, dim=0)
-    values = torch.linalg.svdvals(x).square()
+    values: Tensor = torch.linalg.svdvals(x).square()
     return (values / values.sum()).square().sum().log()
 
 
@@ -65,7 +65,8 @@ def sigreg(x: Tensor, slices: Tensor) -> Tensor:
 
 def nuclear(x: Tensor) -> Tensor:
     """Of both views (V, B, D)."""
-    return -torch.linalg.svdvals(F.normalize(x, dim=-1).mean(0)).sum()
+    values: Tensor = torch.linalg.svdvals(F.normalize(x, dim=-1).mean(0))
+    return -values.sum()
 
 
 def barlow_twins(x: Tensor) -> Tensor:
