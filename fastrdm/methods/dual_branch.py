@@ -140,12 +140,12 @@ def _check_kinds(transforms: Sequence[TransformConfig], key: str, end: Kind, ali
 
 def _check_regularizers(regularizers: Sequence[RegularizerConfig], online: Sequence[TransformConfig]) -> None:
     """Raise ValueError where a regularizer would get scores or probabilities."""
-    last = next((t for t in reversed(online)), None)
-    kind: Kind = find_transform(last.name).gives if last else "features"
+    if not online or (kind := find_transform(online[-1].name).gives) == "features":
+        return
     for i, r in enumerate(regularizers):
-        if r.of == "output" and kind != "features":
+        if r.of == "output":
             raise ValueError(
-                f"method.regularize.{i}.of must be projection or features where {last and last.name} ends the online "
+                f"method.regularize.{i}.of must be projection or features where {online[-1].name} ends the online "
                 f"branch, got 'output': a regularizer takes features, not {kind}"
             )
 
@@ -362,3 +362,7 @@ class DualBranch(nn.Module):
             if parameters:
                 schedule: Literal["constant", "cosine"] = "constant" if transform.constant_lr else "cosine"
                 yield Role(self.config.online[i].name, parameters, schedule=schedule)
+        for i, regularizer in enumerate(self.regularizers):
+            parameters = [(f"regularizers.{i}.{n}", p) for n, p in regularizer.named_parameters()]
+            if parameters:
+                yield Role(self.config.regularize[i].name, parameters)

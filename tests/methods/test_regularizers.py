@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrdm.kernels.linalg.effective_rank import effective_rank
 from fastrdm.methods.alignment import AlignmentConfig, CrossCorrelationConfig, align, cross_correlation, mse
 from fastrdm.methods.dual_branch import DualBranch
-from fastrdm.methods.regularizer import Regularizer, RegularizerContext
+from fastrdm.methods.regularizer import Regularizer, RegularizerConfig, RegularizerContext
 from fastrdm.methods.regularizers import REGULARIZERS, Sliced, find_regularizer, regularizer_settings
 
 Build = Callable[..., DualBranch]
@@ -262,6 +262,25 @@ def test_the_gradient_of_a_regularizer_reaches_encoder_and_projector(branch: Bui
     for (name, p), (_, q), (_, r) in zip(*(m.named_parameters() for m in (plain, regular, apart)), strict=True):
         assert p.grad is not None and q.grad is not None and r.grad is not None
         torch.testing.assert_close(q.grad, p.grad + r.grad, rtol=0, atol=1e-12, msg=name)
+
+
+class Learned(Regularizer):
+    """A regularizer of one's own with a parameter."""
+
+    def __init__(self, config: RegularizerConfig, context: RegularizerContext) -> None:
+        super().__init__(config, context)
+        self.scale = nn.Parameter(torch.ones(context.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale).square().mean()
+
+
+def test_parameters_of_a_regularizer_are_trained(branch: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGULARIZERS, "learned", Learned)
+    method = branch({**METHOD, "regularize": ["learned"]})
+    (role,) = [role for role in method.roles() if role.name == "learned"]
+    assert [name for name, _ in role.parameters] == ["regularizers.0.scale"]
+    assert {id(p) for role in method.roles() for _, p in role.parameters} == {id(p) for p in method.parameters()}
 
 
 def test_a_loss_without_regularizers_has_no_terms(branch: Build, views: Draw) -> None:
