@@ -15,7 +15,6 @@ PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equ
 REGULAR, TARGETS, WHITEN, CLOSED = (
     f"tests/methods/test_{name}.py::test_" for name in ("regularizers", "many_targets", "whiten", "closed_form")
 )
-ACROSS = "tests/runtime/test_gradients.py::test_loss_and_gradient_do_not_depend_on_the_number_of_processes"
 FORMULA = f"{REGULAR}value_and_gradient_equal_the_formula"
 VERDICT = "tests/monitoring/test_verdict.py::test_"
 PARITY = "tests/training/test_parity.py::test_processes_do_not_change_the_run"
@@ -139,7 +138,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "correlation of this process",
             "c = sum_with_gradient(p.mT @ z) / rows",
             "c = p.mT @ z / len(p)",
-            f"{ACROSS}[2-eager-cross_correlation]",
+            f"{GRADIENTS}[2-eager-cross_correlation]",
         ),
         (
             "both directions counted once",
@@ -623,7 +622,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "centered by this process's mean",
             "sum_with_gradient(x.sum(-2, keepdim=True)) / row_count(x)",
             "x.mean(-2, keepdim=True)",
-            f"{ACROSS}[2-eager-regularizer_variance]",
+            f"{GRADIENTS}[2-eager-regularizer_variance]",
         ),
         (
             "no diagonal taken off",
@@ -673,19 +672,19 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "each process takes its own rows for those of the first",
             "torch.arange(images, device=x.device) + process_rank() * images",
             "torch.arange(images, device=x.device)",
-            f"{ACROSS}[2-eager-regularizer_koleo]",
+            f"{GRADIENTS}[2-eager-regularizer_koleo]",
         ),
         (
             "neighbors of this process only",
             "everyone, images = gather_rows_with_gradient(x, dim=1), x.shape[1]",
             "everyone, images = x, x.shape[1]",
-            f"{ACROSS}[2-eager-regularizer_koleo]",
+            f"{GRADIENTS}[2-eager-regularizer_koleo]",
         ),
         (
             "characteristic functions of this process",
             "phi = sum_with_gradient(_Characteristic.apply(along, step, knots)) / n",
             "phi = _Characteristic.apply(along, step, knots) / x.shape[1]",
-            f"{ACROSS}[2-eager-regularizer_sigreg]",
+            f"{GRADIENTS}[2-eager-regularizer_sigreg]",
         ),
         (
             "the sine's gradient with the wrong sign",
@@ -727,13 +726,13 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "TiCo's matrix of this process",
             "sum_over_processes(rows.mT @ rows) / (row_count(x) * len(x))",
             "rows.mT @ rows / len(rows)",
-            f"{ACROSS}[2-eager-regularizer_tico]",
+            f"{GRADIENTS}[2-eager-regularizer_tico]",
         ),
         (
             "nuclear norm of the rows of this process",
             "x_all=rows, offset=first, side",
             "side",
-            f"{ACROSS}[2-eager-regularizer_nuclear]",
+            f"{GRADIENTS}[2-eager-regularizer_nuclear]",
         ),
     ],
     "fastrdm/methods/whiten.py": [

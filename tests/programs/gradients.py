@@ -1,4 +1,4 @@
-"""`python gradients.py OUT 1,2,4`: losses that look at rows of all processes, on that many processes.
+"""`python gradients.py OUT 1,2,4 HOW,... LOSS,...`: losses that look at rows of all processes, on that many processes.
 
 Writes OUT/<loss>-<how>-<world>.pt: the loss, averaged over processes, and the weights' gradient, averaged likewise.
 """
@@ -97,16 +97,16 @@ LOSSES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {  # makers, so th
 }
 
 
-def work(out: Path, rank: int) -> None:
+def work(out: Path, rank: int, names: list[str], hows: list[str]) -> None:
     distributed.start("cpu")
     world = process_count()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(ROWS, 7, generator=generator, dtype=torch.float64)
     start = 0.4 * torch.randn(7, WIDTH, generator=generator, dtype=torch.float64)
     mine = images.chunk(world)[rank]
-    for name, make in LOSSES.items():
-        for how in ("eager", "compiled"):
-            loss = make()
+    for name in names:
+        for how in hows:
+            loss = LOSSES[name]()
             torch._dynamo.reset()  # type: ignore[no-untyped-call]
             weights = start.clone().requires_grad_()
             chosen = torch.compile(loss, fullgraph=True, backend="aot_eager") if how == "compiled" else loss
@@ -124,6 +124,6 @@ def work(out: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, hows, names = Path(sys.argv[1]), sys.argv[3].split(","), sys.argv[4].split(",")
     for count in map(int, sys.argv[2].split(",")):
-        assert launch(count, lambda rank: work(folder, rank)) == [0] * count
+        assert launch(count, lambda rank: work(folder, rank, names, hows)) == [0] * count

@@ -23,10 +23,14 @@ LOSSES = [
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the losses, ways and numbers of processes that are selected, and of one eager process."""
     out = tmp_path_factory.mktemp("gradients")
-    worlds = ",".join(map(str, WORLDS))
-    done = subprocess.run([sys.executable, str(PROGRAM), str(out), worlds], capture_output=True, text=True, timeout=300)
+    selected = [item.callspec.params for item in request.session.items if item.path == request.path]
+    keys = (("world", "1"), ("how", "eager"), ("loss", None))
+    chosen = [dict.fromkeys([first] * bool(first) + [str(s[key]) for s in selected]) for key, first in keys]
+    command = [sys.executable, str(PROGRAM), str(out), *(",".join(words) for words in chosen)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return out
 
