@@ -1,5 +1,6 @@
 """Utilization of the device: arithmetic against the peak, memory, time in spectral filters, time to the first step."""
 
+import copy
 import os
 import resource
 import statistics
@@ -88,6 +89,7 @@ class UtilizationMeter:
         return sum(self._time_of(t, views) for ts, views in sides for t in ts if isinstance(t, SpectralFilter))
 
     def _time_of(self, transform: SpectralFilter, views: int) -> float:
+        transform = copy.deepcopy(transform)  # a moving moment must not see these rows
         dtype = torch.float64 if self.settings.train.precision == "fp64" else torch.float32
         shape = views, self.images, self.method.config.projector.out
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, dtype).requires_grad_()
