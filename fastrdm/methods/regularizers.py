@@ -185,8 +185,9 @@ class KoLeo(Regularizer):
             similarity = x @ everyone.mT
             itself = torch.arange(images, device=x.device) + process_rank() * images
             similarity.scatter_(2, itself.expand(len(x), -1).unsqueeze(-1), -2.0)
-            nearest_row = similarity.argmax(-1, keepdim=True).expand(-1, -1, x.shape[-1])
-        distance = F.pairwise_distance(x, everyone.gather(1, nearest_row), eps=self.config.epsilon)
+            first = torch.arange(len(x), device=x.device).unsqueeze(-1) * everyone.shape[1]  # of each view's rows
+            neighbors = similarity.argmax(-1) + first
+        distance = F.pairwise_distance(x, everyone.flatten(0, 1)[neighbors], eps=self.config.epsilon)
         return -(distance + self.config.epsilon).log().mean()
 
 
