@@ -180,14 +180,16 @@ class KoLeo(Regularizer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.normalize(x, dim=-1)
-        everyone, images = gather_rows_with_gradient(x, dim=1), x.shape[1]
+        everyone = gather_rows_with_gradient(x, dim=1)
+        return torch.stack([self._of_view(own, rows) for own, rows in zip(x, everyone, strict=True)]).mean()
+
+    def _of_view(self, x: Tensor, everyone: Tensor) -> Tensor:
+        """Unit rows x (B, D) of this process against those of all (n, D)."""
         with torch.no_grad():
             similarity = x @ everyone.mT
-            itself = torch.arange(images, device=x.device) + process_rank() * images
-            similarity.scatter_(2, itself.expand(len(x), -1).unsqueeze(-1), -2.0)
-            first = torch.arange(len(x), device=x.device).unsqueeze(-1) * everyone.shape[1]  # of each view's rows
-            neighbors = similarity.argmax(-1) + first
-        distance = F.pairwise_distance(x, everyone.flatten(0, 1)[neighbors], eps=self.config.epsilon)
+            itself = torch.arange(len(x), device=x.device) + process_rank() * len(x)
+            similarity.scatter_(1, itself.unsqueeze(-1), -2.0)
+        distance = F.pairwise_distance(x, everyone[similarity.argmax(1)], eps=self.config.epsilon)
         return -(distance + self.config.epsilon).log().mean()
 
 

@@ -664,20 +664,20 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "the nearest neighbor is the row itself",
-            "similarity.scatter_(2, itself.expand(len(x), -1).unsqueeze(-1), -2.0)",
+            "similarity.scatter_(1, itself.unsqueeze(-1), -2.0)",
             "",
             f"{FORMULA}[koleo-shape0-random]",
         ),
         (
             "each process takes its own rows for those of the first",
-            "torch.arange(images, device=x.device) + process_rank() * images",
-            "torch.arange(images, device=x.device)",
+            "torch.arange(len(x), device=x.device) + process_rank() * len(x)",
+            "torch.arange(len(x), device=x.device)",
             f"{GRADIENTS}[2-eager-regularizer_koleo]",
         ),
         (
             "neighbors of this process only",
-            "everyone, images = gather_rows_with_gradient(x, dim=1), x.shape[1]",
-            "everyone, images = x, x.shape[1]",
+            "everyone = gather_rows_with_gradient(x, dim=1)",
+            "everyone = x",
             f"{GRADIENTS}[2-eager-regularizer_koleo]",
         ),
         (
