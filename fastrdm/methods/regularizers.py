@@ -179,12 +179,11 @@ class KoLeo(Regularizer):
         self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.normalize(x, dim=-1)
-        everyone = gather_rows_with_gradient(x, dim=1)
-        return torch.stack([self._of_view(own, rows) for own, rows in zip(x, everyone, strict=True)]).mean()
+        return torch.stack([self._of_view(F.normalize(view, dim=-1)) for view in x]).mean()
 
-    def _of_view(self, x: Tensor, everyone: Tensor) -> Tensor:
-        """Unit rows x (B, D) of this process against those of all (n, D)."""
+    def _of_view(self, x: Tensor) -> Tensor:
+        """Unit rows (B, D) of this process against those of all."""
+        everyone = gather_rows_with_gradient(x)
         with torch.no_grad():
             similarity = x @ everyone.mT
             itself = torch.arange(len(x), device=x.device) + process_rank() * len(x)

@@ -676,7 +676,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "neighbors of this process only",
-            "everyone = gather_rows_with_gradient(x, dim=1)",
+            "everyone = gather_rows_with_gradient(x)",
             "everyone = x",
             f"{GRADIENTS}[2-eager-regularizer_koleo]",
         ),
