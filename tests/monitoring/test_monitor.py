@@ -168,6 +168,21 @@ def test_figures_of_a_batch_are_means_over_views(tmp_path: Path) -> None:
     assert watcher.batch(constant)["target/std/batch"] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_log_line_takes_one_batched_eigensolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    solve = torch.linalg.eigvalsh
+
+    def counted(x: torch.Tensor, **how: str) -> torch.Tensor:
+        calls.append(len(x))
+        return solve(x, **how)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
+    # Sixteen rows of at least so many dimensions: every Gram matrix is (16, 16).
+    metrics = watch(tmp_path).batch(output(target=20, hidden=32, features=24))
+    assert calls == [16], "two views, two conventions and four taps"
+    assert sum("erank" in name for name in metrics) == 8
+
+
 def test_rows_that_are_not_finite_give_no_figures_and_no_error(tmp_path: Path) -> None:
     watcher = watch(tmp_path)
     for step in (1, 2):
@@ -326,6 +341,8 @@ def test_the_memory_that_is_told_is_the_windows(tmp_path: Path) -> None:
     watcher = watch(tmp_path, "monitor.rows=1000")
     fill(watcher, 1, **watcher.shape.widths)
     assert watcher.window is not None
-    held = sum(x.numel() * 8 for m in watcher.window.moments.values() for x in (m.first, m.second))
-    assert monitor.bytes_of(watcher.shape) == held
+    held = sum(x.nbytes for m in watcher.window.moments.values() for x in (m.first, *m.panels))
+    assert monitor.bytes_of(watcher.shape, torch.device("cpu"), output().online.element_size()) == held
+    wide = watcher.shape._replace(widths=dict(online=2048, target=2048, hidden=2048, features=512))
+    assert monitor.bytes_of(wide, torch.device("cpu")) < 260 * 2**20
     assert MonitorConfig().every == "5%"
