@@ -282,13 +282,21 @@ class Trainer:
         last = max(min(first + profile.steps - 1, self.horizon.total), first)
         return StepProfiler(first, last, self.step, self.state.folder, self.log.say)
 
+    def terms(self, output: Output) -> dict[str, float]:
+        """The summands of this step's loss, where it has regularizers, as means over processes; waits."""
+        if not output.terms:
+            return {}
+        values = torch.stack(list(output.terms.values())).double()
+        values = distributed.sum_over_processes(values) / self.processes.world
+        return {f"loss/{name}": value for name, value in zip(output.terms, values.tolist(), strict=True)}
+
     def report(self, output: Output, clock: TrainingClock) -> None:
         """Log a line of metrics.
 
         With evaluation and saving, this is the only place of the loop where the host waits for the device.
         """
         steps, seconds, waited = clock.lap()
-        metrics = {"loss": self.losses.mean(), **self.monitor.batch(output)}
+        metrics = {"loss": self.losses.mean(), **self.terms(output), **self.monitor.batch(output)}
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"].item()
         metrics["images_per_second"] = steps * self.settings.loader.batch_size / seconds
         metrics["data_wait"] = waited / seconds

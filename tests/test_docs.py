@@ -89,7 +89,7 @@ def test_parts_of_ones_own_work_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
     small = ["method.projector={hidden: 16, out: 12}", "loader.views.*.size=8", "evaluate.baselines=false"]
     commands = [shlex.split(line) for block in blocks(page, "sh") for line in block.splitlines()]
     assert {command[1] for command in commands} == {"train", "plan", "eval", "analyze"}
-    assert len([command for command in commands if command[1] == "train"]) == len(blocks(page, "python")) == 6
+    assert len([command for command in commands if command[1] == "train"]) == len(blocks(page, "python")) == 7
     for _, name, *arguments in commands:
         assert cli.main([name, *arguments, *(small if name == "train" else [])]) == 0, arguments
         if name == "train":  # what a run writes down reads back

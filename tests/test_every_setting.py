@@ -57,6 +57,8 @@ ECHO = (
 """Lines that repeat settings, or tell times."""
 
 # Settings beside the one that is changed, for what a plain run does not have.
+FLATTENED = ("method.target=[{name: filter, kind: whiten, strength: 0.5}]",)
+WHITE = ("method.online=[whiten]", "method.projector.out=6")
 EMA = ("preset=byol", "method.online.0.hidden=16")
 SCORES = ("preset=swav", "method.online.0.count=20", "method.target.0.count=20", "method.target.1.queue=0")
 SCORES += ("method.online.0.freeze=0ep", "method.target.0.freeze=0ep")
@@ -231,6 +233,26 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {  # key: another value of it, a
     "center_sharpen.warmup": ("method.target.1.warmup=1st", DINO),
     "center_sharpen.momentum": ("method.target.1.momentum=0.0", DINO),
     "cross_entropy.temperature": ("method.alignment.temperature=1", SCORES),
+    "cross_correlation.redundancy": ("method.alignment.redundancy=0.5", ("preset=barlow_twins",)),
+    "cross_correlation.epsilon": ("method.alignment.epsilon=0.5", ("preset=barlow_twins",)),
+    "method.alignment.weight": ("method.alignment.weight=0.1", ()),
+    "method.alignment.targets": ("method.alignment.targets=center", ()),
+    "method.regularize": ("method.regularize=[koleo]", ()),
+    "method.target_views": ("method.target_views=3", ("loader.views=[{size: 8}, {size: 8}, {size: 8}]",)),
+    "filter.power_end": ("method.target.0.power_end=-1", FILTER),
+    "filter.anneal": ("method.target.0.anneal=50%", (*FILTER, "method.target.0.power_end=-1")),
+    "filter.strength": (
+        "method.target.0.strength=0.9",
+        ("method.target=[{name: filter, kind: whiten, strength: 0.5}]",),
+    ),
+    "filter.epsilon": ("method.target.0.epsilon=0.5", FILTER),
+    "filter.momentum": ("method.target.0.momentum=0.5", FILTER),
+    "sinkhorn.warmup_epsilon": ("method.target.1.warmup_epsilon=0.5", SCORES),
+    "sinkhorn.warmup": ("method.target.1.warmup=1st", (*SCORES, "method.target.1.warmup_epsilon=0.5")),
+    "whiten.root": ("method.online.0.root=newton", WHITE),
+    "whiten.epsilon": ("method.online.0.epsilon=0.5", WHITE),
+    "whiten.size": ("method.online.0.size=8", WHITE),
+    "whiten.iterations": ("method.online.0.iterations=1", ("method.online=[{name: whiten, root: newton}]",)),
 }
 REFUSED = {"optim.backend", "loader.max_enlarge", "loader.download"}
 """Settings whose other value is not taken here: a refusal, or another one, is the change."""

@@ -19,6 +19,8 @@ from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 FEW_POINTS = 5.0  # points of k-NN below which a preset is named in the record
 ALIASES = {"rdm_simsiam_target0.5": "rdm_simsiam", "rdm_byol_target0.5": "rdm_byol"}  # the same run by another name
 BASE = ["simsiam", "byol", "swav", "dino", "symsimsiam"]
+FAMILIES = ["symsimsiam", "vicreg", "barlow_twins", "lejepa", "w_mse", "directpred", "directcopy", "fastsiam"]
+FAMILIES += ["simdino", "tico"]  # that keep their rank in other ways than by a predictor or a filter of the batch
 HEAD = ["preset", "seeds", "random", "trained", "spread", "trained - random, points", "probe"]
 HEAD += ["target - online rank", "null", "filter", "alarms"]
 SMALLEST_SHARE = 1e-6  # share of the variance below which a spectrum is not drawn
@@ -29,6 +31,7 @@ GALLERY = {  # figures and what they show
     "training": "Rank difference throughout training, published methods",
     "training_rdm_simsiam": "Rank difference throughout training, RDM variants of SimSiam",
     "training_rdm_byol": "Rank difference throughout training, RDM variants of BYOL",
+    "training_families": "Rank of the target throughout training, other families",
     "filters": "Filters of the published methods",
     "filters_rdm_simsiam": "Filters of the RDM variants of SimSiam",
     "filters_rdm_byol": "Filters of the RDM variants of BYOL",
@@ -229,6 +232,10 @@ def figures(rows: Sequence[Row], measured: Sequence[Row], curves: Curves) -> dic
         found = curves_of(curves, presets, {"training/difference": ""})
         if found:
             out[f"training{name}"] = style.chart(found, "epoch", larger, title=GALLERY[f"training{name}"])
+    found = curves_of(curves, FAMILIES, {"training/target": ""})
+    if found:
+        title, rank = GALLERY["training_families"], "effective rank of the target,\nin windows of a run"
+        out["training_families"] = style.chart(found, "epoch", rank, title=title, logs="y")
     spectra = curves_of(curves, BASE, {"spectrum/online": "", "spectrum/target": "--"}, SMALLEST_SHARE)
     if spectra:
         out["spectra"] = style.chart(spectra, direction, share, title=GALLERY["spectra"], logs="xy")

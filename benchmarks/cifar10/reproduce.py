@@ -15,16 +15,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import common
 from benchmarks.cifar10.record import ALIASES, Files, files, publish
 from benchmarks.cifar10.rows import FIELDS, MEASURED, append, averaged, measured_row, trained_row
+from fastrdm.commands.catalog import shipped
 from fastrdm.methods.presets import PRESETS
 from fastrdm.report.run_files import read_runs
 
-OWN = {"byol", "dino", "dino_online", "swav", "swav_target"}  # presets with a file of their own for a CPU
 FIRST = ["simsiam", "byol", "rdm_simsiam", "rdm_simsiam_log1p", "swav", "dino", "rdm_byol", "symsimsiam"]
 ORDER = [*FIRST, *(preset for preset in PRESETS if preset not in FIRST and preset not in ALIASES)]
 MINUTES_LEFT = 1.0  # minutes that must be left for a run to be started
@@ -82,9 +83,8 @@ def recipe(preset: str, device: str) -> str:
     """The shipped configuration for a preset."""
     if device == "cuda":
         return "cifar10/resnet18.yaml"
-    if preset in OWN:
-        return f"cifar10/cpu_{preset}.yaml"
-    return "cifar10/cpu_ema.yaml" if "ema" in PRESETS[preset]["method"] else "cifar10/cpu.yaml"
+    files = {name: file.presets for name, file in shipped().items() if name.startswith("cifar10/cpu")}
+    return next(name for name, presets in files.items() if any(fnmatchcase(preset, pattern) for pattern in presets))
 
 
 def jobs(presets: Sequence[str], seeds: int, found: Files, runs: Path) -> Iterator[Job]:

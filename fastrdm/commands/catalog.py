@@ -110,7 +110,9 @@ def _fits(file: tree.Source, preset: str) -> bool:
 
 
 def _composition(method: dict[str, Any]) -> tuple[str, str, str, str]:
-    loss = method.get("alignment", {}).get("name", "negative_cosine")
+    loss = " + ".join(
+        [method.get("alignment", {}).get("name", "negative_cosine"), *(r["name"] for r in method.get("regularize", ()))]
+    )
     branches = (", ".join(_transform(t) for t in method[branch]) or "-" for branch in ("online", "target"))
     online, target = branches
     return online, target, "yes" if "ema" in method else "no", loss
@@ -121,7 +123,7 @@ def _transform(transform: Any) -> str:
         return transform
     if transform["name"] != "filter":
         return str(transform["name"])
-    return f"filter {transform['kind']}" + (f" {transform['power']:g}" if "power" in transform else "")
+    return f"filter {transform.get('kind', 'power')}" + (f" {transform['power']:g}" if "power" in transform else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

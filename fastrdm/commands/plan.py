@@ -17,7 +17,6 @@ from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.evaluation.sets import open_sets
-from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.models.encoders import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
@@ -187,9 +186,7 @@ def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[i
     found = [(horizon.steps(settings.optim.warmup), "learning rate: warm-up ends")]
     method = learner.method
     for transform in (*method.online_transforms, *method.target_transforms):
-        if isinstance(transform, CenterSharpen):
-            end = f"center_sharpen: temperature reaches {transform.config.temperature:g}"
-            found.append((transform.warmup, end))
+        found += transform.ramps()
     found += changes(settings, method)
     return sorted((step, what) for step, what in found if step)
 

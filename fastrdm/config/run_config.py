@@ -28,6 +28,8 @@ from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.dual_branch import TRANSFORMS, MethodConfig, transform_settings
 from fastrdm.methods.presets import PRESETS
+from fastrdm.methods.regularizer import RegularizerConfig
+from fastrdm.methods.regularizers import REGULARIZERS, regularizer_settings
 from fastrdm.methods.sinkhorn import SinkhornConfig
 from fastrdm.methods.spectral_filter import FilterConfig
 from fastrdm.models.encoders import EncoderConfig, encoder_settings
@@ -136,8 +138,19 @@ class Config:
         transforms = (*self.method.online, *self.method.target)
         if parts > 1 and any(isinstance(t, SinkhornConfig) and t.queue for t in transforms):
             raise ValueError(f"train.accumulate must be 1 with sinkhorn.queue, got {parts}: a step fills the ring once")
-        if len(self.loader.views) > 2 and any(isinstance(t, FilterConfig) and t.basis == "other" for t in transforms):
-            raise ValueError(f"filter.basis=other takes two views, got {len(self.loader.views)} in loader.views")
+        views, targets = len(self.loader.views), self.method.target_views
+        for t in transforms:
+            if views > 2 and isinstance(t, FilterConfig) and t.basis != "self":
+                raise ValueError(f"filter.basis={t.basis} takes two views, got {views} in loader.views")
+        require(targets <= views, "method.target_views", f"at most the {views} views of loader.views", targets)
+        if views == 2 and self.method.alignment.targets == "mean":
+            raise ValueError(
+                "method.alignment.targets must be pairs with two views, got 'mean': each view has one other target, so "
+                "that both are the same"
+            )
+        images = self.loader.batch_size // parts
+        if images < 2 and self.method.regularize:
+            raise ValueError(f"method.regularize needs at least 2 images in a part of a batch, got {images}")
 
 
 _ADAPTER = TypeAdapter(Config)
@@ -585,8 +598,13 @@ def describe(section: str = "") -> Iterator[str]:
     yield from map(help.show, part)
     transforms = {name: transform_settings(name) for name in TRANSFORMS if section in ("", "method", name)}
     losses = {name: loss_settings(name) for name in ALIGNMENTS if section in ("", "method", "method.alignment", name)}
-    if not part and not transforms and not losses:
-        names = ["preset", "run", *sections(), *TRANSFORMS, *ALIGNMENTS]
+    penalties = {
+        name: regularizer_settings(name)
+        for name in REGULARIZERS
+        if section in ("", "method", "method.regularize", name)
+    }
+    if not part and not transforms and not losses and not penalties:
+        names = ["preset", "run", *sections(), *TRANSFORMS, *ALIGNMENTS, *REGULARIZERS]
         raise ValueError(f"--help takes a section, a key or a part, got {section!r}: {nearest(section, names)}")
     if transforms:
         yield "\nTransforms of method.online and method.target, as in method.target='[{name: filter, power: -0.5}]':"
@@ -594,11 +612,15 @@ def describe(section: str = "") -> Iterator[str]:
     if losses:
         yield "\nLosses of method.alignment, as in method.alignment='{name: cross_entropy, temperature: 0.2}':"
         yield from _describe(losses)
+    if penalties:
+        yield "\nRegularizers of method.regularize, as in method.regularize='[{name: variance, weight: 25}]':"
+        yield from map(help.show, (s for s in help.walk(RegularizerConfig) if s.key != "name"))
+        yield from _describe(penalties)
 
 
 def _describe(kinds: dict[str, Any]) -> Iterator[str]:
     """Each setting that a part has and not all of its sort; its name where it has none."""
-    common = {"name", *_field_names(AlignmentConfig)}
+    common = {"name", *_field_names(AlignmentConfig), *_field_names(RegularizerConfig)}
     for name, kind in kinds.items():
         settings = [s for s in help.walk(kind, f"{name}.") if s.key.split(".")[-1] not in common]
         yield from map(help.show, settings) if settings else [f"  {name}"]

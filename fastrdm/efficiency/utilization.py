@@ -1,5 +1,6 @@
 """Utilization of the device: arithmetic against the peak, memory, time in spectral filters, time to the first step."""
 
+import copy
 import os
 import resource
 import statistics
@@ -81,10 +82,14 @@ class UtilizationMeter:
     def _time_of_filters(self) -> float:
         """Seconds that the spectral filters take for one forward and backward pass, on their own, run eagerly."""
         method = self.method
-        sides = ((method.online_transforms, len(self.settings.loader.views)), (method.target_transforms, 2))
+        sides = (
+            (method.online_transforms, len(self.settings.loader.views)),
+            (method.target_transforms, method.config.target_views),
+        )
         return sum(self._time_of(t, views) for ts, views in sides for t in ts if isinstance(t, SpectralFilter))
 
     def _time_of(self, transform: SpectralFilter, views: int) -> float:
+        transform = copy.deepcopy(transform)  # a moving moment must not see these rows
         dtype = torch.float64 if self.settings.train.precision == "fp64" else torch.float32
         shape = views, self.images, self.method.config.projector.out
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, dtype).requires_grad_()

@@ -1,7 +1,7 @@
 """Losses: agreement of the online output of one view with the target output of another, one row of a table each."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +11,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm import parts
+from fastrdm.kernels.collectives import process_count
 from fastrdm.methods.transform import Kind
+from fastrdm.runtime.distributed import sum_with_gradient
 from fastrdm.schema import STRICT, nearest
 
 
@@ -21,7 +23,16 @@ class AlignmentConfig:
 
     name: str = "negative_cosine"
     """Loss of one online view against the target of another: negative_cosine (SimSiam), byol (squared distance of unit
-    vectors), cross_entropy (SwAV, DINO), or package.module:NAME for one of your own.
+    vectors), mse (VICReg, LeJEPA), cross_correlation (Barlow Twins), cross_entropy (SwAV, DINO), or package.module:NAME
+    for one of your own.
+    """
+
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of this loss beside the regularizers. VICReg uses 25, LeJEPA 1 minus the weight of its regularizer."""
+
+    targets: Literal["pairs", "mean", "center"] = "pairs"
+    """What an online view is compared with: pairs, each target of another view; mean, the mean of the targets of the
+    other views (FastSiam); center, the mean of all targets, its own among them (LeJEPA).
     """
 
     directions: Literal["mean", "sum"] = "mean"
@@ -36,6 +47,19 @@ class CrossEntropyConfig(AlignmentConfig):
 
     temperature: float = Field(default=0.1, gt=0)
     """Temperature by which the online scores are divided before the softmax. SwAV and DINO use 0.1."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CrossCorrelationConfig(AlignmentConfig):
+    """Distance of the cross-correlation of both outputs from the identity (Barlow Twins, equation 1)."""
+
+    name: Literal["cross_correlation"] = "cross_correlation"
+
+    redundancy: float = Field(default=0.0051, ge=0)
+    """Factor of the entries off the diagonal, lambda of Barlow Twins, whose code uses 0.0051."""
+
+    epsilon: float = Field(default=1e-5, gt=0)
+    """Added to each variance by which the outputs are divided, as in the BatchNorm of the published code."""
 
 
 class LossRange(NamedTuple):
@@ -58,6 +82,7 @@ class Loss(NamedTuple):
     target: Kind = "features"  # kind of the target output
     range: Callable[[Any, int], LossRange] | None = None  # of settings and K; None: no alarm watches the floor
     monitored: Callable[[Tensor, Any], Tensor] | None = None  # online output as the monitor reads it; None: as it is
+    symmetric: bool = False  # formula(a, b) = formula(b, a): alike branches need one of the two
 
 
 def negative_cosine(online: Tensor, target: Tensor, config: AlignmentConfig) -> Tensor:
@@ -75,6 +100,24 @@ def cross_entropy(online: Tensor, target: Tensor, config: CrossEntropyConfig) ->
     return -(target * F.log_softmax(online / config.temperature, dim=-1)).sum(-1).mean()
 
 
+def mse(online: Tensor, target: Tensor, config: AlignmentConfig) -> Tensor:
+    """(p - z)^2, mean over rows and dimensions (VICReg, equation 5, with the mean of its code; LeJEPA)."""
+    return F.mse_loss(online, target)
+
+
+def cross_correlation(online: Tensor, target: Tensor, config: CrossCorrelationConfig) -> Tensor:
+    """sum_i (1 - C_ii)^2 + redundancy sum_{i != j} C_ij^2, C the cross-correlation over all rows (Barlow Twins)."""
+    rows = len(online) * process_count()
+    both = torch.stack((online, target))
+    both = both - sum_with_gradient(both.sum(1, keepdim=True)) / rows
+    variance = sum_with_gradient(both.square().sum(1, keepdim=True)) / rows
+    p, z = both / (variance + config.epsilon).sqrt()
+    c = sum_with_gradient(p.mT @ z) / rows
+    diagonal = c.diagonal()
+    off = (c - torch.diag(diagonal)).square().sum()
+    return (1 - diagonal).square().sum() + config.redundancy * off
+
+
 def softmax(online: Tensor, config: CrossEntropyConfig) -> Tensor:
     """The probabilities (..., K) that the cross-entropy compares, from scores (..., K)."""
     return torch.softmax(online / config.temperature, dim=-1)
@@ -85,6 +128,10 @@ ALIGNMENTS: dict[str, Loss] = {
     "byol": Loss(byol, range=lambda config, width: LossRange(0.0, 2.0)),
     "cross_entropy": Loss(
         cross_entropy, "scores", "probabilities", lambda config, width: LossRange(0.0, math.log(width)), softmax
+    ),
+    "mse": Loss(mse, symmetric=True),
+    "cross_correlation": Loss(
+        cross_correlation, range=lambda config, width: LossRange(0.0, float(width)), symmetric=True
     ),
 }
 
@@ -100,17 +147,44 @@ def find_loss(name: str) -> Loss:
 
 
 def loss_settings(name: str) -> type[AlignmentConfig]:
-    """The settings of the loss of that name."""
-    return parts.settings_of(find_loss(name).formula, AlignmentConfig)
+    """The settings of the loss of that name. ValueError where they take `weight`, by which every loss is multiplied."""
+    kind: type[AlignmentConfig] = parts.settings_of(find_loss(name).formula, AlignmentConfig)
+    if kind is not AlignmentConfig and "weight" in vars(kind).get("__annotations__", {}):
+        raise ValueError(f"{name} must call its setting other than weight, by which every loss is multiplied already")
+    return kind
 
 
 def align(
-    online: Tensor, target: Tensor, formula: Callable[[Tensor, Tensor, Any], Tensor], config: AlignmentConfig
+    online: Tensor,
+    target: Tensor,
+    formula: Callable[[Tensor, Tensor, Any], Tensor],
+    config: AlignmentConfig,
+    once: bool = False,
 ) -> Tensor:
-    """A loss over all pairs of an online view (V, B, D) with another view's target (2, B, D); 0-d, at least float32.
+    """A loss over the online views (V, B, D) and the targets (T, B, D) of the first T of them; 0-d, at least float32.
 
-    Two global views give the two directions of the papers; local crops join on the online side only.
+    With `targets` pairs, each online view meets the target of every other view: two global views give the two
+    directions of the papers, and local crops join on the online side only. `once` says that both directions of two
+    global views are the same number, which is then computed once.
     """
-    pairs = [(v, t) for v in range(len(online)) for t in range(len(target)) if v != t]
-    total = torch.stack([formula(online[v], target[t], config) for v, t in pairs]).sum()
-    return total / len(pairs) if config.directions == "mean" else total
+    met = pairs_of(len(online), len(target), config, once)
+    total = torch.stack([count * formula(online[v], _joined(target, ts), config) for v, ts, count in met]).sum()
+    return config.weight * (total / sum(count for *_, count in met) if config.directions == "mean" else total)
+
+
+def pairs_of(views: int, targets: int, config: AlignmentConfig, once: bool = False) -> list[tuple[int, list[int], int]]:
+    """What is compared: an online view, the targets whose mean it meets, and how often that counts."""
+    if config.targets == "center":
+        return [(v, list(range(targets)), 1) for v in range(views)]
+    others = [(v, [t for t in range(targets) if t != v]) for v in range(views)]
+    if config.targets == "mean":
+        return [(v, ts, 1) for v, ts in others]
+    pairs = [(v, t) for v, ts in others for t in ts]
+    if once:
+        return [(v, [t], 2 if v < targets else 1) for v, t in pairs if v > t]
+    return [(v, [t], 1) for v, t in pairs]
+
+
+def _joined(target: Tensor, ts: Sequence[int]) -> Tensor:
+    """The mean of some targets (T, B, D)."""
+    return target[ts[0]] if len(ts) == 1 else torch.stack([target[t] for t in ts]).mean(0)

@@ -1,5 +1,6 @@
 """Centering and sharpening of the target's scores (DINO)."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -52,6 +53,9 @@ class CenterSharpen(Transform):
 
     def set_step(self, step: int) -> None:
         self.temperature.fill_(linear_ramp(step, self.warmup, self.config.warmup_temperature, self.config.temperature))
+
+    def ramps(self) -> Iterator[tuple[int, str]]:
+        yield self.warmup, f"center_sharpen: temperature reaches {self.config.temperature:g}"
 
     def unfinished(self, duration: str) -> str:
         return "the temperature rises over the whole run instead"

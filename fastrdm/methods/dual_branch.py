@@ -1,4 +1,4 @@
-"""The dual branch: every non-contrastive method as two lists of transforms over one encoder or its moving average."""
+"""The dual branch: every method as two lists of transforms over one encoder or its moving average, and penalties."""
 
 import copy
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,10 +18,13 @@ from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, align, find_l
 from fastrdm.methods.center_sharpen import CenterSharpen
 from fastrdm.methods.predictor import Predictor, PredictorConfig
 from fastrdm.methods.prototypes import PrototypeLayer, Prototypes, PrototypesConfig
+from fastrdm.methods.regularizer import Of, RegularizerConfig, RegularizerContext
+from fastrdm.methods.regularizers import REGULARIZERS, find_regularizer, regularizer_settings
 from fastrdm.methods.sinkhorn import Sinkhorn
 from fastrdm.methods.spectral_filter import SpectralFilter
 from fastrdm.methods.stop import Stop, StopConfig
 from fastrdm.methods.transform import BranchContext, Kind, Side, Transform, TransformConfig, TransformContext
+from fastrdm.methods.whiten import Whiten
 from fastrdm.models.encoders import Encoder
 from fastrdm.models.heads import Head, HeadConfig
 from fastrdm.optim.optimizers import Role
@@ -35,6 +38,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "stop": Stop,
     "sinkhorn": Sinkhorn,
     "center_sharpen": CenterSharpen,
+    "whiten": Whiten,
 }
 
 
@@ -58,6 +62,9 @@ def transform_settings(name: str) -> type[TransformConfig]:
 
 
 AnyTransform = Annotated[TransformConfig, parts.Chosen("a transform", TransformConfig, transform_settings, TRANSFORMS)]
+AnyRegularizer = Annotated[
+    RegularizerConfig, parts.Chosen("a regularizer", RegularizerConfig, regularizer_settings, REGULARIZERS)
+]
 AnyAlignment = Annotated[AlignmentConfig, parts.Chosen("a loss", AlignmentConfig, loss_settings, ALIGNMENTS)]
 
 
@@ -91,6 +98,16 @@ class MethodConfig:
     """Moving average that makes the target network. `null` uses the online network for both branches."""
 
     alignment: AnyAlignment = AlignmentConfig()
+    regularize: tuple[AnyRegularizer, ...] = ()
+    """Penalties on rows of the online network, over all processes, that are added to the loss: what keeps the rank of
+    methods whose branches are alike.
+    """
+
+    target_views: int = Field(default=2, ge=2)
+    """Number of global views, from the first one on, which have targets. FastSiam takes 4; further views are local
+    crops.
+    """
+
     bn_views: Literal["per_view", "joint"] = "per_view"
     """The rows that BatchNorm's statistics cover: `per_view` treats each view as a batch of its own, joint takes all
     views of one resolution together.
@@ -104,6 +121,7 @@ class MethodConfig:
             raise ValueError("method.online: stop belongs to method.target, here it leaves nothing to train")
         if any(t.name == "predictor" for t in self.target):
             raise ValueError("method.target: predictor belongs to method.online, here nothing trains it")
+        _check_regularizers(self.regularize, self.online)
         _check_prototypes([t for t in (*self.online, *self.target) if isinstance(t, PrototypesConfig)])
 
 
@@ -118,6 +136,18 @@ def _check_kinds(transforms: Sequence[TransformConfig], key: str, end: Kind, ali
         kind, giver = transform.gives, t.name
     if kind != end:
         raise ValueError(f"{key}: alignment {alignment} takes {end} here, but {giver} gives {kind}")
+
+
+def _check_regularizers(regularizers: Sequence[RegularizerConfig], online: Sequence[TransformConfig]) -> None:
+    """Raise ValueError where a regularizer would get scores or probabilities."""
+    if not online or (kind := find_transform(online[-1].name).gives) == "features":
+        return
+    for i, r in enumerate(regularizers):
+        if r.of == "output":
+            raise ValueError(
+                f"method.regularize.{i}.of must be projection or features where {online[-1].name} ends the online "
+                f"branch, got 'output': a regularizer takes features, not {kind}"
+            )
 
 
 def _check_prototypes(configs: Sequence[PrototypesConfig]) -> None:
@@ -141,10 +171,11 @@ class Output(NamedTuple):
 
     loss: Tensor  # 0-d, at least float32
     online: Tensor  # (V, B, K): what the loss compares, features or probabilities
-    target: Tensor  # (2, B, K)
+    target: Tensor  # (T, B, K) of the T global views
     scores: tuple[Tensor, Tensor] | None  # logits of both branches, where there are prototypes
     features: Tensor  # (V, B, F) of the online encoder
     hidden: Tensor  # (V, B, H) in the online projector, before its last BatchNorm
+    terms: dict[str, Tensor]  # of a loss with regularizers: each summand by its name, weight included, 0-d
 
 
 class Network(nn.Module):
@@ -215,30 +246,59 @@ class DualBranch(nn.Module):
         self.register_buffer("momentum", torch.zeros(()), persistent=False)
 
         def place(side: Side) -> TransformContext:
-            count = scored[0].count if scored else None
-            return TransformContext(side, config.projector.out, count, batch_size, sync_bn, horizon)
+            count, views = scored[0].count if scored else None, config.target_views
+            return TransformContext(side, config.projector.out, count, batch_size, sync_bn, horizon, views)
 
         self.online_transforms = nn.ModuleList(find_transform(t.name)(t, place("online")) for t in config.online)
         self.target_transforms = nn.ModuleList(find_transform(t.name)(t, place("target")) for t in config.target)
+        widths: dict[Of, int] = {
+            "features": encoder.features,
+            "projection": config.projector.out,
+            "output": config.projector.out,
+        }
+        self.regularizers = nn.ModuleList(
+            find_regularizer(r.name)(r, RegularizerContext(widths[r.of], batch_size)) for r in config.regularize
+        )
+        self.alike = config.online == config.target and config.ema is None
+        self.alike = self.alike and all(transform.shared for transform in self.online_transforms)
+        self.once = self.alike and self.loss.symmetric and config.alignment.targets == "pairs"
         self.wide_loss = any(transform.wide_loss for transform in self.online_transforms)
 
     def forward(self, views: Sequence[Tensor]) -> Output:
-        """Views (B, 3, H_v, W_v), the two global ones first, to the loss and what led to it."""
-        z = self.online(views, self.precision)
+        """Views (B, 3, H_v, W_v), the global ones first, to the loss and what led to it."""
+        z, count = self.online(views, self.precision), self.config.target_views
         with torch.no_grad() if self.target else nullcontext():
-            t = self.target(views[:2], self.precision) if self.target else NetworkOutput(*(x[:2] for x in z))
+            t = self.target(views[:count], self.precision) if self.target else NetworkOutput(*(x[:count] for x in z))
             target_branch = BranchContext(z.projection[:2].flip(0).detach(), (self.target or self.online).prototypes)
-            target = self._run(self.target_transforms, t.projection, target_branch)
+            other = None if self.alike else self._run(self.target_transforms, t.projection, target_branch)
         online_branch = BranchContext(t.projection.flip(0).detach(), self.online.prototypes)
         online = self._run(self.online_transforms, z.projection, online_branch)
+        target = online[:count] if other is None else other
         loss = self._loss(online, target)
+        terms = self._penalties({"features": z.features, "projection": z.projection, "output": online})
+        if terms:
+            terms = {self.config.alignment.name: loss, **terms}
+            loss = torch.stack(list(terms.values())).sum()
         scores = None
         if online_branch.scores is not None and target_branch.scores is not None:
             scores = (online_branch.scores.detach(), target_branch.scores.detach())
         entered = online.detach()
         if self.loss.monitored:
             entered = self.loss.monitored(entered, self.config.alignment)
-        return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach())
+        terms = {name: term.detach() for name, term in terms.items()}
+        return Output(loss, entered, target.detach(), scores, z.features.detach(), z.hidden.detach(), terms)
+
+    def _penalties(self, rows: dict[Of, Tensor]) -> dict[str, Tensor]:
+        """Each regularizer's share of the loss, of `rows` (V, B, D); of two with one name, the second is numbered."""
+        terms: dict[str, Tensor] = {}
+        for config, regularizer in zip(self.config.regularize, self.regularizers, strict=True):
+            x = rows[config.of]
+            x = x if x.dtype == torch.float64 else x.float()
+            with torch.autocast(x.device.type, enabled=False):
+                penalty = regularizer(x if config.views == "all" else x[: self.config.target_views])
+            name = config.name if config.name not in terms else f"{config.name} {len(terms) + 1}"
+            terms[name] = config.weight * penalty
+        return terms
 
     def _loss(self, online: Tensor, target: Tensor) -> Tensor:
         """The alignment of both branches; in float64 where an online transform asks for it.
@@ -247,7 +307,7 @@ class DualBranch(nn.Module):
         largest direction, where the exact gradient is next to nothing, would come out of it larger than all else.
         """
         wide = (online.double(), target.double()) if self.wide_loss else (online, target)
-        return align(*wide, self.loss.formula, self.config.alignment).to(online.dtype)
+        return align(*wide, self.loss.formula, self.config.alignment, self.once).to(online.dtype)
 
     def _run(self, transforms: nn.ModuleList, x: Tensor, branch: BranchContext) -> Tensor:
         set_views(transforms, len(x) if self.online.per_view else 1)
@@ -260,8 +320,8 @@ class DualBranch(nn.Module):
         """Before the forward pass of `step`: write what depends on it into device tensors."""
         if self.config.ema:
             self.momentum.fill_(cosine_ramp(step, self.horizon.total, self.config.ema.momentum, self.config.ema.final))
-        for transform in (*self.online_transforms, *self.target_transforms):
-            transform.set_step(step)
+        for part in (*self.online_transforms, *self.target_transforms, *self.regularizers):
+            part.set_step(step)
         self.frozen = step < self.freeze
 
     def phase(self) -> Hashable:
@@ -302,3 +362,7 @@ class DualBranch(nn.Module):
             if parameters:
                 schedule: Literal["constant", "cosine"] = "constant" if transform.constant_lr else "cosine"
                 yield Role(self.config.online[i].name, parameters, schedule=schedule)
+        for i, regularizer in enumerate(self.regularizers):
+            parameters = [(f"regularizers.{i}.{n}", p) for n, p in regularizer.named_parameters()]
+            if parameters:
+                yield Role(self.config.regularize[i].name, parameters)

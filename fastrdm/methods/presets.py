@@ -53,6 +53,28 @@ def _dino(online: list[Any], target: list[Any]) -> Preset:
     }
 
 
+def _alike(head: Preset, optim: Preset, views: list[Preset], **method: Any) -> Preset:
+    """A method whose two branches are one network: what keeps its rank is the loss."""
+    method = {"projector": head, "online": [], "target": [], **method}
+    return {"method": method, "optim": optim, "loader": {"views": views}}
+
+
+def _direct(power: float, epsilon: float, momentum: float) -> Preset:
+    head = {"layers": 2, "hidden": 512, "out": 128, "bias": True, "last_norm": "none"}
+    predictor = {"name": "filter", "power": power, "epsilon": epsilon, "momentum": momentum}
+    method = {"projector": head, "online": [predictor], "target": ["stop"], "alignment": _BYOL_LOSS}
+    return {
+        "method": {**method, "ema": {"momentum": 0.996, "final": 0.996}},
+        "optim": {"name": "sgd", "lr": 0.06, "weight_decay": 4e-4},
+        "loader": {"views": [_BYOL_JITTER, _BYOL_JITTER]},
+    }
+
+
+def _with(preset: Preset, **method: Any) -> Preset:
+    """A preset with some settings of its method replaced."""
+    return {**preset, "method": {**preset["method"], **method}}
+
+
 def _power(exponent: float) -> Preset:
     return {"name": "filter", "kind": "power", "power": exponent}
 
@@ -73,10 +95,21 @@ _SWAV_PROTOTYPES: Preset = {"name": "prototypes", "count": 3000, "freeze": "2ep"
 _DINO_PROTOTYPES: Preset = {"name": "prototypes", "count": 4096, "freeze": "1ep"}
 _SINKHORN: Preset = {"name": "sinkhorn", "queue": 3840, "queue_start": "50ep"}
 
+_DINO_SINKHORN: Preset = {"name": "sinkhorn", "epsilon": 0.07, "warmup_epsilon": 0.04, "warmup": "30ep"}
+_BYOL_PREDICTOR: Preset = {"name": "predictor", "hidden": 4096, "bias": True, "constant_lr": False}
+_WIDE_HEAD: Preset = {"layers": 3, "hidden": 2048, "out": 2048, "bias": True, "last_norm": "none"}
+_DECORRELATION: Preset = {**_LARS, "lr": 0.3, "weight_decay": 1e-4}
+_VICREG: list[Preset] = [{"name": "variance", "weight": 25.0}, {"name": "covariance", "weight": 2.0}]
+_COSINE_LOSS: Preset = {"name": "negative_cosine"}
+_VICREG_VIEW: Preset = {"saturation": 0.2, "scale": [0.2, 1.0], "solarize": 0.1}
+_STRONG_VIEW: Preset = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "scale": [0.2, 1.0]}
+_W_MSE: Preset = {"name": "whiten", "root": "cholesky", "size": 128}
+_KOLEO: Preset = {"name": "koleo", "weight": 0.1, "of": "features", "views": "global"}
+
 PRESETS: dict[str, Preset] = {
     "symsimsiam": _simsiam([], []),
     "simsiam": _simsiam(["predictor"], ["stop"]),
-    "byol": _byol([{"name": "predictor", "hidden": 4096, "bias": True, "constant_lr": False}], ["stop"]),
+    "byol": _byol([_BYOL_PREDICTOR], ["stop"]),
     "swav": _swav([_SWAV_PROTOTYPES], [_SWAV_PROTOTYPES, _SINKHORN]),
     "dino": _dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, "center_sharpen"]),
     "rdm_simsiam": _simsiam([], [_power(-0.5)]),
@@ -90,4 +123,48 @@ PRESETS: dict[str, Preset] = {
     "dino_online": _dino([_log("log1p"), _DINO_PROTOTYPES], [_DINO_PROTOTYPES, "center_sharpen"]),
     "simsiam_target": _simsiam(["predictor"], [_power(-0.5)]),
     "rdm_simsiam_both": _simsiam([_log("log1p")], [_power(-0.5)]),
+    # branches that are alike, and a loss that keeps the rank
+    "vicreg": _alike(
+        _WIDE_HEAD,
+        _DECORRELATION,
+        [_VICREG_VIEW, _VICREG_VIEW],
+        alignment={"name": "mse", "weight": 25.0},
+        regularize=_VICREG,
+    ),
+    "barlow_twins": _alike(
+        _WIDE_HEAD,
+        _DECORRELATION,
+        [_BYOL_JITTER, _SOLARIZE],
+        alignment={"name": "cross_correlation", "weight": 0.1},
+    ),
+    "lejepa": _alike(
+        {**_WIDE_HEAD, "out": 128},
+        {"name": "adamw", "lr": 5e-4, "weight_decay": 5e-2},
+        [_BYOL_JITTER, _SOLARIZE],
+        alignment={"name": "mse", "weight": 0.95, "targets": "center"},
+        regularize=[{"name": "sigreg", "weight": 0.05}],
+    ),
+    "w_mse": _with(
+        _alike(
+            {**_WIDE_HEAD, "layers": 2, "hidden": 1024, "out": 64},
+            {"name": "adamw", "lr": 2e-3, "weight_decay": 1e-6},
+            [_STRONG_VIEW, _STRONG_VIEW],
+            alignment={"name": "byol"},
+        ),
+        online=[_W_MSE],
+        target=[_W_MSE],
+    ),
+    # predictors that are computed from the features
+    "directpred": _direct(1.0, 0.1, 0.3),
+    "directcopy": _direct(2.0, 0.3, 0.5),
+    # many views, and published methods with a term or a target of others
+    "fastsiam": {
+        **_with(_simsiam(["predictor"], ["stop"]), target_views=4, alignment={**_COSINE_LOSS, "targets": "mean"}),
+        "loader": {"views": [{"scale": [0.08, 1.0]}] * 4},
+    },
+    "simdino": _with(_dino([], ["stop"]), alignment=_COSINE_LOSS, regularize=[{"name": "coding_rate"}]),
+    "tico": _with(_byol([], ["stop"]), alignment=_COSINE_LOSS, regularize=[{"name": "tico", "weight": 8.0}]),
+    "dino_sinkhorn": _dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, _DINO_SINKHORN]),
+    "dino_koleo": _with(_dino([_DINO_PROTOTYPES], [_DINO_PROTOTYPES, "center_sharpen"]), regularize=[_KOLEO]),
+    "byol_koleo": _with(_byol([_BYOL_PREDICTOR], ["stop"]), regularize=[_KOLEO]),
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
 from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
+from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import gather_rows, max_over_processes, sum_over_processes
 from fastrdm.schema import STRICT, Duration, require
 
@@ -22,7 +23,19 @@ class SinkhornConfig(TransformConfig):
     name: Literal["sinkhorn"] = "sinkhorn"
 
     epsilon: float = Field(default=0.05, gt=0)
-    """Entropy regularization: scores are divided by it before the exponential. SwAV uses 0.05."""
+    """Entropy regularization: scores are divided by it before the exponential. SwAV uses 0.05; DINOv2, which takes its
+    teacher temperature for it, 0.07.
+    """
+
+    warmup_epsilon: float | None = Field(default=None, gt=0)
+    """Entropy regularization at the first step, from which it goes to `epsilon` over `warmup`. `null` keeps `epsilon`
+    throughout; DINOv2 begins at 0.04.
+    """
+
+    warmup: Duration = "30ep"
+    """Length of the linear ramp from `warmup_epsilon` to `epsilon`. A shorter run takes its whole length. DINOv2 uses
+    30 epochs.
+    """
 
     iterations: int = Field(default=3, ge=1)
     """Iterations of scaling first the prototypes, then the samples. SwAV uses 3."""
@@ -36,7 +49,7 @@ class SinkhornConfig(TransformConfig):
     """Time after which the queue takes part, if it is full by then. SwAV's CIFAR script uses 50ep."""
 
 
-def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn_knopp(scores: Tensor, epsilon: float | Tensor, iterations: int) -> Tensor:
     """Assignments (V, B, K), rows summing to 1, of scores (V, B, K) whose rows lie on all processes; float32 or wider.
 
     Each iteration scales prototypes to equal mass, then samples to mass 1: the samples' marginal is exact, that of the
@@ -59,6 +72,7 @@ class Sinkhorn(Transform):
     gives: Kind = "probabilities"
     queue: Tensor
     pointer: Tensor
+    epsilon: Tensor | float
 
     def __init__(self, config: SinkhornConfig, context: TransformContext) -> None:
         super().__init__(config, context)
@@ -66,21 +80,35 @@ class Sinkhorn(Transform):
         self.start = context.horizon.steps(config.queue_start)
         self.fill = config.queue // context.batch_size  # steps until the ring is full
         self.phase = False  # whether the queue takes part
+        self.warmup = min(context.horizon.steps(config.warmup), context.horizon.total)
+        if config.warmup_epsilon is not None:
+            self.register_buffer("epsilon", torch.tensor(config.warmup_epsilon), persistent=False)
+        else:
+            self.epsilon = config.epsilon
         if config.queue:
             divides = config.queue % context.batch_size == 0 and config.queue % process_count() == 0
             expected = f"a multiple of loader.batch_size={context.batch_size} and of the {process_count()} processes"
             require(divides, "sinkhorn.queue", expected, config.queue)
-            self.register_buffer("queue", torch.zeros(2, config.queue, context.width))
+            self.register_buffer("queue", torch.zeros(context.target_views, config.queue, context.width))
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def set_step(self, step: int) -> None:
+        if self.config.warmup_epsilon is not None:
+            assert isinstance(self.epsilon, Tensor)
+            self.epsilon.fill_(linear_ramp(step, self.warmup, self.config.warmup_epsilon, self.config.epsilon))
         self.phase = self.config.queue > 0 and step >= max(self.start, self.fill)
 
     def phases(self) -> Iterator[tuple[int, str]]:
         if self.config.queue:
             yield max(self.start, self.fill), "sinkhorn: the queue joins in"
 
+    def ramps(self) -> Iterator[tuple[int, str]]:
+        if self.config.warmup_epsilon is not None:
+            yield self.warmup, f"sinkhorn: epsilon reaches {self.config.epsilon:g}"
+
     def unfinished(self, duration: str) -> str | None:
+        if duration == "warmup":
+            return None if self.config.warmup_epsilon is None else "epsilon goes there over the whole run instead"
         return "the queue is never used" if self.config.queue else None
 
     @torch.no_grad()
@@ -90,7 +118,7 @@ class Sinkhorn(Transform):
             assert branch.score is not None
             mine = self.queue.unflatten(1, (process_count(), -1))[:, process_rank()]
             x = torch.cat([x, branch.score(mine.to(x.dtype))], dim=1)
-        assignments = sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)[:, :batch]
+        assignments = sinkhorn_knopp(x, self.epsilon, self.config.iterations)[:, :batch]
         if self.config.queue and self.training:
             assert branch.scored is not None
             self._push(gather_rows(F.normalize(branch.scored, dim=-1), dim=1))

@@ -1,19 +1,21 @@
 """The spectral filter of the Rank Differential Mechanism as a transform of either branch."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm import parts
-from fastrdm.kernels.collectives import process_rank
-from fastrdm.kernels.spectral.filter_factors import KINDS
+from fastrdm.kernels.collectives import process_count, process_rank
+from fastrdm.kernels.spectral.filter_factors import CUTOFF, KINDS, filter_function
 from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
 from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
-from fastrdm.runtime.distributed import gather_rows
-from fastrdm.schema import STRICT, require
+from fastrdm.optim.schedules import linear_ramp
+from fastrdm.runtime.distributed import gather_rows, sum_over_processes
+from fastrdm.schema import STRICT, Duration, require
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -24,7 +26,8 @@ class FilterConfig(TransformConfig):
 
     kind: str = "power"
     """The function f of the singular values s: power is s^power, log is ln s, log1p is ln(1 + s), log1p_sq is ln(1 +
-    s^2). For a function of your own, package.module:NAME.
+    s^2), whiten is 1 - strength + strength s_max / s, which brings the spectrum that far towards a flat one. For a
+    function of your own, package.module:NAME.
     """
 
     power: float | None = Field(default=None, allow_inf_nan=False)
@@ -32,9 +35,30 @@ class FilterConfig(TransformConfig):
     on the target. Other kinds take none.
     """
 
-    basis: Literal["self", "other"] = "self"
-    """Whose singular values and vectors the filter uses: those of its own branch, or those of the other branch, as the
-    authors' ImageNet code does.
+    power_end: float | None = Field(default=None, allow_inf_nan=False)
+    """Exponent at the end of the run, reached from `power` along a line over `anneal`. `null` keeps `power`."""
+
+    anneal: Duration = "100%"
+    """Time from the start of the run over which the exponent goes to `power_end`. A shorter run takes its whole length.
+    """
+
+    strength: float | None = Field(default=None, gt=0, le=1)
+    """How far `kind` whiten flattens the spectrum: 1 makes all kept singular values equal. Other kinds take none."""
+
+    epsilon: float = Field(default=0.0, ge=0)
+    """Added to every weight as a share of the largest one, also where the weight is 0, so that no direction is lost;
+    weights are then divided by the largest one. DirectPred uses 0.1, DirectCopy 0.3, both with `momentum`.
+    """
+
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the old value in the moving average of the second moment from which the filter is made, over views and
+    steps. DirectPred uses 0.3, DirectCopy 0.5. `null` takes this batch alone, each view by itself.
+    """
+
+    basis: Literal["self", "other", "cross"] = "self"
+    """Whose singular values and vectors the filter uses: those of its own branch, those of the other branch, as the
+    authors' ImageNet code does, or cross, those of the cross-correlation of both: x U f(S) V^T of E[x^T y] = U S V^T, a
+    closed-form predictor that is orthogonal at power 0.
     """
 
     scale: Literal["raw", "rms"] = "raw"
@@ -56,11 +80,20 @@ class FilterConfig(TransformConfig):
         if parts.is_own(self.kind):
             own_function(self.kind)
         else:
-            known = f"one of {', '.join(KINDS)}, or package.module:function"
-            require(self.kind in KINDS, "filter.kind", known, self.kind)
-        given = "a number for kind=power" if self.kind == "power" else f"left out for kind={self.kind}"
-        require((self.power is not None) == (self.kind == "power"), "filter.power", given, self.power)
+            known = f"one of {', '.join((*KINDS, 'whiten'))}, or package.module:function"
+            require(self.kind in (*KINDS, "whiten"), "filter.kind", known, self.kind)
+        for key, value, kind in (("power", self.power, "power"), ("strength", self.strength, "whiten")):
+            given = f"a number for kind={kind}" if self.kind == kind else f"left out for kind={self.kind}"
+            require((value is not None) == (self.kind == kind), f"filter.{key}", given, value)
+        ends = self.power_end is None or self.kind == "power"
+        require(ends, "filter.power_end", f"left out for kind={self.kind}", self.power_end)
+        crossed = self.basis != "cross" or (self.kind == "power" and self.power_end is None and self.scale == "raw")
+        require(crossed, "filter.basis", "self or other, but for a kind=power without power_end and scale", self.basis)
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)
+        if _has_weighting(self) or self.momentum is not None:
+            solvers = ("auto", "eigh")
+            why = "with strength, power_end, epsilon or momentum"
+            require(self.solver in solvers, "filter.solver", f"{' or '.join(solvers)} {why}", self.solver)
 
 
 def own_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -72,31 +105,121 @@ def own_function(name: str) -> Callable[[Tensor], Tensor]:
     return own
 
 
+Weights = Callable[[Tensor], Tensor]
+
+
+class Weighting:
+    """The function f of a filter whose weights are no fixed row of the kernels' table.
+
+    Called with singular values (V, n), of which those below the cutoff stand in as the smallest that is kept.
+    """
+
+    def __init__(self, config: FilterConfig, own: Weights | None) -> None:
+        self.config, self.own = config, own
+        self.power = torch.tensor(0.0 if config.power is None else config.power, dtype=torch.float64)
+
+    def __call__(self, s: Tensor) -> Tensor:
+        weights = self._plain(s)
+        return weights / weights.abs().amax(-1, keepdim=True) if self.config.epsilon else weights
+
+    def _plain(self, s: Tensor) -> Tensor:
+        if self.own is not None:
+            return self.own(s)
+        if self.config.strength is not None:
+            return 1 - self.config.strength + self.config.strength * s.amax(-1, keepdim=True) / s
+        return s**self.power if self.config.kind == "power" else filter_function(self.config.kind).g(s)
+
+
 class SpectralFilter(Transform):
     """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
 
     wide_loss = True
+    moment: Tensor
+    steps: Tensor
 
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__(config, context)
         self.config, self.side = config, context.side
-        self.function = own_function(config.kind) if parts.is_own(config.kind) else config.kind
+        own = own_function(config.kind) if parts.is_own(config.kind) else None
+        self.weighting = Weighting(config, own) if _has_weighting(config) else None
+        self.function: str | Weights = self.weighting or own or config.kind
+        self.anneal = min(context.horizon.steps(config.anneal), context.horizon.total)
+        if config.momentum is not None:
+            self.register_buffer("moment", torch.zeros(context.width, context.width))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @staticmethod
+    def waits(config: TransformConfig) -> bool:
+        assert isinstance(config, FilterConfig)
+        return parts.is_own(config.kind) or config.momentum is not None or config.epsilon > 0 or _has_weighting(config)
+
+    def set_step(self, step: int) -> None:
+        if self.weighting is not None and self.config.power_end is not None:
+            assert self.config.power is not None
+            self.weighting.power.fill_(linear_ramp(step, self.anneal, self.config.power, self.config.power_end))
+
+    def ramps(self) -> Iterator[tuple[int, str]]:
+        if self.config.power_end is not None:
+            yield self.anneal, f"filter: power reaches {self.config.power_end:g}"
+
+    def unfinished(self, duration: str) -> None:
+        """A shorter run takes its whole length."""
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
+        x = x if self.side == "online" else x.detach()
+        out = self._crossed(x, branch) if self.config.basis == "cross" else self._filtered(x, branch)
+        return out + self.config.epsilon * x if self.config.epsilon else out
+
+    def _filtered(self, x: Tensor, branch: BranchContext) -> Tensor:
         c = self.config
-        basis = None
-        if c.basis == "other":
-            assert branch.other is not None
-            basis = gather_rows(branch.other, dim=1)
+        basis = branch.other if c.basis == "other" else None
+        power = None if self.weighting is not None else c.power
+        if c.momentum is not None:
+            rows = x.shape[1] * process_count()
+            source = (x if basis is None else basis).detach().flatten(0, 1)
+            moment = self._moving(source, source) * rows
+            # A moment is rounded before its roots are taken: what lies below its last digit is noise.
+            cutoff = max(CUTOFF[x.dtype], torch.finfo(x.dtype).eps ** 0.5) if c.cutoff is None else c.cutoff
+            options: dict[str, Any] = {"side": self.side, "cutoff": cutoff, "scale": c.scale, "solver": c.solver}
+            return spectral_filter(x.flatten(0, 1), self.function, power, gram=moment, rows=rows, **options).view_as(x)
         return spectral_filter(
             x,
             self.function,
-            c.power,
+            power,
             x_all=gather_rows(x, dim=1),
             offset=process_rank() * x.shape[1],
-            basis=basis,
+            basis=None if basis is None else gather_rows(basis, dim=1),
             side=self.side,
             cutoff=c.cutoff,
             scale=c.scale,
             solver=c.solver,
         )
+
+    def _crossed(self, x: Tensor, branch: BranchContext) -> Tensor:
+        """x U S^power V^T, U S V^T the cross-correlation of both branches, without gradient through it."""
+        c = self.config
+        assert branch.other is not None and c.power is not None
+        both = self._moving(x.detach().flatten(0, 1), branch.other.flatten(0, 1))
+        w = spectral_filter(both, "power", c.power - 1, side="target", cutoff=c.cutoff, solver=c.solver)
+        if c.epsilon:
+            w = w / torch.linalg.matrix_norm(w, 2)
+        return x @ w
+
+    @torch.no_grad()
+    def _moving(self, a: Tensor, b: Tensor) -> Tensor:
+        """E[a^T b] (D, D) over all rows of all processes, joined with its moving average where there is one."""
+        batch = sum_over_processes(a.mT @ b) / (len(a) * process_count())
+        if self.config.momentum is None:
+            return batch
+        kept = (self.steps > 0).to(batch.dtype) * self.config.momentum
+        moving = torch.lerp(batch, self.moment.to(batch.dtype), kept)
+        if self.training:
+            self.moment.copy_(moving)
+            self.steps += 1
+        return moving
+
+
+def _has_weighting(config: FilterConfig) -> bool:
+    return config.basis != "cross" and (
+        config.strength is not None or config.power_end is not None or config.epsilon > 0
+    )

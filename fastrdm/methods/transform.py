@@ -22,6 +22,7 @@ class TransformContext(NamedTuple):
     batch_size: int  # images a step over all processes
     sync_bn: bool
     horizon: Horizon
+    target_views: int = 2  # global views, which have targets
 
 
 @plain_dataclass
@@ -51,17 +52,27 @@ class Transform(nn.Module):
     takes: Kind = "features"
     gives: Kind = "features"
     constant_lr = False  # whether its parameters keep the base rate throughout
+    shared = False  # whether it is the same on both branches, gradient included: lists that are alike then run once
     wide_loss = False  # whether the loss behind it on the online branch is taken in float64
     phase: Hashable = None  # what decides at this step which work is done, besides the numbers in tensors
 
     def __init__(self, config: TransformConfig, context: TransformContext) -> None:
         super().__init__()
 
+    @staticmethod
+    def waits(config: TransformConfig) -> bool:
+        """Whether the transform, so set, calls a library that makes the host wait: a CUDA graph cannot record that."""
+        return False
+
     def set_step(self, step: int) -> None:
         """Write what changes with the step into device tensors, before the forward pass."""
 
     def phases(self) -> Iterator[tuple[int, str]]:
         """Each step at which `phase` changes, and a line that says to what."""
+        yield from ()
+
+    def ramps(self) -> Iterator[tuple[int, str]]:
+        """Each step at which a value that moves with the steps reaches its end, and a line that says to what."""
         yield from ()
 
     def unfinished(self, duration: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fastrdm.methods.alignment import LossRange, find_loss
+from fastrdm.methods.alignment import LossRange, find_loss, pairs_of
 from fastrdm.methods.dual_branch import MethodConfig
 from fastrdm.methods.prototypes import PrototypesConfig
 from fastrdm.monitoring.advice import ADVICE, Advice
@@ -84,13 +84,17 @@ class Alarm(NamedTuple):
 
 
 def loss_range(config: MethodConfig, views: int) -> LossRange | None:
-    """The range of a method's loss, joined over all its pairs of views; None where the loss tells none."""
+    """The range of a method's loss, joined over all its pairs of views; None where the loss tells none.
+
+    A loss with regularizers, whose sum has no lowest value that a collapse would reach, has none.
+    """
     one = find_loss(config.alignment.name).range
-    if one is None:
+    if one is None or config.regularize:
         return None
     width = next((t.count for t in config.online if isinstance(t, PrototypesConfig)), config.projector.out)
-    pairs = 2 * (views - 1) if config.alignment.directions == "sum" else 1
-    return LossRange(*(pairs * value for value in one(config.alignment, width)))
+    met = pairs_of(views, config.target_views, config.alignment)
+    factor = config.alignment.weight * (len(met) if config.alignment.directions == "sum" else 1)
+    return LossRange(*(factor * value for value in one(config.alignment, width)))
 
 
 class Finding(NamedTuple):

@@ -77,7 +77,7 @@ def tap_widths(method: DualBranch) -> dict[str, int]:
 
 def taps(output: Output) -> dict[str, Tensor]:
     """Rows (2, B, D) of the two global views at every tap, without gradient."""
-    found = {"online": output.online[:2], "target": output.target, "hidden": output.hidden[:2]}
+    found = {"online": output.online[:2], "target": output.target[:2], "hidden": output.hidden[:2]}
     if output.scores is not None:
         found |= {"online_scores": output.scores[0][:2], "target_scores": output.scores[1][:2]}
     return found | {"features": output.features[:2]}

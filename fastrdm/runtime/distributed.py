@@ -93,7 +93,7 @@ def gather_rows_with_gradient(x: Tensor, dim: int = 0) -> Tensor:
     For losses that compare rows of several processes. The gradient of x is that of the sum of all processes' losses;
     with DistributedDataParallel's mean over processes, a loss of all rows has the gradient that it has on one process.
     """
-    return torch.cat(differentiable_gather(x).unbind(), dim)
+    return x if process_count() == 1 else torch.cat(differentiable_gather(x).unbind(), dim)
 
 
 def sum_with_gradient(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.build import engine_of
 from fastrdm.loaders.sources.source import Source
+from fastrdm.methods.dual_branch import find_transform
 from fastrdm.runtime.distributed import Processes
 
 
@@ -82,4 +83,8 @@ def _capture(settings: Config, processes: Processes) -> tuple[bool, str]:
         return False, "several processes"
     if any(view.progressive for view in settings.loader.views):
         return False, "the views grow"
+    method = settings.method
+    for transform in (*method.online, *method.target):
+        if find_transform(transform.name).waits(transform):
+            return False, f"{transform.name} waits for an eigensolver"
     return True, "one process, views of fixed sizes"

@@ -21,7 +21,7 @@ def test_every_recipe_has_a_line_with_its_methods_and_a_sentence(capsys: pytest.
     files = {str(file.relative_to(run_config.RECIPES)) for file in run_config.RECIPES.rglob("*.yaml")}
     assert {line.split()[0] for line in lines} == files
     (dino,) = (line for line in lines if line.startswith("cifar10/cpu_dino.yaml"))
-    assert dino.split()[1] == "dino" and "DINO on cpu.yaml's terms" in dino
+    assert dino.split()[1:3] == ["dino,", "dino_koleo"] and "DINO on cpu.yaml's terms" in dino
 
 
 def test_every_preset_has_a_line_with_its_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,4 +61,4 @@ def test_completion_scripts_are_read_by_their_shell(
             "COMP_LINE='fastrdm train preset=by' COMP_POINT=23 COMP_CWORD=4; _fastrdm; echo ${COMPREPLY[*]}"
         )
         done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, cwd=tmp_path)
-        assert done.stdout.splitlines() == ["optim.lr=", "pack", "byol"]
+        assert done.stdout.splitlines() == ["optim.lr=", "pack", "byol byol_koleo"]

@@ -11,8 +11,9 @@ from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.evaluator import EvalConfig
-from fastrdm.methods.alignment import CrossEntropyConfig
+from fastrdm.methods.alignment import ALIGNMENTS, loss_settings
 from fastrdm.methods.dual_branch import TRANSFORMS, transform_settings
+from fastrdm.methods.regularizers import REGULARIZERS, regularizer_settings
 
 CONSTANTS = {  # tables and two-word names, such as ENCODERS and HEADLINE_CONVENTION
     name
@@ -24,9 +25,11 @@ CONSTANTS = {  # tables and two-word names, such as ENCODERS and HEADLINE_CONVEN
 
 
 def settings() -> list[help.Setting]:
-    """All settings of `train`, of its transforms and of `eval`."""
-    parts = {**{name: transform_settings(name) for name in TRANSFORMS}, "cross_entropy": CrossEntropyConfig}
-    common = ("name", "directions")  # of every part of its sort
+    """All settings of `train`, of its transforms, losses and regularizers, and of `eval`."""
+    parts: dict[str, Any] = {name: transform_settings(name) for name in TRANSFORMS}
+    parts |= {name: loss_settings(name) for name in ALIGNMENTS}
+    parts |= {name: regularizer_settings(name) for name in REGULARIZERS}
+    common = ("name", "directions", "weight", "targets", "of", "views")  # of every part of its sort
     transforms = [
         setting
         for name, kind in parts.items()

@@ -14,6 +14,7 @@ from fastrdm import cli, parts
 from fastrdm.config import run_config
 
 ROOT = Path(__file__).parents[2]
+PAIRS = {"weight": 1.0, "targets": "pairs", "directions": "mean"}
 MODULE = """
 import dataclasses
 import torch
@@ -72,10 +73,10 @@ def lie(config: NetOptions) -> Encoder:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SquareConfig(AlignmentConfig):
-    weight: float = 1.0
+    slope: float = 1.0
 
 def _square(online: Tensor, target: Tensor, config: SquareConfig) -> Tensor:
-    return config.weight * (online - target).square().mean()
+    return config.slope * (online - target).square().mean()
 
 square = Loss(_square)
 
@@ -145,11 +146,14 @@ ACCEPTED: dict[str, tuple[str, Any]] = {
     "method.online=[own:Bare]": ("method.online", [{"name": "own:Bare"}]),
     "encoder.name=own:Net": ("encoder.options", {"depth": 2}),
     "encoder={name: own:net, options: {depth: 3}}": ("encoder.options", {"depth": 3}),
-    "method.alignment={name: own:square, weight: 2}": (
+    "method.alignment={name: own:square, slope: 2}": (
         "method.alignment",
-        {"name": "own:square", "directions": "mean", "weight": 2.0},
+        {"name": "own:square", **PAIRS, "slope": 2.0},
     ),
-    "method.alignment=own:square": ("method.alignment", {"name": "own:square", "directions": "mean", "weight": 1.0}),
+    "method.alignment=own:square": (
+        "method.alignment",
+        {"name": "own:square", **PAIRS, "slope": 1.0},
+    ),
     "method.target=[{name: filter, kind: own:root}]": ("method.target.0.kind", "own:root"),
     "preset=own:PRESET": ("method.online", [{"name": "own:Scale", "factor": 2.0, "until": "10ep"}]),
     "preset=own:preset": ("method.online", [{"name": "own:Scale", "factor": 2.0, "until": "10ep"}]),

@@ -42,15 +42,20 @@ def test_every_preset_pairs_each_view_with_the_other_global_ones(preset: str) ->
         output = trainer.train_step(batch)
         trainer.step += 1
     assert [view.shape[-1] for view in batch.views] == [16, 16, 8, 8]
-    assert len(output.online) == 4 and len(output.target) == 2
+    count = trainer.settings.method.target_views
+    assert len(output.online) == 4 and len(output.target) == count == (4 if preset == "fastsiam" else 2)
     alignment = trainer.settings.method.alignment
     loss = find_loss(alignment.name).formula
     online = output.scores[0] if output.scores else output.online
-    pairs = [
-        loss(online[v], output.target[t], alignment) for v, t in ((0, 1), (1, 0), *itertools.product((2, 3), (0, 1)))
-    ]
-    expected = sum(pairs) / (6 if alignment.directions == "mean" else 1)
-    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-5)
+    if alignment.targets == "pairs":
+        met = [(v, output.target[t]) for v, t in ((0, 1), (1, 0), *itertools.product((2, 3), (0, 1)))]
+    else:
+        every = [[t for t in range(count) if t != v or alignment.targets == "center"] for v in range(4)]
+        met = [(v, output.target[ts].mean(0)) for v, ts in enumerate(every)]
+    expected = sum(loss(online[v], target, alignment) for v, target in met)
+    expected = alignment.weight * expected / (len(met) if alignment.directions == "mean" else 1)
+    found = next(iter(output.terms.values()), output.loss)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bn_views", ["per_view", "joint"])

@@ -12,6 +12,10 @@ GRADIENTS = "tests/runtime/test_gradients.py::test_loss_and_gradient_do_not_depe
 REACH = "tests/test_settings_reach.py::test_"
 PRESETS = "tests/methods/test_presets.py::test_"
 PLAIN = "tests/methods/test_published.py::test_loss_gradients_and_statistics_equal_the_plain_version"
+REGULAR, TARGETS, WHITEN, CLOSED = (
+    f"tests/methods/test_{name}.py::test_" for name in ("regularizers", "many_targets", "whiten", "closed_form")
+)
+FORMULA = f"{REGULAR}value_and_gradient_equal_the_formula"
 VERDICT = "tests/monitoring/test_verdict.py::test_"
 PARITY = "tests/training/test_parity.py::test_processes_do_not_change_the_run"
 TO_THE_LEFT = """lambda x, *rest, **named: spectral_filter(x, *rest, **named) if self.side == "target" else (
@@ -25,14 +29,20 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/methods/sinkhorn.py": [
         (
+            "epsilon moves the other way",
+            "linear_ramp(step, self.warmup, self.config.warmup_epsilon, self.config.epsilon)",
+            "linear_ramp(step, self.warmup, self.config.epsilon, self.config.warmup_epsilon)",
+            f"{CLOSED}sinkhorns_epsilon_moves_along_a_line",
+        ),
+        (
             "epsilon of the settings not taken",
-            "sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)",
+            "sinkhorn_knopp(x, self.epsilon, self.config.iterations)",
             "sinkhorn_knopp(x, 0.05, self.config.iterations)",
             f"{REACH}sinkhorn_epsilon_and_iterations[0.2-3]",
         ),
         (
             "iterations of the settings not taken",
-            "sinkhorn_knopp(x, self.config.epsilon, self.config.iterations)",
+            "sinkhorn_knopp(x, self.epsilon, self.config.iterations)",
             "sinkhorn_knopp(x, self.config.epsilon, 3)",
             f"{REACH}sinkhorn_epsilon_and_iterations[0.05-7]",
         ),
@@ -80,8 +90,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "queue not in the checkpoint",
-            "torch.zeros(2, config.queue, context.width))",
-            "torch.zeros(2, config.queue, context.width), persistent=False)",
+            "torch.zeros(context.target_views, config.queue, context.width))",
+            "torch.zeros(context.target_views, config.queue, context.width), persistent=False)",
             f"{SINKHORN}the_queue_is_a_ring_of_unit_features",
         ),
     ],
@@ -113,15 +123,39 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/methods/alignment.py": [
         (
+            "a view's own target in the mean of the others",
+            "others = [(v, [t for t in range(targets) if t != v]) for v in range(views)]",
+            "others = [(v, list(range(targets))) for v in range(views)]",
+            f"{TARGETS}a_view_meets_the_mean_of_the_other_targets[4-4-mean]",
+        ),
+        (
+            "the loss's weight not taken",
+            "return config.weight * (total",
+            "return (total",
+            f"{TARGETS}a_view_meets_the_mean_of_the_other_targets[4-4-mean]",
+        ),
+        (
+            "correlation of this process",
+            "c = sum_with_gradient(p.mT @ z) / rows",
+            "c = p.mT @ z / len(p)",
+            f"{GRADIENTS}[2-eager-cross_correlation]",
+        ),
+        (
+            "both directions counted once",
+            "[(v, [t], 2 if v < targets else 1) for v, t in pairs if v > t]",
+            "[(v, [t], 1) for v, t in pairs if v > t]",
+            f"{TARGETS}directions_that_are_the_same_number_are_computed_once[4-2-mse-mean]",
+        ),
+        (
             "the temperature of the settings not taken",
             "F.log_softmax(online / config.temperature",
             "F.log_softmax(online / 0.1",
             f"{REACH}alignment_temperature[0.7]",
         ),
-        ("each view paired with itself", "if v != t]", "if v == t]", f"{PLAIN}[simsiam]"),
+        ("each view paired with itself", "if t != v]", "if t == v]", f"{PLAIN}[simsiam]"),
         (
             "a view's own target among its pairs",
-            "if v != t]",
+            "if t != v]",
             "]",
             f"{ALIGN}each_global_target_meets_every_other_view[mean-negative_cosine-5]",
         ),
@@ -212,6 +246,36 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "fastrdm/methods/spectral_filter.py": [
         (
+            "no floor under the weights",
+            "return out + self.config.epsilon * x if self.config.epsilon else out",
+            "return out",
+            f"{CLOSED}a_floor_alone_keeps_each_views_own_spectrum",
+        ),
+        (
+            "the moving moment begins at zero",
+            "kept = (self.steps > 0).to(batch.dtype) * self.config.momentum",
+            "kept = torch.full_like(batch[0, 0], self.config.momentum)",
+            f"{CLOSED}directpred_and_directcopy_are_filters[1.0-0.1-0.3]",
+        ),
+        (
+            "a predictor of the power above",
+            '"power", c.power - 1, side="target"',
+            '"power", c.power, side="target"',
+            f"{CLOSED}the_cross_correlations_basis[0.0]",
+        ),
+        (
+            "rounding of a moment is amplified",
+            "max(CUTOFF[x.dtype], torch.finfo(x.dtype).eps ** 0.5) if c.cutoff is None else c.cutoff",
+            "c.cutoff",
+            f"{CLOSED}a_moving_moment_of_a_target_drops_what_rounding_left",
+        ),
+        (
+            "the exponent stays",
+            "self.weighting.power.fill_(linear_ramp(step, self.anneal, self.config.power, self.config.power_end))",
+            "self.weighting.power.fill_(self.config.power)",
+            f"{CLOSED}the_exponent_moves_along_a_line",
+        ),
+        (
             "the solver of the settings not taken",
             "            solver=c.solver,\n",
             "",
@@ -225,8 +289,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "filter from the left: the same value, another gradient",
-            "return spectral_filter(",
-            f"return ({TO_THE_LEFT})(",
+            "return spectral_filter(\n            x,\n",
+            f"return ({TO_THE_LEFT})(\n            x,\n",
             f"{TRANSFORMS}the_online_filter_is_x_w_with_gradient_g_w[raw-3-log1p]",
         ),
         ("target filter with gradient", "side=self.side", 'side="online"', f"{PLAIN}[rdm_simsiam_target0.5]"),
@@ -559,6 +623,150 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "torch.baddbmm(out.double(), left[:, rows] * weight, right.mT)",
             "torch.baddbmm(out.double(), left[:, rows] * 0 * weight, right.mT)",
             "tests/kernels/spectral/test_matmul_solvers.py::test_rows_that_are_all_alike_have_one_direction_and_no_noise_is_raised",
+        ),
+    ],
+    "fastrdm/methods/regularizer.py": [
+        (
+            "centered by this process's mean",
+            "sum_with_gradient(x.sum(-2, keepdim=True)) / row_count(x)",
+            "x.mean(-2, keepdim=True)",
+            f"{GRADIENTS}[2-eager-regularizer_variance]",
+        ),
+        (
+            "no diagonal taken off",
+            "return matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))",
+            "return matrix",
+            f"{FORMULA}[covariance-shape0-random]",
+        ),
+    ],
+    "fastrdm/methods/regularizers.py": [
+        (
+            "variance over n",
+            "(row_count(x) - 1)\n        return F.relu",
+            "row_count(x)\n        return F.relu",
+            f"{FORMULA}[variance-shape0-random]",
+        ),
+        (
+            "no hinge: large deviations are rewarded",
+            "F.relu(self.config.goal - (variance + self.config.epsilon).sqrt()).mean()",
+            "(self.config.goal - (variance + self.config.epsilon).sqrt()).mean()",
+            f"{FORMULA}[variance-shape0-large]",
+        ),
+        (
+            "covariance of few rows with its diagonal",
+            "return (every - diagonal.square().sum(-1)).mean() / width",
+            "return every.mean() / width",
+            f"{FORMULA}[covariance-shape1-random]",
+        ),
+        (
+            "coding rate of rows as they are",
+            "x, n, width = F.normalize(x, dim=-1), row_count(x), x.shape[-1]\n        if n >= width:",
+            "n, width = row_count(x), x.shape[-1]\n        if n >= width:",
+            f"{FORMULA}[coding_rate-shape0-large]",
+        ),
+        (
+            "the coding rate is lowered",
+            "return -rate.mean() * (n + width) / (n * width)",
+            "return rate.mean() * (n + width) / (n * width)",
+            f"{REGULAR}the_coding_rate_counts_directions",
+        ),
+        (
+            "the nearest neighbor is the row itself",
+            "similarity.scatter_(1, itself.unsqueeze(-1), -2.0)",
+            "",
+            f"{FORMULA}[koleo-shape0-random]",
+        ),
+        (
+            "each process takes its own rows for those of the first",
+            "torch.arange(len(x), device=x.device) + process_rank() * len(x)",
+            "torch.arange(len(x), device=x.device)",
+            f"{GRADIENTS}[2-eager-regularizer_koleo]",
+        ),
+        (
+            "neighbors of this process only",
+            "everyone = gather_rows_with_gradient(x)",
+            "everyone = x",
+            f"{GRADIENTS}[2-eager-regularizer_koleo]",
+        ),
+        (
+            "characteristic functions of this process",
+            "phi = sum_with_gradient(_Characteristic.apply(along, step, knots)) / n",
+            "phi = _Characteristic.apply(along, step, knots) / x.shape[1]",
+            f"{GRADIENTS}[2-eager-regularizer_sigreg]",
+        ),
+        (
+            "the sine's gradient with the wrong sign",
+            "out = out + by[..., 1] * c - by[..., 0] * s",
+            "out = out + by[..., 1] * c + by[..., 0] * s",
+            f"{FORMULA}[sigreg-shape0-random]",
+        ),
+        (
+            "every frequency in full at the ends of the integral",
+            "weights[0] = weights[-1] = step",
+            "",
+            f"{FORMULA}[sigreg-shape0-random]",
+        ),
+        (
+            "the same slices at every step",
+            "torch.Generator(self.slices.device).manual_seed(step)",
+            "torch.Generator(self.slices.device).manual_seed(0)",
+            f"{REGULAR}slices_are_unit_vectors_that_depend_on_the_step_alone[sigreg]",
+        ),
+        (
+            "gradient through the deviation that the shape is divided by",
+            "(deviation.detach() + c.epsilon)",
+            "(deviation + c.epsilon)",
+            f"{FORMULA}[visreg-shape0-random]",
+        ),
+        (
+            "TiCo's matrix moves where only a measurement is made",
+            "            if self.training:\n                self.moment.copy_(moment)",
+            "            self.moment.copy_(moment)",
+            f"{REGULAR}the_moving_matrix_of_tico[0.9]",
+        ),
+        (
+            "TiCo's matrix not in the checkpoint",
+            "torch.zeros(context.width, context.width))",
+            "torch.zeros(context.width, context.width), persistent=False)",
+            f"{REGULAR}the_moving_matrix_of_tico[0.9]",
+        ),
+        (
+            "TiCo's matrix of this process",
+            "sum_over_processes(rows.mT @ rows) / (row_count(x) * len(x))",
+            "rows.mT @ rows / len(rows)",
+            f"{GRADIENTS}[2-eager-regularizer_tico]",
+        ),
+        (
+            "nuclear norm of the rows of this process",
+            "x_all=rows, offset=first, side",
+            "side",
+            f"{GRADIENTS}[2-eager-regularizer_nuclear]",
+        ),
+    ],
+    "fastrdm/methods/whiten.py": [
+        (
+            "whitened by n",
+            "(count - 1))",
+            "count)",
+            f"{WHITEN}the_covariance_becomes_the_identity[zca]",
+        ),
+        (
+            "the root's slope of another power",
+            "slopes = -product / torch.where(both == 0, 1.0, both)",
+            "slopes = -product / torch.where(both == 0, 1.0, both) / 2",
+            f"{WHITEN}value_and_gradient_equal_the_definition[1.0-0.0-zca]",
+        ),
+        (
+            "rows come back in the drawn order",
+            "return out[:, self.order.argsort()][:, first",
+            "return out[:, first",
+            f"{WHITEN}parts_are_random_disjoint_alike_for_views_and_of_the_step_alone",
+        ),
+        (
+            "the same parts at every step",
+            "torch.Generator().manual_seed(step)",
+            "torch.Generator().manual_seed(0)",
+            f"{WHITEN}parts_are_random_disjoint_alike_for_views_and_of_the_step_alone",
         ),
     ],
 }

@@ -1,11 +1,13 @@
-"""`python gradients.py OUT 1,2,4`: losses that look at rows of all processes, on that many processes.
+"""`python gradients.py OUT 1,2,4 HOW,... LOSS,...`: losses that look at rows of all processes, on that many processes.
 
 Writes OUT/<loss>-<how>-<world>.pt: the loss, averaged over processes, and the weights' gradient, averaged likewise.
 """
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,10 +16,17 @@ from forked import launch
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
+from fastrdm.methods.alignment import CrossCorrelationConfig, cross_correlation
+from fastrdm.methods.regularizer import RegularizerContext
+from fastrdm.methods.regularizers import REGULARIZERS, find_regularizer, regularizer_settings
+from fastrdm.methods.transform import BranchContext, TransformContext
+from fastrdm.methods.whiten import Whiten, WhitenConfig
 from fastrdm.runtime import distributed
 from fastrdm.runtime.distributed import gather_rows_with_gradient, sum_with_gradient
+from fastrdm.schema import Horizon
 
 ROWS, WIDTH = 16, 5
+CORRELATION = CrossCorrelationConfig()
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -43,22 +52,62 @@ def contrastive(x: Tensor) -> Tensor:
     return F.cross_entropy(logits, partner)
 
 
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "covariance": covariance,
-    "gathered": gathered,
-    "contrastive": contrastive,
+def two_views(x: Tensor) -> Tensor:
+    """(2, B, WIDTH) of rows (B, WIDTH)."""
+    return torch.stack((x, (2 * x + 0.3 * x.flip(-1)).tanh()))
+
+
+def regularized(name: str) -> Callable[[Tensor], Tensor]:
+    """A regularizer of the table, on two views; with a step behind it where it has state."""
+    module = find_regularizer(name)(regularizer_settings(name)(name=name), RegularizerContext(WIDTH, ROWS)).double()
+    return lambda x: module(two_views(x))
+
+
+def wide(name: str) -> Callable[[Tensor], Tensor]:
+    """A regularizer that takes another way with fewer rows than dimensions."""
+    module = find_regularizer(name)(regularizer_settings(name)(name=name), RegularizerContext(4 * WIDTH, ROWS)).double()
+    return lambda x: module(two_views(torch.cat((x, x.square(), x.sin(), x.exp()), -1)))
+
+
+def correlated(x: Tensor) -> Tensor:
+    """The loss of Barlow Twins between two views."""
+    a, b = two_views(x)
+    return cross_correlation(a, b, CORRELATION)
+
+
+def whitened(**settings: Any) -> Callable[[Tensor], Tensor]:
+    """A loss of whitened views, in parts that hold rows of several processes or as a whole."""
+    context = TransformContext("online", WIDTH, None, ROWS, True, Horizon(1, 1))
+    module = Whiten(WhitenConfig(**settings), context).double()
+    module.set_step(5)
+    partner = torch.linspace(-1, 1, WIDTH, dtype=torch.float64)
+    return lambda x: (module(two_views(x), BranchContext(None, None)).tanh() * partner).square().mean()
+
+
+LOSSES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {  # makers, so that none begins with another's state
+    "covariance": lambda: covariance,
+    "gathered": lambda: gathered,
+    "contrastive": lambda: contrastive,
+    "cross_correlation": lambda: correlated,
+    **{f"regularizer_{name}": partial(regularized, name) for name in REGULARIZERS},
+    **{f"wide_{name}": partial(wide, name) for name in ("covariance", "coding_rate", "frobenius", "nuclear")},
+    "whiten_zca": whitened,
+    "whiten_newton": partial(whitened, root="newton"),
+    "whiten_cholesky": partial(whitened, root="cholesky", size=8),
 }
 
 
-def work(out: Path, rank: int) -> None:
+def work(out: Path, rank: int, names: list[str], hows: list[str]) -> None:
     distributed.start("cpu")
     world = process_count()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(ROWS, 7, generator=generator, dtype=torch.float64)
     start = 0.4 * torch.randn(7, WIDTH, generator=generator, dtype=torch.float64)
     mine = images.chunk(world)[rank]
-    for name, loss in LOSSES.items():
-        for how in ("eager", "compiled"):
+    for name in names:
+        for how in hows:
+            loss = LOSSES[name]()
+            torch._dynamo.reset()  # type: ignore[no-untyped-call]
             weights = start.clone().requires_grad_()
             chosen = torch.compile(loss, fullgraph=True, backend="aot_eager") if how == "compiled" else loss
             value = chosen((mine @ weights).tanh())
@@ -75,6 +124,6 @@ def work(out: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, hows, names = Path(sys.argv[1]), sys.argv[3].split(","), sys.argv[4].split(",")
     for count in map(int, sys.argv[2].split(",")):
-        assert launch(count, lambda rank: work(folder, rank)) == [0] * count
+        assert launch(count, lambda rank: work(folder, rank, names, hows)) == [0] * count

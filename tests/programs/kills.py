@@ -40,6 +40,8 @@ SCORES = "{name: prototypes, count: 20, freeze: 1st}"
 SWAV = ["preset=swav", f"method.online=[{SCORES}]"]
 SWAV += [f"method.target=[{SCORES}, {{name: sinkhorn, queue: 48, queue_start: 3st}}]"]
 DINO = ["preset=dino", f"method.online=[{SCORES}]", f"method.target=[{SCORES}, center_sharpen]"]
+MOVING = ["preset=tico", "method.online=[{name: filter, power: 1, power_end: 0.5, epsilon: 0.1, momentum: 0.3}]"]
+MOVING += ["method.regularize=[{name: tico, weight: 8}, {name: sigreg, weight: 0.1, slices: 16}]"]
 STEP = trainer.Trainer.train_step
 
 
@@ -127,6 +129,7 @@ CASES = {
     "last step of an epoch": (DINO, at_step(10, die)),
     "first step of an epoch": (["preset=rdm_simsiam_log1p"], at_step(6, die)),
     "accumulation": (["preset=byol", "method.online.0.hidden=16", "train.accumulate=2"], between_parts(5)),
+    "moving matrices": (MOVING, at_step(8, die)),
     "saving": (["preset=rdm_byol_target0.5"], while_saving(2)),
 }
 

@@ -31,15 +31,35 @@ SMALL = [
 STEPS = 4
 _SINKHORN = "{name: sinkhorn, queue: 32, queue_start: 1st}"
 _SCORES = "{name: prototypes, count: 20, freeze: 1st}"
+_RAMP = "{name: sinkhorn, epsilon: 0.07, warmup_epsilon: 0.04, warmup: 50%}"
 _SHARPEN = "{name: center_sharpen, warmup: 50%}"
 _HALF, _LOG1P = "{name: filter, power: -0.5}", "{name: filter, kind: log1p}"
 SCORED = {  # small prototypes and a queue that is full from the second step on
     "swav": [f"method.online=[{_SCORES}]", f"method.target=[{_SCORES}, {_SINKHORN}]"],
     "swav_target": [f"method.online=[{_SCORES}]", f"method.target=[{_HALF}, {_SCORES}, {_SINKHORN}]"],
     "dino": [f"method.online=[{_SCORES}]", f"method.target=[{_SCORES}, {_SHARPEN}]"],
+    "dino_sinkhorn": [f"method.online=[{_SCORES}]", f"method.target=[{_SCORES}, {_RAMP}]"],
+    "dino_koleo": [f"method.online=[{_SCORES}]", f"method.target=[{_SCORES}, {_SHARPEN}]"],
     "dino_online": [f"method.online=[{_LOG1P}, {_SCORES}]", f"method.target=[{_SCORES}, {_SHARPEN}]"],
 }
+# Whitening takes more rows than dimensions; AdamW takes the rounding in a gradient that is zero for a gradient.
+NARROW = {"w_mse": ["method.projector.out=8", "optim.name=sgd"]}
 MORE = {
+    "power_anneals": [
+        "preset=rdm_simsiam",
+        "method.target=[{name: filter, power: -1, power_end: -0.3, momentum: 0.5}]",
+    ],
+    "crossed": [
+        "preset=byol",
+        "method.projector.out=4",  # all directions of the cross-correlation well above its rounding
+        "method.online=[{name: filter, power: 0, basis: cross, momentum: 0.5, epsilon: 0.1}]",
+    ],
+    "whitened": [
+        "preset=vicreg",
+        "method.projector.out=8",
+        "method.online=[{name: whiten, size: 8}]",
+        "method.target=[{name: filter, kind: whiten, strength: 0.5}]",
+    ],
     "dino_crops": [
         "preset=dino",
         *SCORED["dino"],
@@ -51,7 +71,7 @@ MORE = {
 
 def record(name: str, precision: str, run: Path) -> dict[str, torch.Tensor]:
     """Everything that must not depend on the number of processes."""
-    own = MORE.get(name) or [f"preset={name}", *SCORED.get(name, [])]
+    own = MORE.get(name) or [f"preset={name}", *SCORED.get(name, []), *NARROW.get(name, [])]
     settings = [f"train.precision={precision}", f"run={run}", *SMALL, *own]
     trainer = Trainer(run_config.load(settings))
     seen: dict[str, torch.Tensor] = {}

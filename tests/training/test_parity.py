@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).parents[1] / "programs" / "parity.py"
 # in float32 each preset's first step is compared; later ones amplify rounding, and float64 is there for them
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
 FAST = ["simsiam", "byol", "swav", "dino", "rdm_simsiam_log1p", "rdm_byol_target0.5"]
-CASES = [*(("fp64", name) for name in [*PRESETS, "dino_crops"]), *(("fp32", name) for name in FAST)]
+MORE = ["dino_crops", "power_anneals", "crossed", "whitened"]
+CASES = [*(("fp64", name) for name in [*PRESETS, *MORE]), *(("fp32", name) for name in FAST)]
 
 
 @pytest.fixture(scope="module")

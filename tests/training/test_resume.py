@@ -25,7 +25,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], di
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize(
-    "case", ["mid-epoch", "last step of an epoch", "first step of an epoch", "accumulation", "saving"]
+    "case",
+    ["mid-epoch", "last step of an epoch", "first step of an epoch", "accumulation", "moving matrices", "saving"],
 )
 def test_a_killed_run_ends_with_the_unbroken_runs_weights(
     killed: dict[tuple[int, str], dict[str, object]], world: int, case: str
