@@ -7,9 +7,7 @@ many steps a contestant gets is settled before its first seed, by steps of it an
 its other seeds take as many. Seeds are paired: a seed has the same first weights and order of images everywhere.
 """
 
-import argparse
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,10 +37,10 @@ TEMPERATURE = 0.07
 FLOOR = 0.01  # of the mean eigenvalue, added to all of them before whitening
 
 
-def build(settings: Sequence[str], root: Path, seed: int, steps: int) -> Trainer:
-    """A trainer for that many steps; it writes nothing unless it is asked to save."""
-    arguments = [*settings, f"loader.root={root}", f"train.seed={seed}", f"train.length={steps}st"]
-    return Trainer(run_config.load(arguments))
+def build(settings: Sequence[str], root: Path, seed: int, steps: int | None = None) -> Trainer:
+    """A trainer for that many steps, None: as many as the settings say. It writes nothing unless it is asked to."""
+    length = [] if steps is None else [f"train.length={steps}st"]
+    return Trainer(run_config.load([*settings, f"loader.root={root}", f"train.seed={seed}", *length]))
 
 
 def batches(trainer: Trainer) -> Iterator[Batch]:
@@ -145,10 +143,7 @@ def main() -> None:
     parser.add_argument("--cpu-minutes", type=float, default=75.0, help="after which no run begins")
     parser.add_argument("--only", nargs="+", default=[], help="names of levers; all")
     parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
-    work(parser.parse_args())
-
-
-def work(options: argparse.Namespace) -> None:
+    options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for lever, seed in jobs():
@@ -166,5 +161,4 @@ def work(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RANK", "0")
     main()
