@@ -46,7 +46,7 @@ class Budget(NamedTuple):
 # presets that lightly's benchmark of CIFAR-10 has, and what makes each its run at batch 512
 PUBLISHED = {
     "simsiam": ("cifar10/lightly_simsiam.yaml", "optim.lr=0.03"),
-    "byol": ("cifar10/lightly.yaml",),
+    "byol": ("cifar10/lightly_byol.yaml",),
     "swav": ("cifar10/lightly_swav.yaml",),
     "dino": ("cifar10/lightly_dino.yaml",),
 }

@@ -45,7 +45,7 @@ ENTRIES = {
         "SimSiam as in lightly's benchmark, 200 epochs, batch 512",
     ),
     "byol_200": Entry(
-        "gpu15", ("cifar10/lightly.yaml", "loader.batch_size=512"), "BYOL as in lightly's benchmark, 200 epochs"
+        "gpu15", ("cifar10/lightly_byol.yaml", "loader.batch_size=512"), "BYOL as in lightly's benchmark, 200 epochs"
     ),
     "rdm_byol_target1_200": Entry(
         "gpu15", (RACE, "train.length=200ep"), "the race's recipe at the length of lightly's benchmark"
