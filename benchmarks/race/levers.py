@@ -17,7 +17,6 @@ BASE: Settings = (
     "evaluate.baselines=false",
     "train.device=cpu",
 )
-SEEDS = 3
 STEPS = 500  # optimizer steps of the base; they set the processor time that every contestant gets
 _ALL = BASE[2:]
 _LOCAL = "{size: 20, scale: [0.05, 0.3], saturation: 0.2}"
@@ -84,9 +83,10 @@ SECOND = [
     _method("swav", "cpu_swav"),
     _method("dino", "cpu_dino"),
 ]  # fmt: skip
+TOGETHER: list[Lever] = []  # levers that helped alone, joined
 
 
-def jobs() -> list[tuple[Lever, int]]:
+def jobs(seeds: int) -> list[tuple[Lever, int]]:
     """All runs in order of priority: the first levers seed by seed, then the others lever by lever."""
-    first = [(lever, seed) for seed in range(SEEDS) for lever in FIRST]
-    return first + [(lever, seed) for lever in SECOND for seed in range(SEEDS)]
+    first = [(lever, seed) for seed in range(seeds) for lever in FIRST]
+    return first + [(lever, seed) for lever in (*TOGETHER, *SECOND) for seed in range(seeds)]

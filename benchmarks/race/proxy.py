@@ -71,6 +71,7 @@ def step_costs(trainers: Sequence[Trainer]) -> list[float]:
         for trainer, stream, found in zip(trainers, streams, costs, strict=True):
             began = time.process_time()
             trainer.train_step(next(stream))
+            trainer.step += 1
             if turn >= 2:  # the first steps allocate
                 found.append(time.process_time() - began)
     return [median(found) for found in costs]
@@ -141,12 +142,13 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--cpu-minutes", type=float, default=75.0, help="after which no run begins")
+    parser.add_argument("--seeds", type=int, default=3, help="of each lever")
     parser.add_argument("--only", nargs="+", default=[], help="names of levers; all")
     parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for lever, seed in jobs():
+    for lever, seed in jobs(options.seeds):
         if time.process_time() > 60 * options.cpu_minutes:
             break
         known = common.read_rows(options.out)

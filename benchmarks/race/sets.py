@@ -41,13 +41,13 @@ SETS = {
     "cifar100": Set(
         ("rdm_byol_target1", "rdm_byol_target0.7", "byol", "simsiam", "swav", "swav_target", "dino", "rdm_byol",
          "rdm_simsiam", "rdm_simsiam_target0.7"),
-        468,
-        ("loader.source=cifar100", "loader.views.*.mean=[0.5071, 0.4865, 0.4409]",
+        300,
+        ("loader.source=cifar100", "loader.subset=5000", "loader.views.*.mean=[0.5071, 0.4865, 0.4409]",
          "loader.views.*.std=[0.2673, 0.2564, 0.2762]"),
     ),
     "photos": Set(
         ("rdm_byol_target1", "byol", "simsiam", "swav_target", "rdm_simsiam"),
-        210,
+        120,
         ("loader.source=folder", "loader.workers=1", "loader.views.*.size=64",
          "loader.views.*.mean=[0.485, 0.456, 0.406]", "loader.views.*.std=[0.229, 0.224, 0.225]"),
     ),
