@@ -114,7 +114,8 @@ def measure(trainer: Trainer) -> dict[str, Any]:
     network = trainer.method.target or trainer.method.online
 
     def project(images: Tensor) -> Tensor:
-        return network([images], None).projection[0]
+        projected: Tensor = network([images], None).projection[0]
+        return projected
 
     found = {f"knn{k}": knn_accuracy(*sets, k, TEMPERATURE) for k in (10, 200)}
     found |= {"linear": linear_accuracy(*sets), "knn10_whitened": knn_accuracy(*whitened(*sets), 10, TEMPERATURE)}

@@ -36,8 +36,8 @@ class OptimConfig:
     """
 
     schedule: Literal["cosine", "linear"] = "cosine"
-    """Curve along which the learning rate falls after the warm-up, from `lr` to `min_lr`. With `linear` and a warm-up of
-    30 % this is a one-cycle schedule.
+    """Curve along which the learning rate falls after the warm-up, from `lr` to `min_lr`. `linear` with a warm-up of
+    30 % is a one-cycle schedule.
     """
 
     min_lr: float = 0.0

@@ -32,10 +32,10 @@ DECAYS: dict[str, Callable[[int, int, float, float], float]] = {"cosine": cosine
 def warmup_decay(
     step: int, total: int, warmup: int, base: float, final: float = 0.0, start: float = 3e-5, decay: str = "cosine"
 ) -> float:
-    """Linear from `start` at step 0 to `base` at the last of `warmup` steps, then a row of DECAYS to `final` at `total`.
+    """Linear from `start` at step 0 to `base` at the last of `warmup` steps, then by `decay` to `final` at `total`.
 
     Step `warmup` is at `base` as well, as in the scheduler of the authors' code, LinearWarmupCosineAnnealingLR of
-    lightning-bolts (solo/methods/base.py, lines 323 to 328). ValueError if warmup > total.
+    lightning-bolts (solo/methods/base.py, lines 323 to 328). `decay` is a name of DECAYS. ValueError if warmup > total.
     """
     require(0 <= warmup <= total, "warmup", f"at most the run's {total} steps", warmup)
     if step < warmup:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from itertools import pairwise
 
 import pytest
 from pydantic import TypeAdapter
@@ -53,6 +54,12 @@ def test_warmup_decay_ends_are_exact(base: float) -> None:
     assert (rate(0, warmup=1), rate(1, warmup=1)) == (3e-5, base)
     assert (rate(69, warmup=70), rate(70, warmup=70)) == (base, 0.07)
     assert rate(40) == pytest.approx((base + 0.07) / 2)
+
+
+def test_a_linear_decay_is_a_line_from_the_warmup_to_the_end() -> None:
+    rates = [warmup_decay(step, 70, 10, 0.5, final=0.2, start=0.1, decay="linear") for step in range(71)]
+    assert (rates[0], rates[9], rates[10], rates[70]) == (0.1, 0.5, 0.5, 0.2)
+    assert [round(b - a, 12) for a, b in pairwise(rates[10:])] == [-0.005] * 60
 
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
