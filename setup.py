@@ -99,6 +99,7 @@ setup(
         "scipy>=1.11",
         "simplejpeg>=1.7",
         "pillow>=10",
+        "tqdm>=4.66",
     ],
     extras_require={
         "test": TEST,

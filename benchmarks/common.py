@@ -1,4 +1,4 @@
-"""What every benchmark shares: clocks, turns and their percentiles, the machine and its versions, CSV rows."""
+"""Parts that all benchmarks share: clocks, turns and their percentiles, the machine and its versions, CSV rows."""
 
 import argparse
 import csv
@@ -98,7 +98,7 @@ def times(values: Sequence[float], digits: int) -> dict[str, str]:
 
 
 def commit() -> str:
-    """What `git describe` calls the checkout, with "-dirty" if it was changed, or "unknown" without git."""
+    """The checkout as `git describe` names it, with "-dirty" if it was changed, or "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty"]
     with suppress(OSError):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"

@@ -53,7 +53,7 @@ class Trainer:
         """`given` tells which keys the user set: only those are refused for a set or a run that they do not fit."""
         self.settings, self.given = settings, given
         self.notes: list[str] = []
-        """What was chosen or changed for this machine and this set, for the user to know."""
+        """Choices and changes that were made for this machine and this set, for the user to know."""
 
         folder = RunFolder(run_config.run_folder(settings))
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
@@ -202,7 +202,7 @@ class Trainer:
             self.stepper.instead = self.log.say
 
     def _begin(self) -> None:
-        """What a run does before its first step."""
+        """Do the work of a run that comes before its first step."""
         if self.settings.evaluate.baselines and self.labeled:
             self.measure_baselines()
         if self.settings.train.init:
@@ -296,7 +296,8 @@ class Trainer:
         for spectrum in window.spectra if window else []:
             self.log.append("spectra", self.step, self.epoch, spectrum)
         last = self.step == self.horizon.total
-        self.log.say(self.line()) if last else self.log.progress(self.line())
+        share = self.step / self.horizon.total
+        self.log.say(self.line()) if last else self.log.progress(self.line(), share)
         self.alarm(self.monitor.alarms.update(self.step, metrics))
 
     def record(self, metrics: dict[str, float]) -> None:

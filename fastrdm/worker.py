@@ -1,4 +1,4 @@
-"""What ties a worker to its launcher: how it tells its end, and that it does not live on alone. No torch."""
+"""The tie between a worker and its launcher: how it reports its end, and that it does not outlive it. No torch."""
 
 import ctypes
 import os

@@ -182,7 +182,7 @@ class Again(AbstractContextManager[None]):
 def convert_batchnorm(module: nn.Module, sync: bool = True) -> nn.Module:
     """`module` with each BatchNorm below replaced by ViewBatchNorm holding the same tensors under the same keys.
 
-    Raises ValueError for a kind of BatchNorm whose behaviour would change.
+    Raises ValueError for a kind of BatchNorm whose behavior would change.
     """
     if isinstance(module, _BatchNorm) and not isinstance(module, ViewBatchNorm):
         return _converted(module, sync)

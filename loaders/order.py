@@ -108,7 +108,7 @@ class EpochLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def diagnosis(self) -> str | None:
-        """What the source has to tell, unless an engine measures itself."""
+        """A line on what slows the loading, None without. The source's own, unless an engine measures itself."""
         return self.source.news()
 
     def close(self) -> None:

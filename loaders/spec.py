@@ -191,8 +191,8 @@ class LoaderConfig:
     """
 
     engine: Engine = "auto"
-    """What decodes and augments the images. `auto` takes resident for sets that are held in memory and native for the
-    rest.
+    """The engine that decodes and augments the images. `auto` takes resident for sets that are held in memory and
+    native for the rest.
     """
 
     batch_size: int = 256

@@ -35,7 +35,7 @@ LAYERS = [
     ["loaders.sources"],
     ["loaders.spec"],
     ["cli"],
-    ["files", "parts"],
+    ["files", "live_line", "parts"],
     ["schema"],
     ["errors", "renamed", "worker"],
     ["kernels.augment"],

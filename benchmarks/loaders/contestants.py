@@ -1,4 +1,4 @@
-"""What the contestants of benchmarks.loaders.throughput have in common, and those of its table of decoders."""
+"""Common parts of the contestants of benchmarks.loaders.throughput, and those of its table of decoders."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence

@@ -75,7 +75,7 @@ for _ in range(int(sys.argv[2])):
 
 
 def write_forms(files: list[Path], root: Path) -> None:
-    """The same images, again and again up to the number asked for, in every form."""
+    """Write the images in every form, repeated up to the number asked for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -67,6 +67,8 @@ def drawings() -> dict[str, str]:
 
 def main() -> None:
     """Write the pictures into docs/."""
+    common.parser(__doc__).parse_args()
+    common.require_packages("matplotlib")
     for name, picture in drawings().items():
         (common.ROOT / "docs" / name).write_text(picture)
 

@@ -1,4 +1,4 @@
-"""What the project's static pictures have in common: matplotlib's settings, colors, and SVG text.
+"""Style of the project's static pictures: matplotlib's settings, colors, and SVG text.
 
 The SVG is the same in every run with one version of matplotlib: it holds no date, its ids come from a fixed salt, and
 its text stays text in the font that matplotlib brings along.

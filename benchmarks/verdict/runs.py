@@ -5,7 +5,6 @@ results/verdict_runs.csv (its settings, its outcome, CPU seconds) and a line of 
 figure that it logged, over its log lines), and is not run again.
 """
 
-import argparse
 import contextlib
 import csv
 import gzip
@@ -21,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
+from benchmarks import common
 from benchmarks.verdict.arms import Arm, jobs
 from benchmarks.verdict.truth import Outcome, accuracies, measure
 from fastrdm.config import run_config
@@ -32,8 +33,8 @@ ROWS, SERIES = HERE / "results" / "verdict_runs.csv", HERE / "records" / "verdic
 FIELDS = ["data", "arm", "seed", "expected", *Outcome._fields, "cpu_seconds", "torch", "settings"]
 TRAIN, TEST = 2_000, 1_000  # images of CIFAR-10
 UNUSED = ("time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share", "unreadable_images",
-          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilisation", "filter_share")  # fmt: skip
-RECIPES = {"cifar10": ["cifar10/cpu.yaml"], "digits": ["quickstart.yaml"]}
+          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilization", "filter_share")  # fmt: skip
+RECIPES = {"cifar10": "cifar10/cpu.yaml", "digits": "quickstart.yaml"}
 
 
 def smaller(root: Path, out: Path) -> Path:
@@ -59,6 +60,14 @@ def series(lines: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
     return {key: [rounded(line[key]) if key in line else None for line in lines] for key in keys}
 
 
+def for_any_preset(recipe: str, out: Path) -> str:
+    """Write a recipe without the patterns of the presets it is made for, since arms bring settings of their own."""
+    content = yaml.safe_load((run_config.RECIPES / recipe).read_text())
+    content.pop("presets", None)
+    out.write_text(yaml.safe_dump(content))
+    return str(out)
+
+
 def done(file: Path) -> set[tuple[str, str, str]]:
     if not file.exists():
         return set()
@@ -69,7 +78,8 @@ def done(file: Path) -> set[tuple[str, str, str]]:
 def run(arm: Arm, seed: int, cifar: Path, folder: Path) -> None:
     """Train, measure, note."""
     began = time.process_time()
-    arguments = [*RECIPES[arm.data], *arm.settings, f"train.seed={seed}", f"run={folder}", "checkpoint.every=100%"]
+    recipe = for_any_preset(RECIPES[arm.data], folder.with_suffix(".yaml"))
+    arguments = [recipe, *arm.settings, f"train.seed={seed}", f"run={folder}", "checkpoint.every=100%"]
     arguments += ["log.report=false", "train.device=cpu"]
     arguments += [f"loader.root={cifar}"] if arm.data == "cifar10" else []
     trainer = Trainer(run_config.load(arguments))
@@ -106,7 +116,7 @@ def run(arm: Arm, seed: int, cifar: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as arrays")
     parser.add_argument("--only", nargs="+", default=[], help="names of arms; all")
     parser.add_argument("--cpu-minutes", type=float, default=45.0, help="after which no run begins")

@@ -1,4 +1,4 @@
-"""What became of a run, measured with frozen weights on held-out images: the label that the figures are judged by.
+"""The label of a run that the figures are judged by, measured with frozen weights on held-out images.
 
 None of it is a figure that a run logs. Two augmented views of every test image pass through the networks as in
 training, in batches of a quarter of them, and centered views of all images give features for two classifiers.
@@ -64,7 +64,7 @@ def held_out(config: LoaderConfig, images: int) -> LoaderConfig:
 
 
 def retrieval(z: Tensor) -> tuple[float, float]:
-    """Of (2, N, D): how often a row of view 1 is nearest to its own view 2, and how often nearer than to one other.
+    """Two shares of features (2, N, D): rows of view 1 nearest to their own view 2, and nearer than to one other.
 
     A row whose distance to others equals that to its own counts as a guess among them.
     """
@@ -84,7 +84,7 @@ def information(p: Tensor) -> float:
 
 
 def linear_accuracy(bank: FeatureSet, query: FeatureSet) -> float:
-    """Of a ridge regression to classes on standardized features."""
+    """Return the accuracy of a ridge regression to classes on standardized features."""
     mean, deviation = bank.features.double().mean(0), bank.features.double().std(0).clamp_min(1e-8)
     x, y = ((s.features.double() - mean) / deviation for s in (bank, query))
     x, y = F.pad(x, (0, 1), value=1.0), F.pad(y, (0, 1), value=1.0)

@@ -59,7 +59,7 @@ def shipped() -> dict[str, tree.Source]:
 
 
 def completion_script(shell: str) -> str:
-    """What a shell has to run to complete the words of `fastrdm`; the words are written into it."""
+    """Return the script that a shell runs to complete the words of `fastrdm`; the words are written into it."""
     from fastrdm.cli import COMMANDS
     from fastrdm.config import help
     from fastrdm.config.run_config import Config

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastrdm.commands.evaluate import Live, add_weights
+from fastrdm.commands.evaluate import add_weights
 from fastrdm.commands.evaluate import opened as open_foreign
 from fastrdm.commands.pretrained import Pretrained, add_trust, from_path, load_projector
 from fastrdm.evaluation.embedding import FEATURES, Embedded, blocks, complete, embed, tap_features, unit_length, whiten
 from fastrdm.evaluation.evaluator import Machine, sized
+from fastrdm.live_line import LiveLine
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import LoaderConfig
@@ -141,7 +142,7 @@ def _embed(
     options: argparse.Namespace,
     processes: distributed.Processes,
 ) -> None:
-    began, live = time.monotonic(), Live()
+    began, live = time.monotonic(), LiveLine()
     machine = Machine(processes.device, options.precision == "bf16", options.batch_size, options.workers)
     view = sized(pretrained.view, options.size)
     about = {

@@ -5,7 +5,6 @@ import difflib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.evaluation.published_settings import RECIPES
 from fastrdm.evaluation.sets import open_sets
+from fastrdm.live_line import LiveLine
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig
 from fastrdm.models.foreign_weights import LAYOUTS
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         require(method in METHODS, "--method", f"of {', '.join(METHODS)}", method)
     pretrained = opened(paths[0] if paths else None, options)
     data, judged = images(options, pretrained)
-    live = Live()
+    live = LiveLine()
     machine = Machine(
         distributed.start(options.device).device, options.precision == "bf16", options.batch_size, options.workers
     )
@@ -187,7 +187,9 @@ def described(measures: Evaluator, data: LoaderConfig) -> dict[str, Any]:
     }
 
 
-def write(record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: "Live") -> Path:
+def write(
+    record: dict[str, Any], name: str, pretrained: Pretrained, options: argparse.Namespace, live: LiveLine
+) -> Path:
     """Write one result file, print its summary, and return the file."""
     about = {
         "format": FORMAT,
@@ -220,22 +222,3 @@ def line(name: str, record: dict[str, Any]) -> str:
     rate = f", rate {record['rate']:g} chosen from {len(record['rates'])}" if "rate" in record else ""
     of = record["top1"]["of"]
     return f"{name} on {record['source']['name']}, {of:,} images: {', '.join(shares)}{rate}, {record['seconds']:.0f} s"
-
-
-class Live:
-    """One line that changes on a terminal; elsewhere one now and then."""
-
-    def __init__(self, every: float = 10.0) -> None:
-        self.every, self.last = every, time.monotonic()  # seconds
-
-    def tell(self, text: str) -> None:
-        """Replace the live line by `text`, or print it now and then where output is no terminal."""
-        if sys.stdout.isatty():
-            print(f"\r\x1b[K{text}", end="", flush=True)
-        elif time.monotonic() - self.last > self.every:
-            self.last = time.monotonic()
-            print(text, flush=True)
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from fastrdm.commands.embed import add_images, loader_of
-from fastrdm.commands.evaluate import Live
 from fastrdm.commands.pretrained import Pretrained, add_trust, from_path
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.explore import space
 from fastrdm.explore.gather import DRAWS, Gathered, gather, views_of
 from fastrdm.explore.page import packed, page
 from fastrdm.explore.thumbnails import sheets
+from fastrdm.live_line import LiveLine
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.models.encoders import build_encoder
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         from_path(Path(options.words[0]), options.branch)  # says what is wrong with it
     require(len(others) <= 1, "SOURCE", "one folder or name beside run folders with checkpoints", others)
     require(len(runs) <= MOST_RUNS, "RUN", f"at most {MOST_RUNS} of them", len(runs))
-    began, live = time.monotonic(), Live()
+    began, live = time.monotonic(), LiveLine()
     given = loader_of(others[0], options.root, None).source if others else None
     trained = [from_path(Path(run), options.branch, None, given, trust=options.trust) for run in runs]
     data = loader_of(others[0] if others else None, options.root, trained[0].loader)

@@ -179,7 +179,7 @@ def checked_onnx(pretrained: Pretrained, file: Path, precision: str) -> str:
 
 
 def _verdict(difference: float, tolerance: float, layout: str, library: str, file: Path) -> str:
-    """What was compared; ValueError, and the file is removed, if outputs differ by more than `tolerance`."""
+    """Say what was compared; ValueError, and the file is removed, if outputs differ by more than `tolerance`."""
     if not difference <= tolerance:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
         raise ValueError(f"--layout {layout} gives other outputs, off by {difference:.1e}: {file} is removed")

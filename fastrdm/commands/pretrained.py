@@ -76,7 +76,7 @@ class Preprocess:
         return center_view(torch.as_tensor(pixels.copy()[None]), view, whole=self.resize == self.size)[0]
 
     def torchvision(self) -> nn.Module:
-        """The same preprocessing as a torchvision v2 transform of PIL images, or of tensors (..., 3, H, W) uint8.
+        """Return the preprocessing as a torchvision v2 transform of PIL images, or of tensors (..., 3, H, W) uint8.
 
         It gives float32 and differs from this class by rounding only. Raises ImportError without torchvision.
         """
@@ -128,7 +128,7 @@ def preprocess_of(pretrained: Pretrained) -> Preprocess:
 
 
 def description(pretrained: Pretrained, **more: object) -> dict[str, str]:
-    """What an exported file says of itself: `load_encoder` needs the encoder's settings and its preprocessing."""
+    """Metadata of an exported file. `load_encoder` needs the encoder's settings and its preprocessing."""
     encoder = TypeAdapter(EncoderConfig).dump_python(pretrained.config, mode="json")
     preprocess = asdict(preprocess_of(pretrained))
     about = {"encoder": encoder, "preprocess": preprocess, "origin": pretrained.origin, **more}

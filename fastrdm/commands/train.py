@@ -15,12 +15,12 @@ import torch
 from fastrdm.cli import EXIT_ALARM, EXIT_STOPPED, STOP_SIGNALS
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
+from fastrdm.live_line import show
 from fastrdm.methods.dual_branch import TRANSFORMS
 from fastrdm.models.foreign_weights import check_export
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.log import show
 from fastrdm.runtime.run_folder import RunFolder
 from fastrdm.schema import require
 from fastrdm.trainer import Trainer
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def help_text(section: str) -> str:
-    """What `--help` prints: usage and sections, or the settings of a section, a key, a transform or of `all`."""
+    """Return the text of `--help`: usage and sections, or the settings of a section, a key, a transform or of `all`."""
     if section:
         return "\n".join(run_config.describe("" if section == "all" else section))
     width = max(map(len, run_config.sections()))
@@ -201,7 +201,7 @@ def _write_report(folder: Path) -> str:
 
 
 def _export_notes(settings: run_config.Config) -> list[str]:
-    """What no other library will be able to hold, for networks that others know by this name."""
+    """Warn of a network that other libraries know by this name with another width, so that no export holds it."""
     encoder = settings.encoder
     if encoder.width is None or encoder.name == "resnet_small":
         return []
@@ -269,7 +269,7 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
 
 
 def _next(trainer: Trainer) -> list[str]:
-    """What to do with this run."""
+    """Suggest what to do next with this run, one line each."""
     c, folder = trainer.settings, trainer.state.folder
     if c.loader.source == "digits":
         return [

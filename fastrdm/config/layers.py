@@ -10,7 +10,7 @@ class Layer(NamedTuple):
     """Settings of one origin."""
 
     origin: str
-    """What `--print-config` calls it, such as `preset byol` or `command line`."""
+    """The name that `--print-config` gives it, such as `preset byol` or `command line`."""
 
     tree: Tree
 

@@ -191,7 +191,7 @@ def _last(sections: Sequence[Any], key: str) -> Any:
 
 
 def _assumed(layers: Sequence[Layer], config: Config, told: str) -> list[str]:
-    """What a user should know of the values that nobody set."""
+    """Return the lines that tell the user which values were assumed."""
     open_keys = ("preset", "encoder.name", "train.length", "loader.batch_size")
     values = {key: value for key, value in flat(to_dict(config)) if key in open_keys}
     chosen = [layer.origin for layer in layers if layer.chosen or layer.origin.endswith(".yaml")]
@@ -631,7 +631,7 @@ MEANT = {
 
 
 def meant(option: str) -> str:
-    """What to write in place of an option that there is none of, "" where nothing is known."""
+    """Return what to write in place of an option that does not exist, "" where nothing is known."""
     name = option.lstrip("-").partition("=")[0].replace("_", "-")
     if name in MEANT:
         return MEANT[name]

@@ -1,4 +1,4 @@
-"""What is assumed of a data set when nobody says otherwise: the size and the augmentation of views, and the stem."""
+"""Defaults that follow from the data set: the size and the augmentation of views, and the stem."""
 
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Assumption(NamedTuple):
 
 
 def assume(source: str, preset: str, encoder: str) -> Assumption:
-    """What suits the data set `source`, the method `preset` and the network `encoder`, by their names."""
+    """Settings that suit the data set `source`, the method `preset` and the network `encoder`, given by name."""
     size = SIZES.get(source, PHOTOGRAPHS)
     network: Tree = {}
     if source in SIZES:

@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class Source(NamedTuple):
-    """What a configuration file holds: settings, and keys that are about the file itself."""
+    """Contents of a configuration file: settings, and keys that are about the file itself."""
 
     path: Path
     tree: Tree

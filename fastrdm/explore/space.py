@@ -1,4 +1,4 @@
-"""What a set of features says of its images: a map, neighbors, closest pairs, outliers, clusters, confused classes."""
+"""Views of a set of features: a map, neighbors, closest pairs, outliers, clusters, confused classes."""
 
 from typing import Any, NamedTuple
 

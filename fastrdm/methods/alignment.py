@@ -39,7 +39,7 @@ class CrossEntropyConfig(AlignmentConfig):
 
 
 class LossRange(NamedTuple):
-    """What a loss can be: the alarms judge a run's loss by it."""
+    """Range of a loss, by which the alarms judge a run's loss."""
 
     floor: float  # the lowest value there is
     unrelated: float  # of unrelated views: orthogonal features, or a uniform distribution over the prototypes

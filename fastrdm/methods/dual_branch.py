@@ -63,7 +63,7 @@ AnyAlignment = Annotated[AlignmentConfig, parts.Chosen("a loss", AlignmentConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EmaConfig:
-    """The target network is a moving average of the online one: parameters only, after each optimiser step."""
+    """The target network is a moving average of the online one: parameters only, after each optimizer step."""
 
     momentum: float = Field(default=0.99, ge=0, le=1)
     """Share of the old weights kept in each update at the start of the run. The CIFAR scripts use 0.99 for BYOL and
@@ -92,8 +92,8 @@ class MethodConfig:
 
     alignment: AnyAlignment = AlignmentConfig()
     bn_views: Literal["per_view", "joint"] = "per_view"
-    """What BatchNorm's statistics cover: `per_view` treats each view as a batch of its own, joint takes all views of
-    one resolution together.
+    """The rows that BatchNorm's statistics cover: `per_view` treats each view as a batch of its own, joint takes all
+    views of one resolution together.
     """
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ def _check_prototypes(configs: Sequence[PrototypesConfig]) -> None:
 
 
 class NetworkOutput(NamedTuple):
-    """What a network makes of V views of B images."""
+    """Outputs of a network for V views of B images."""
 
     features: Tensor  # (V, B, F) of the encoder
     hidden: Tensor  # (V, B, H) in the projector, before its last BatchNorm
@@ -137,7 +137,7 @@ class NetworkOutput(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What the training step and the monitor read; all but the loss without gradient."""
+    """Outputs of a step, read by the training step and the monitor. All but the loss are without gradient."""
 
     loss: Tensor  # 0-d, at least float32
     online: Tensor  # (V, B, K): what the loss compares, features or probabilities
@@ -187,7 +187,7 @@ def _without_drop_path(network: Network) -> Network:
 
 
 class DualBranch(nn.Module):
-    """`forward(views) -> Output` and, around the optimiser step, `set_step`, `after_backward`, `after_step`."""
+    """`forward(views) -> Output` and, around the optimizer step, `set_step`, `after_backward`, `after_step`."""
 
     momentum: Tensor
 
@@ -265,7 +265,7 @@ class DualBranch(nn.Module):
         self.frozen = step < self.freeze
 
     def phase(self) -> Hashable:
-        """What decides, at the step that is set, which work is done, besides the numbers in tensors."""
+        """Return the values, other than numbers in tensors, that decide which work is done at the step that is set."""
         return self.frozen, *(t.phase for t in (*self.online_transforms, *self.target_transforms))
 
     def phases(self) -> Iterator[tuple[int, str]]:
@@ -276,12 +276,12 @@ class DualBranch(nn.Module):
             yield from transform.phases()
 
     def after_backward(self) -> None:
-        """Before the optimiser step: frozen prototypes take no part in it."""
+        """Before the optimizer step: frozen prototypes take no part in it."""
         if self.frozen and self.online.prototypes is not None:
             self.online.prototypes.weight.grad = None
 
     def after_step(self) -> None:
-        """After the optimiser step: move the EMA target, parameters only; its buffers come from its own passes."""
+        """After the optimizer step: move the EMA target, parameters only; its buffers come from its own passes."""
         if self.target is not None:
             ema_update(list(self.target.parameters()), list(self.online.parameters()), self.momentum)
 
@@ -295,7 +295,7 @@ class DualBranch(nn.Module):
                         yield f"method.{side}.{i}.{key}={duration} is not over within this run: {effect}"
 
     def roles(self) -> Iterator[Role]:
-        """Trainable parameters by their role for the optimiser."""
+        """Trainable parameters by their role for the optimizer."""
         yield Role("network", [(f"online.{n}", p) for n, p in self.online.named_parameters() if p.requires_grad])
         for i, transform in enumerate(self.online_transforms):
             parameters = [(f"online_transforms.{i}.{n}", p) for n, p in transform.named_parameters()]

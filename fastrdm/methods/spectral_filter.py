@@ -38,8 +38,8 @@ class FilterConfig(TransformConfig):
     """
 
     scale: Literal["raw", "rms"] = "raw"
-    """What f sees: raw singular values of the gathered batch, as in the paper, or rms, the same divided by the square
-    root of the number of rows. Powers do not depend on it, logarithms do.
+    """The argument of f: raw singular values of the gathered batch, as in the paper, or rms, these divided by the
+    square root of the number of rows. Powers do not depend on it, logarithms do.
     """
 
     cutoff: float | None = Field(default=None, ge=0, lt=1)

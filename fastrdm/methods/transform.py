@@ -1,4 +1,4 @@
-"""What a transform is: one step of a branch, what it is told when it is built, and what it may ask when it runs."""
+"""The interface of a transform, which is one step of a branch: what it receives when it is built and when it runs."""
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass as plain_dataclass
@@ -14,7 +14,7 @@ Side = Literal["online", "target"]
 
 
 class TransformContext(NamedTuple):
-    """What a transform is told when it is built."""
+    """The arguments with which a transform is built."""
 
     side: Side
     width: int  # D of the projection
@@ -26,7 +26,7 @@ class TransformContext(NamedTuple):
 
 @plain_dataclass
 class BranchContext:
-    """What a transform may ask of the branch it runs in, besides its input."""
+    """The parts of its branch that a transform may use besides its input."""
 
     other: Tensor | None  # the other branch's projection of the partner view, (V, B, D), without gradient
     score: Callable[[Tensor], Tensor] | None  # this branch's prototypes: features (..., D) to scores (..., K)
@@ -65,7 +65,7 @@ class Transform(nn.Module):
         yield from ()
 
     def unfinished(self, duration: str) -> str | None:
-        """What it means that the run ends before this duration of the settings is over, None if it means nothing."""
+        """Say what follows if the run ends before this duration of the settings is over, None if nothing does."""
         return "it never ends"
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:

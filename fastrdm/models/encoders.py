@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
 
 class ResNet(Encoder):
-    """He et al. 2015, with the stride of a bottleneck in its 3x3 convolution; torchvision's keys and initialisation.
+    """He et al. 2015, with the stride of a bottleneck in its 3x3 convolution; torchvision's keys and initialization.
 
     `blocks`: residual blocks of each stage. `width`: channels of the stem and of the first stage, before expansion.
     """
@@ -130,7 +130,7 @@ class ResNet(Encoder):
                 channels = inner * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
         self.features = channels
-        _initialise(self, zero_init_residual)
+        _initialize(self, zero_init_residual)
 
     def checkpoint_blocks(self) -> None:
         self.checkpointing = True
@@ -210,7 +210,7 @@ def _shortcut(channels: int, out: int, stride: int, sync_bn: bool) -> nn.Module:
     return nn.Sequential(_Pointwise(channels, out, 1, stride, bias=False), ViewBatchNorm(out, sync=sync_bn))
 
 
-def _initialise(resnet: ResNet, zero_init_residual: bool) -> None:
+def _initialize(resnet: ResNet, zero_init_residual: bool) -> None:
     for module in resnet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -284,7 +284,7 @@ def _timm(config: EncoderConfig) -> Encoder:
 class Architecture(NamedTuple):
     """A row of the table of encoders."""
 
-    build: Callable[[EncoderConfig], Encoder]  # in train mode, randomly initialised
+    build: Callable[[EncoderConfig], Encoder]  # in train mode, randomly initialized
     takes: frozenset[str] = frozenset()  # the keys of LEFT_OUT that it has
     exports: tuple[str, ...] = ()  # layouts of other libraries that hold its weights, besides safetensors
     width: int | None = None  # channels of the stem where encoder.width is left out
@@ -347,7 +347,7 @@ def _own(config: EncoderConfig) -> Encoder:
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder that `config` names, in train mode, randomly initialised; ValueError when timm lacks it."""
+    """The encoder that `config` names, in train mode, randomly initialized; ValueError when timm lacks it."""
     encoder = find_encoder(config.name).build(config)
     if config.checkpointing:
         encoder.checkpoint_blocks()

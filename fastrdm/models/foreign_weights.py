@@ -121,7 +121,7 @@ def timm_weights(name: str, file: str | None, config: EncoderConfig) -> dict[str
 
 
 def read_tree(file: Path) -> dict[str, Any]:
-    """What a .safetensors file or a torch file holds, on the CPU; ValueError if reading it needs code of others."""
+    """Load the contents of a .safetensors or torch file on the CPU; ValueError if reading it needs foreign code."""
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))

@@ -80,7 +80,7 @@ class Head(nn.Sequential):
             self.apply(_trunc_normal)
 
     def body(self, x: Tensor) -> Tensor:
-        """What may run in 16 bits; its output is what the monitor reads before the last BatchNorm."""
+        """The layers that may run in 16 bits. The monitor reads their output, before the last BatchNorm."""
         for module in list(self)[: self.split]:
             x = module(x)
         return x

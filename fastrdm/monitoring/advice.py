@@ -1,4 +1,4 @@
-"""What usually causes an alarm or a verdict, what to try then, and where the documentation shows such a run."""
+"""Usual causes of each alarm and verdict, what to try then, and where the documentation shows such a run."""
 
 from typing import NamedTuple
 

@@ -25,7 +25,7 @@ class AlarmsConfig:
     """
 
     action: Action = "warn"
-    """What an alarm does besides being logged: warn lets the run go on, stop ends it, checkpoint_and_stop saves first.
+    """Effect of an alarm besides its log line: warn goes on, stop ends the run, checkpoint_and_stop saves first.
     A loss that is not finite always stops the run.
     """
 
@@ -79,7 +79,7 @@ class Alarm(NamedTuple):
 
     @property
     def told(self) -> str:
-        """What is printed: what was seen, what usually causes it, what to try, and where to read on."""
+        """The printed message: what was seen, what usually causes it, what to try, and where to read on."""
         return f"{self.text}. {Advice(self.cause, self.remedy, self.page).text}"
 
 

@@ -35,7 +35,7 @@ FIGURES = (CENTERED_CONVENTION, "std")
 
 
 class Verdict(NamedTuple):
-    """What became of a run, or what is becoming of a run that goes on."""
+    """The state of a finished run, or of a run so far."""
 
     state: State
     reason: str

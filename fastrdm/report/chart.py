@@ -1,4 +1,4 @@
-"""What a figure of the report shows, as plain data: lines over a pair of axes. assets/report.js draws them by uPlot."""
+"""Charts of the report as plain data: lines over a pair of axes. assets/report.js draws them by uPlot."""
 
 import json
 import math

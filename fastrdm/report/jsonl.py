@@ -14,7 +14,7 @@ Kind = tuple[str, ...]
 
 
 class Lines(NamedTuple):
-    """What a file of JSON lines holds."""
+    """Contents of a file of JSON lines."""
 
     trees: list[Tree]  # in the order of the file
     total: int  # lines that are not empty

@@ -112,7 +112,7 @@ def _topic(title: str, found: Sequence[Figure], charts: list[dict[str, object]])
 
 
 def _about(all_runs: Runs) -> str:
-    """What the page shows, when it was made and what is at the top."""
+    """Return the line at the top of the page: how many runs, when it was written, and how to use it."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     runs = "one run" if len(all_runs.runs) == 1 else f"{len(all_runs.runs)} runs"
     return f"fastrdm, {runs}, written {now}. Point at a chart for values, drag to zoom, double-click to zoom out."

@@ -36,7 +36,7 @@ class Launch(NamedTuple):
     """HOST:PORT of the first node, the same on all of them; None for one node."""
 
     run_id: str | None = None
-    """What keeps apart two runs that meet at one endpoint."""
+    """The name that keeps apart two runs that meet at one endpoint."""
 
     restarts: int = 0
     """How often the workers are started again after one of them died."""

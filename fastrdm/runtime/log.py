@@ -1,10 +1,9 @@
-"""Output of a run: one live line, train.log, metrics.jsonl, and TensorBoard or Weights & Biases where asked for."""
+"""Output of a run: its live line, train.log, metrics.jsonl, and TensorBoard or Weights & Biases where asked for."""
 
 import contextlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fastrdm.live_line import LiveLine, show
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.profiler import ProfileConfig
 from fastrdm.runtime.trackers import TensorBoard, Tracker, WandB, spectrum_picture, view_picture
@@ -65,7 +65,7 @@ class RunLog:
         self._trackers: list[Tracker] = []
         self._waiting: dict[str, str] = {}  # by the name of its file, what could not be written yet
         self._told = False  # that a line could not be written
-        self._shown = -QUIET
+        self._live = LiveLine(QUIET, at_once=True)
         if not main:
             return
         if config.tensorboard:
@@ -107,7 +107,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print a line that stays, and note it in train.log."""
         if self.main:
-            show(f"\r\x1b[K{text}" if on_terminal() else text)
+            self._live.say(text)
             self.note(text)
 
     def note(self, text: str) -> None:
@@ -115,17 +115,13 @@ class RunLog:
         if self.main:
             self._write(PRINTED, f"{text}\n")
 
-    def progress(self, text: str) -> None:
-        """Print the live line over the last one on a terminal; elsewhere one line in QUIET seconds, as in train.log."""
-        if not self.main:
-            return
-        if on_terminal():
-            show(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="")
-        if time.monotonic() - self._shown >= QUIET:
-            self._shown = time.monotonic()
-            self.note(text) if on_terminal() else self.say(text)
+    def progress(self, text: str, share: float) -> None:
+        """Show the live line of a run whose `share` 0 to 1 is done; train.log gets it every QUIET seconds."""
+        if self.main and self._live.advance(text, share):
+            self.note(text)
 
     def close(self) -> None:
+        self._live.close()
         for name in list(self._waiting):
             if failed := self._write(name, ""):
                 lost = self._waiting[name].count("\n")
@@ -179,17 +175,6 @@ class RunLog:
             partial.replace(path)
         except OSError as error:
             raise ValueError(f"run: {path} cannot be written: {error.strerror}") from None
-
-
-def on_terminal() -> bool:
-    """Whether what is printed goes to a terminal, where a line can be drawn over."""
-    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
-
-
-def show(text: str, end: str = "\n") -> None:
-    """Print, where there is still somebody to print for: a closed terminal or pipe must not end a run."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, end=end, flush=True)
 
 
 def _first_line(error: Exception) -> str:

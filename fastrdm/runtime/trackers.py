@@ -18,7 +18,7 @@ REPORT = "report.html"  # in the run's folder, written when the run ends
 
 
 class Tracker(Protocol):
-    """What a run tells a service that shows runs."""
+    """The interface of a service that shows runs: what a run reports to it."""
 
     name: str
 

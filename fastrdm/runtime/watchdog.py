@@ -113,7 +113,7 @@ def read_position(told: bytes) -> Position | None:
 
 
 class Judge:
-    """What one process makes of all positions: whether the run hangs, and whether it is this process that says so."""
+    """Decide from the positions of all processes whether the run hangs, and whether this process reports it."""
 
     def __init__(self, rank: int, world: int, timeout: float) -> None:
         self.rank, self.timeout = rank, timeout
@@ -191,7 +191,7 @@ def _nothing_moves(timeout: float) -> str:
 
 
 def hang(positions: Sequence[Position], timeout: float, silent: Collection[int] = ()) -> list[str]:
-    """What is told of a hang: the ranks that others wait for, and where each of them is.
+    """Describe a hang: the ranks that others wait for, and where each of them is.
 
     `silent`: ranks whose process does not even tell where it is; they are what the others wait for.
     """

@@ -1,4 +1,4 @@
-"""What a run remembers of its data, to notice when a restart would train on other images."""
+"""Fingerprints of a run's data, to notice when a restart would train on other images."""
 
 import hashlib
 from typing import Any
@@ -29,7 +29,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two fingerprints, in words."""
+    """Say in words how two fingerprints differ."""
     found = []
     for key in [key for key in old if key in new and old[key] != new[key]]:
         found.append(f"images: {old[key]} -> {new[key]}" if key == "images" else f"other {key}")

@@ -179,7 +179,7 @@ def _set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 @cache
 def commit() -> str:
-    """What `git describe` calls the checkout of this code, with "-dirty" if it was changed, or "-" without one."""
+    """This code's checkout as `git describe` names it, with "-dirty" if it was changed, or "-" without one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return "-"

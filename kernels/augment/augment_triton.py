@@ -6,7 +6,7 @@ matrix x pixels x matrix on the tensor cores, with weights made on the spot, so 
 
 Bytes a view of S x S: the crop's 3 h w once, 6 S S written and read between the passes, the view once. At S = 224 from
 500 x 375 (crops of 110,000 pixels on average) to float32: 1.53 MB, 1.6 times what must be read and written; bfloat16:
-1.23 MB, 2.0 times. Where blurred, tiles read their neighbours' borders again, mostly from the cache.
+1.23 MB, 2.0 times. Where blurred, tiles read their neighbors' borders again, mostly from the cache.
 """
 
 import torch

@@ -81,7 +81,7 @@ def _checksum(path: Path) -> str:
 
 
 def _machine() -> str:
-    """What the compiler's `native` means here: a library built on another machine may use what this one lacks."""
+    """Describe what the compiler's `native` means here: a library built elsewhere may use what this machine lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,4 +1,4 @@
-"""What the Triton kernels of this folder share: the split into float16 parts, and tiles stored with their mirrors."""
+"""Parts that the Triton kernels of this folder share: the split into float16, and tiles stored with their mirrors."""
 
 import triton
 import triton.language as tl

@@ -62,7 +62,7 @@ Cut = tuple[ViewSpec, Tensor, Tensor]  # a view, its parameters (n, COLUMNS), th
 
 
 class Cutter(Protocol):
-    """What the threads make of decoded images."""
+    """The step of the threads after decoding: it makes the views of decoded images."""
 
     def room(self, count: int, side: int) -> Tensor:
         """Memory (count, 3, side, side) for one view of a batch."""

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrdm.live_line import LiveLine
 from fastrdm.loaders.packing.journal import Journal, digest
 from fastrdm.loaders.packing.shard_writer import Settings
 from fastrdm.loaders.packing.worker_processes import Span, make_shards
@@ -226,10 +226,9 @@ class Progress:
         self.total, self.max_bad = total, max_bad
         self.bad = [": ".join(pair) for record in records for pair in record["refused"]]
         self.done = self.before = sum(len(record["rows"]) for record in records) + len(self.bad)
-        self.began = self.shown = time.monotonic()
-        self.live = sys.stdout.isatty()
+        self.began, self.live = time.monotonic(), LiveLine()
         if self.before:
-            print(f"going on: {self.before:,} of {total:,} images are packed", flush=True)
+            self.live.say(f"going on: {self.before:,} of {total:,} images are packed")
 
     def add(self, done: int, bad: list[str]) -> None:
         """Count images that are done, among them those that were refused, with their reasons."""
@@ -244,21 +243,16 @@ class Progress:
         self.show()
 
     def show(self) -> None:
-        """At most once a second on a terminal, every ten seconds elsewhere."""
-        now = time.monotonic()
-        if now - self.shown >= (1 if self.live else 10):
-            self.shown = now
-            print(
-                "\r\x1b[K" + self.line(now) if self.live else self.line(now), end="" if self.live else "\n", flush=True
-            )
+        """Draw the live line."""
+        self.live.advance(self.line(), self.done / max(self.total, 1))
 
-    def line(self, now: float) -> str:
-        rate = (self.done - self.before) / max(now - self.began, 1e-9)
+    def line(self) -> str:
+        rate = (self.done - self.before) / max(time.monotonic() - self.began, 1e-9)
         left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "no rate yet"
         return f"packed {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left}, {len(self.bad):,} refused"
 
     def end(self) -> None:
-        print(("\r\x1b[K" if self.live else "") + self.line(time.monotonic()), flush=True)
+        self.live.say(self.line())
 
 
 def report(out: Path, meta: dict[str, Any]) -> list[str]:

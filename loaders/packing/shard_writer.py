@@ -131,7 +131,7 @@ def _oddities(data: bytes, name: str, mode: str) -> list[str]:
 
 
 def entry_of(source: Source, index: int, settings: Settings) -> Entry:
-    """What to store of image `index`; raises CorruptImage."""
+    """Return the bytes to store for image `index`; raises CorruptImage."""
     name = source.key(index)
     if source.encoded:
         try:

@@ -196,7 +196,7 @@ class _Unpacked(gzip.GzipFile):
 
 
 def _unzipped(path: Path) -> bytes:
-    """What a .gz file holds."""
+    """Return the decompressed contents of a .gz file."""
     with _Unpacked(path) as unpacked:
         data = unpacked.read(MOST_BYTES)
         if unpacked.read(1):

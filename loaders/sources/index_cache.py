@@ -33,7 +33,7 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def indexed(path: Path, kind: str, cache: str | None, build: Callable[[], Arrays]) -> Arrays:
-    """What `build` makes of the file at `path`, read back where it was kept and the file is unchanged since.
+    """Return what `build` makes of the file at `path`, read back where it was kept and the file has not changed since.
 
     One process builds and the others of a machine wait for it. Where nothing can be written, it is made every time.
     """

@@ -147,7 +147,7 @@ def _part(root: Path, split: Split, splits: dict[str, Path]) -> Path | None:
 
 
 def _open_class(config: LoaderConfig, split: Split) -> Source:
-    """What pkg.mod:Class gives for (root, split), once it is known to be a Source and to have all that one has."""
+    """Build pkg.mod:Class from (root, split), after checking that it is a complete Source."""
     expected = "a subclass of fastrdm.Source, or a function annotated as returning one"
     make = parts.load(config.source, "loader.source", lambda found: parts.makes(found, Source), expected)
     source = make(config.root, split)

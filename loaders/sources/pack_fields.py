@@ -1,4 +1,4 @@
-"""What a packed folder's meta.json and index say, checked against its files before anything is read from them.
+"""Fields of a packed folder's meta.json and index, checked against its files before anything is read from them.
 
 Checksums tell damage. They do not tell a folder that somebody else sealed: its numbers must be as sound as ours.
 """

@@ -140,7 +140,7 @@ def _change(name: str, argument: bytes, stack: list[Any], marks: list[int]) -> N
 
 
 def _called(what: _Name, arguments: tuple[Any, ...]) -> Any:
-    """What a call stands for, of the few that arrays and Python 3's bytes are written with."""
+    """Return the value of a call, of the few with which arrays and Python 3's bytes are written."""
     module, name = what
     if module in MODULES and name == "_reconstruct":
         return _Array()

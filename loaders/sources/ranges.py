@@ -73,7 +73,7 @@ class RangeSource(Source):
         return self.paths[shard]
 
     def called(self, index: int) -> str:
-        """What an image is called in messages."""
+        """Name of an image in messages."""
         return f"{self.paths[self.shards.item(index)]}, image {index}"
 
     def key(self, index: int) -> str:

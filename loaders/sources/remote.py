@@ -26,6 +26,7 @@ from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.schema import require
 
 RETRY = 0.5  # seconds until a shard is looked for again that another process is at, or that finds no room
+ROOM = 0.02  # seconds until a reader looks again for room, while all of it is held by downloads that go on
 DOWNLOADS = 4  # shards that a process fetches ahead at a time
 PARTS: dict[Split, tuple[str, ...]] = {"train": ("", "train"), "test": ("val", "test")}
 
@@ -104,7 +105,8 @@ class ShardCache:
         shard = self.shards[number]
         path = self.folder / shard.name
         while not self._there(path, shard):
-            self._fetch(shard, urgent=True)
+            if not self._fetch(shard, urgent=True):
+                time.sleep(ROOM)
         return str(path)
 
     def mend(self, number: int) -> bool:
@@ -200,7 +202,9 @@ class ShardCache:
                     file.flush()
                     os.fsync(file.fileno())
                 if right:
-                    partial.rename(path)
+                    # Whoever counts what the cache holds sees one of the two names, never none.
+                    with _locked(self.folder.parent / "lock", wait=True):
+                        partial.rename(path)
                     return True
             partial.unlink()
             raise StoreError(f"{self.store.url}/{shard.name} is not what was packed: its checksum differs")
@@ -208,7 +212,8 @@ class ShardCache:
     def _make_room(self, size: int, partial: Path, urgent: bool) -> bool:
         """Reserve `size` bytes for a download by a file of that length, evicting what was used longest ago.
 
-        What is used next goes only where a reader is waiting, the furthest first.
+        What is used next goes only where a reader is waiting, the furthest first. False where there is no room: what
+        other threads and processes are downloading cannot be evicted.
         """
         with self.changed:
             kept = [self.folder / self.shards[number].name for number in self.kept()]
@@ -224,7 +229,7 @@ class ShardCache:
                     break
                 used -= files[path][1]
                 path.unlink(missing_ok=True)
-            if used + size > self.limit and not urgent:
+            if used + size > self.limit:
                 return False
             with partial.open("wb") as file:
                 file.truncate(size)

@@ -123,7 +123,7 @@ class Source:
         return pixels
 
     def key(self, index: int) -> str:
-        """What the image is called within the set, such as its path below the root; the same wherever the set lies."""
+        """Name of the image within the set, such as its path below the root, wherever the set lies."""
         return f"image {index}"
 
     def sizes(self) -> NDArray[np.int64] | None:

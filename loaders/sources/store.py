@@ -93,7 +93,7 @@ class Store:
         return f"{self.path}/{name}" if name else self.path
 
     def _persist(self, name: str, act: Callable[[], Answer]) -> Answer:
-        """What `act` gives, tried again with growing pauses where the store fails."""
+        """Return the result of `act`, tried again with growing pauses where the store fails."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return act()

@@ -77,7 +77,7 @@ def test_only_the_main_process_speaks(tmp_path: Path, capsys: pytest.CaptureFixt
     log = open_log(tmp_path, main=False, tensorboard=True)
     log.write(1, 0.0, {"loss": 1.0})
     log.say("a line")
-    log.progress("a line")
+    log.progress("a line", 0.1)
     log.close()
     assert os.listdir(tmp_path) == []
     assert capsys.readouterr().out == ""
@@ -85,23 +85,9 @@ def test_only_the_main_process_speaks(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_lines_stay_where_no_terminal_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = open_log(tmp_path)
-    log.progress("x" * 200)
+    log.progress("x" * 200, 0.5)
     log.say("said")
     assert capsys.readouterr().out == "x" * 200 + "\nsaid\n"
-
-
-def test_the_live_line_stays_one_on_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = open_log(tmp_path)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "20")
-    log.progress("step 1")
-    log.progress("x" * 200)
-    log.say("a line that stays, however long")
-    assert capsys.readouterr().out == (
-        "\r\x1b[Kstep 1" + "\r\x1b[K" + "x" * 19 + "\r\x1b[Ka line that stays, however long\n"
-    )
 
 
 def test_tensorboard_gets_the_same_metrics(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Packs on a store: pixels, order and restart of a local pack, whatever the network does, from a bounded cache."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -82,10 +83,13 @@ def shard_bytes(packed: Path) -> int:
 
 
 def held(tmp_path: Path) -> int:
-    total = 0
-    for path in (tmp_path / "cache" / "packs").glob("*/shards/*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size if path.suffix != ".lock" else 0
+    """Bytes of all shards in the cache, whole and on their way, while nobody makes room or renames."""
+    packs, total = tmp_path / "cache" / "packs", 0
+    if packs.is_dir():
+        with remote._locked(packs / "lock", wait=True):
+            for path in packs.glob("*/shards/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    total += path.stat().st_size if path.suffix != ".lock" else 0
     return total
 
 
@@ -156,6 +160,34 @@ def test_the_cache_stays_within_its_limit(packed: Path, server: Any, tmp_path: P
     assert sorted(seen) == sorted(list(range(COUNT)) * 3)
     assert 0 < largest <= limit
     assert not loader.faults
+
+
+def test_a_reader_waits_for_room_that_downloads_hold(tmp_path: Path) -> None:
+    data = b"shard"
+    shards = [remote.Shard(f"shards/{k}", len(data), hashlib.sha256(data).hexdigest()) for k in range(3)]
+    slow, arrived = threading.Event(), []
+
+    class Slow:
+        def download(self, name: str, size: int, file: Any) -> str:
+            arrived.append(name)
+            assert slow.wait(20)
+            file.write(data)
+            return hashlib.sha256(data).hexdigest()
+
+    cache = ShardCache(Slow(), tmp_path / "cache" / "packs" / "one", shards, 2 * len(data))  # type: ignore[arg-type]
+    readers = [threading.Thread(target=cache.get, args=[k], daemon=True) for k in range(3)]
+    for reader in readers[:2]:
+        reader.start()
+    while len(arrived) < 2:
+        time.sleep(0.001)
+    readers[2].start()
+    time.sleep(0.1)
+    assert held(tmp_path) == 2 * len(data) and len(arrived) == 2, "the third shard has no room yet"
+    slow.set()
+    for reader in readers:
+        reader.join(20)
+        assert not reader.is_alive()
+    assert len(arrived) >= 3 and held(tmp_path) <= 2 * len(data)
 
 
 def test_a_cache_that_is_too_small_is_refused(packed: Path, server: Any, tmp_path: Path) -> None:
