@@ -6,6 +6,9 @@ All levers change the same contestant, the base: the preset that leads the short
 
 from typing import NamedTuple
 
+from benchmarks.cifar10.reproduce import recipe
+from fastrdm.methods.presets import PRESETS
+
 Settings = tuple[str, ...]
 
 BASE: Settings = (
@@ -39,20 +42,21 @@ def _over(group: str, name: str, *changes: str, what: str = "") -> Lever:
     return Lever(group, name, (*BASE, *changes), what)
 
 
-def _method(preset: str, recipe: str, *changes: str) -> Lever:
+def _method(preset: str) -> Lever:
     """Another method, on the terms that its own recipe for a CPU sets."""
-    return Lever("method", preset, (f"cifar10/{recipe}.yaml", f"preset={preset}", *_ALL, *changes))
+    return Lever("method", preset, (recipe(preset, "cpu"), f"preset={preset}", *_ALL))
 
 
+NEWER = ("fastsiam", "vicreg", "lejepa", "barlow_twins", "simdino", "directpred")  # those that this version has
 FIRST = [
     Lever("base", "base", BASE, "rdm_byol_target1, batch 128, sgd at 0.3, momentum of the average 0.95 to 1"),
     _over("rate", "lr x 2", "optim.lr=0.6"),
     _over("batch", "batch 64", "loader.batch_size=64"),
-    _method("byol", "cpu_byol"),
-    _method("simsiam", "cpu"),
+    _method("byol"),
+    _method("simsiam"),
     _over("views", "progressive 24, 32", "loader.views.*.progressive=[[5, 24]]", what="24 px for five epochs, then 32"),
     _over("views", "2 x 32 + 4 x 20", f"loader.views=[{_GLOBAL}, {_SOLARIZED}, {', '.join([_LOCAL] * 4)}]", *_CIFAR),
-    _method("rdm_byol_target0.7", "cpu_ema"),
+    _method("rdm_byol_target0.7"),
     _over("average", "average 0.9 to 1", "method.ema.momentum=0.9"),
     _over("schedule", "linear to zero", "optim.schedule=linear"),
     _over("optimizer", "adamw", "optim.name=adamw", "optim.lr=0.004", "optim.weight_decay=0.01"),
@@ -62,8 +66,8 @@ FIRST = [
 SECOND = [
     _over("batch", "batch 256", "loader.batch_size=256"),
     _over("head", "head 512, 512", "method.projector.hidden=512", "method.projector.out=512"),
-    _method("swav_target", "cpu_swav_target"),
-    _method("rdm_simsiam_target1", "cpu"),
+    _method("swav_target"),
+    _method("rdm_simsiam_target1"),
     _over("schedule", "one-cycle", "optim.schedule=linear", "optim.warmup=30%"),
     _over("rate", "lr x 4", "optim.lr=1.2"),
     _over("average", "average 0.99 to 1", "method.ema.momentum=0.99"),
@@ -80,8 +84,9 @@ SECOND = [
     _over("rate", "lr x 0.5", "optim.lr=0.15"),
     _over("optimizer", "lamb", "optim.name=lamb", "optim.lr=0.01", "optim.weight_decay=0.01"),
     _over("optimizer", "weight decay x 10", "optim.weight_decay=1e-4"),
-    _method("swav", "cpu_swav"),
-    _method("dino", "cpu_dino"),
+    _method("swav"),
+    _method("dino"),
+    *(_method(preset) for preset in NEWER if preset in PRESETS),
 ]  # fmt: skip
 TOGETHER: list[Lever] = []  # levers that helped alone, joined
 
