@@ -170,6 +170,17 @@ def test_every_entry_is_a_configuration(name: str) -> None:
     assert (c.loader.subset is None) == (run.ENTRIES[name].budget != "cpu")
 
 
+def test_the_races_recipe_is_what_its_head_says() -> None:
+    race, base, lightly = (
+        run_config.load(names) for names in (["cifar10/race.yaml"], [*BASE], ["cifar10/lightly_byol.yaml"])
+    )
+    assert (race.preset, race.optim.name, race.optim.lr) == (base.preset, base.optim.name, base.optim.lr)
+    assert [(v.size, v.scale, v.solarize) for v in race.loader.views] == [
+        (v.size, v.scale, v.solarize) for v in base.loader.views
+    ]
+    assert race.optim.lr * race.optim.weight_decay == pytest.approx(lightly.optim.lr * lightly.optim.weight_decay)
+
+
 def test_the_score_is_scikit_learns() -> None:
     draw = torch.Generator().manual_seed(0)
     bank, query = (
