@@ -313,10 +313,11 @@ metric that a run logs.
 The labels are {labels}. {nearest}
 
 The bound of the spread was moved once, from 2 % to 0.5 %, when the runs that choose were there. At 2 % it called four
-runs complete collapses (`rdm_byol_log`, `rdm_byol_log1p`, `rdm_byol_log1p_sq` and `rdm_byol_target0.3`, spread 1.0 % to
-1.4 %) whose embeddings have a large mean and tell images apart: two views of an image are nearer than views of two images
-in 65 % to 72 % of the pairs, as in healthy runs, and the k-NN accuracy rose. Seeds 0 and 1 chose the thresholds; seeds 2
-and 3 had been seen when the bound and the order of the rule were settled, so that they count with those that choose.
+runs complete collapses (`rdm_byol_log`, `rdm_byol_log1p`, `rdm_byol_log1p_sq` and `rdm_byol_target0.3`, spread 1.0 %
+to 1.4 %) whose embeddings have a large mean and tell images apart: two views of an image are nearer than views of two
+images in 65 % to 72 % of the pairs, as in healthy runs, and the k-NN accuracy rose. Seeds 0 and 1 chose the
+thresholds; seeds 2 and 3 had been seen when the bound and the order of the rule were settled, so that they count with
+those that choose.
 
 Runs that did not become what they were made for, and what became of border cases:
 
