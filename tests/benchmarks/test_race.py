@@ -136,7 +136,7 @@ def test_the_record_pairs_seeds_and_pools_the_spread() -> None:
     assert lines.index(next(line for line in lines if "lr x 2" in line)) == 3, "the largest gain first"
     assert "| whitened features | 7 | +1.0 ± 0.0 |" in record.options_table([r | {"knn10_target": "0.1"} for r in rows])
     text = record.proxy_record([r | {"knn10_target": "0.1"} for r in rows], "What somebody read.")
-    assert "What somebody read." in text and "1.00 points of a paired difference\nwith 2 degrees" in text
+    assert "What somebody read." in text and "1.00 points of a paired difference, with 2\ndegrees" in text
 
 
 def test_records_are_what_their_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
