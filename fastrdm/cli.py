@@ -33,7 +33,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(
-        "commands.train", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
+        "commands.train_help", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
     ),
     "eval": Command("commands.evaluate", "Measure a trained encoder by k-NN, a linear probe or fine-tuning."),
     "embed": Command("commands.embed", "Write the features of all images of a source, with names and labels."),
@@ -42,6 +42,7 @@ COMMANDS = {
     "report": Command("report.page", "Write an HTML page about one run or several."),
     "export": Command("commands.export", "Write an encoder's weights for torchvision, timm or safetensors."),
     "plan": Command("commands.plan", "Estimate the memory and the time of a run without training it."),
+    "bench": Command("commands.bench", "Measure how fast your images are loaded and trained on, and say what to set."),
     "pack": Command("loaders.packing.pack", "Pack a folder of images into a few large files that load quickly."),
     "recipes": Command("commands.catalog", "List the configuration files that come with fastrdm.", "recipes"),
     "presets": Command("commands.catalog", "List the methods, and which recipes there are for each.", "presets"),
@@ -56,15 +57,17 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     _print_any_name()
     try:
         status, told = command(arguments), ""
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()  # here, where a full disk behind it is told in one line
     except RunError as error:
         status, told = EXIT_FAILED, str(error)
     except ValueError as error:
         status, told = EXIT_REFUSED, str(error)
     except BrokenPipeError:
-        # Whoever reads the output has left, such as `head`. Python would try to flush it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever reads the output has left, such as `head`
         return EXIT_FAILED
     except OSError as error:  # a full disk, a file that may not be read
+        _drop_output()
         status, told = EXIT_FAILED, f"{error.filename or 'a file'}: {error.strerror or error}"
     except KeyboardInterrupt:
         status, told = 128 + signal.SIGINT, "interrupted"
@@ -72,11 +75,22 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     return status
 
 
+def _drop_output() -> None:
+    """Where what was printed cannot be written, let nothing be left of it: Python would try once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _tell(status: int, told: str) -> None:
     """Print how a command ended. A worker of several leaves it to its launcher, else to the first worker."""
     folder = os.environ.get(OUTCOMES)
     if folder is not None:
-        Path(folder, os.environ.get("RANK", "0")).write_text(json.dumps([status, told]), encoding="utf-8")
+        try:
+            Path(folder, os.environ.get("RANK", "0")).write_text(json.dumps([status, told]), encoding="utf-8")
+        except OSError as error:
+            print(f"{told}\nfastrdm: {folder}: {error.strerror}".lstrip(), file=sys.stderr)
     elif told and (status != EXIT_REFUSED or not re.fullmatch("0*[1-9][0-9]*", os.environ.get("RANK", "0"))):
         print(told, file=sys.stderr)
 

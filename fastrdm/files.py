@@ -1,7 +1,11 @@
 """Files on disk: checksums, flushing, and writing under another name before the rename. No torch."""
 
+import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +44,29 @@ def read_npy(path: Path) -> NDArray[Any]:
         raise ValueError(f"{path} cannot be read as an array: {reason}") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it: where the disk is full, what was there stays. Raises OSError."""
+@contextmanager
+def whole(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """A name beside `path` for what the block writes, a file or a folder; after the block it is called `path`.
+
+    Where writing fails, as on a full disk, what was at `path` stays, nothing else is left, and OSError names `path`.
+    `failures`: what a library raises in place of OSError.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        yield partial
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except failures as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    finally:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is there whole or as it was before. OSError names the file.
+
+    Text becomes UTF-8, in which bytes of names of files that are no text are escaped.
+    """
+    with whole(path) as partial:
+        partial.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

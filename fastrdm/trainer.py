@@ -30,6 +30,7 @@ from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
+from fastrdm.runtime.checkpoint_store import CheckpointStore
 from fastrdm.runtime.log import RunLog
 from fastrdm.runtime.profiler import StepProfiler
 from fastrdm.runtime.run_folder import RunFolder
@@ -59,6 +60,8 @@ class Trainer:
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
         distributed.agree(run_config.to_yaml(settings))
         distributed.on_main(folder.check)
+        url = settings.checkpoint.store
+        self.copies = CheckpointStore(url) if url and self.processes.main else None
         torch.manual_seed(settings.train.seed)
         distributed.together(self._open_data)
         self._choose(folder.path)
@@ -73,9 +76,8 @@ class Trainer:
         self.monitor = RankMonitor(settings.monitor, self.method, views, images, self.processes)
         self.judge = Judge(images)
         self.analysis = PeriodicAnalysis(settings, self.method, self.source, self.test, self.processes)
-        self.state = RunState(
-            settings, folder, self.processes, self.stepper, self.loader, self.losses, self.monitor, self.data
-        )
+        parts = self.stepper, self.loader, self.losses, self.monitor
+        self.state = RunState(settings, folder, self.processes, *parts, self.data, self.judged_on, self.copies)
         classes = len(self.source.classes) if self.learner.probe else 0
         self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
         self.stop = distributed.StopSignal()
@@ -101,11 +103,15 @@ class Trainer:
         self.unmeasured = no_accuracy(self.sets.bank, self.test)
         self.labeled = self.unmeasured is None
         self.data = fingerprint(self.source)
+        bank = self.data if self.sets.bank is self.source else fingerprint(self.sets.bank)
+        self.judged_on = {"training": bank, "test": fingerprint(self.test)}
 
     def _choose(self, folder: Path) -> None:
         """Settle what is left at `auto`; a run that goes on keeps what its checkpoint says."""
         distributed.agree(self.data)
-        stored = distributed.on_main(lambda: checkpoint.newest_settings(folder))
+        stored = distributed.on_main(
+            lambda: checkpoint.newest_settings(folder) or (self.copies.newest_settings() if self.copies else {})
+        )
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
         self.notes += told
@@ -157,16 +163,20 @@ class Trainer:
 
     def _train(self, introduction: Sequence[str]) -> bool:
         c, total = self.settings, self.horizon.total
+        fetched = distributed.on_main(self.state.fetch)
         if self.processes.world > 1 and checkpoint.existing(self.state.folder):
             sizes, share = [view.size for view in c.loader.views], c.loader.batch_size // self.processes.world
             for _ in range(2):
                 self.train_step(dummy_batch(share, sizes, self.processes.device, self.dtype))  # undone by what follows
         self.step, self.metrics, said = self.state.resume()
-        self._open_log(introduction, said)
+        self._open_log(introduction, [*fetched, *said])
         self.trace = self.step_trace()
         if self.step == 0:
             self._begin()
-        self.state.describe()
+        try:
+            self.state.describe()
+        except OSError as error:
+            self.log.say(f"training goes on, but {error.filename} could not be written: {error.strerror}")
         if self.step == 0 and self.analysis.due(0):
             self.observe()
         try:
@@ -364,7 +374,7 @@ class Trainer:
         """Write a checkpoint. A full disk costs this checkpoint only, unless `must`, for the run's last one."""
         self.losses.check()
         try:
-            self.state.save(self.step, self.metrics)
+            self.state.save(self.step, self.metrics, last=must)
         except CheckpointError as error:
             if must:
                 raise

@@ -13,9 +13,10 @@ FILES = sorted((PROGRAMS / "corpora").glob("*/*"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.name}")
 def test_readers_take_or_refuse_what_fuzzing_found(file: Path) -> None:
-    began = time.monotonic()
+    TARGETS[file.parent.name][0](b"")  # which imports the reader
+    began = time.process_time()
     TARGETS[file.parent.name][0](file.read_bytes())
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_every_target_has_a_corpus_of_a_few_kilobytes() -> None:

@@ -57,6 +57,12 @@ def test_import_needs_no_torch() -> None:
         (["--help"], "usage: fastrdm COMMAND"),
         (["pack", "--help"], "usage: fastrdm pack"),
         (["doctor", "--help"], "usage: fastrdm doctor"),
+        (["train", "--help"], "usage: fastrdm train"),
+        (["train", "--help", "optim"], "  optim.name"),
+        (["recipes"], "recipe "),
+        (["presets"], "preset "),
+        (["schema"], "{"),
+        (["completion", "bash"], "_fastrdm()"),
     ],
 )
 def test_what_needs_no_torch_answers_at_once(arguments: list[str], start: str) -> None:

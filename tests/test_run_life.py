@@ -272,14 +272,14 @@ def test_half_a_line_on_a_full_disk_is_taken_back(tmp_path: Path, monkeypatch: p
 
 
 def test_a_summary_that_cannot_be_written_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Path.write_text
+    whole = Path.write_bytes
 
-    def write_text(self: Path, *arguments: Any, **more: Any) -> int:
-        if self.name == "summary.json":
+    def write_bytes(self: Path, data: bytes) -> int:
+        if "summary.json" in self.name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(self, *arguments, **more)
+        return whole(self, data)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     code, told = run()
     assert code == cli.EXIT_FAILED and "summary.json could not be written: No space left on device" in told
 

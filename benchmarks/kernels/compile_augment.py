@@ -12,14 +12,14 @@ from typing import Any
 from benchmarks import common
 from benchmarks.common import Row
 from benchmarks.kernels.compile_spectral import compiled, used, versions
-from fastrdm.kernels.augment.layout import COLUMNS
+from fastrdm.kernels.augment.layout import COLUMNS, NUMBERS, SWITCHES
 
 FIELDS = ["kernel", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
 
 
 def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     """Name, kernel, argument types and constants of the variants that training uses."""
-    from fastrdm.kernels.augment import augment_triton
+    from fastrdm.kernels.augment import augment_triton, parameters_triton
 
     tile = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
     crop = {"pixel_ptr": "*u8", "offset_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
@@ -34,16 +34,19 @@ def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         for reach in (0, 11):
             flags = {"PARTS": 64, "GRAY": True, "REACH": reach, "SOLARIZED": True, **tile}
             out.append((f"finish {kind}{' blur' * (reach > 0)}", augment_triton._finish_kernel, finish, flags))
+    draw = {"table_ptr": "*fp64", "epoch_ptr": "*i64", "index_ptr": "*i64", "height_ptr": "*i64", "width_ptr": "*i64"}
+    draw |= {"out_ptr": "*fp32", "count": "i32", "seed_low": "i64", "seed_high": "i64"}
+    sizes = {"NUMBERS": NUMBERS, "COLUMNS": COLUMNS, "SWITCHES": len(SWITCHES), "BLOCK": parameters_triton.BLOCK}
+    out.append(("parameters", parameters_triton._draw_kernel, draw, sizes))
     return out
 
 
 def rows() -> Iterator[Row]:
     """A row for each variant."""
     for name, kernel, types, constants in cases():
-        built = compiled(kernel, types, constants)
-        found = [unit for unit in ("wgmma.mma_async", "mma.sync") if unit in built.asm["ptx"]]
-        cores = found[0].partition(".")[0] if found else "none"
-        yield {**used(name, built), "tensor_cores": cores, **versions()}
+        # The draw is launched so: see parameters_triton.
+        options: dict[str, int] | None = {"enable_fp_fusion": False} if name == "parameters" else None
+        yield {**used(name, compiled(kernel, types, constants, options)), **versions()}
 
 
 def main() -> None:

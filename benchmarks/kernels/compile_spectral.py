@@ -1,8 +1,10 @@
-"""Compile the spectral Triton kernels for sm_90 without a GPU and print what they use, one CSV row a kernel.
+"""Compile the spectral Triton kernels without a GPU and print what they use, one CSV row a kernel and architecture.
 
     python -m benchmarks.kernels.compile_spectral > benchmarks/results/spectral_sm90.csv
+    python -m benchmarks.kernels.compile_spectral --arch 80 > benchmarks/results/spectral_sm80.csv
 
-Registers and spills a thread, shared memory a block in bytes, and whether the tensor cores of Hopper (wgmma) are used.
+Registers and stack bytes (spills) a thread, shared memory a block in bytes, and the instruction that the tensor cores
+run: wgmma on Hopper, tcgen05 on Blackwell, mma elsewhere.
 """
 
 import os
@@ -19,7 +21,7 @@ from benchmarks.common import Row
 
 FLOAT, HALF, TYPES = "*fp32", "*fp16", ("*fp32", "*bf16", "*fp16")
 Case = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]  # name, kernel, types, constants, options
-FIELDS = ["kernel", "registers", "stack_bytes", "shared_bytes", "wgmma", "torch", "triton"]
+FIELDS = ["kernel", "arch", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
 
 
 def products() -> Iterator[Case]:
@@ -30,27 +32,74 @@ def products() -> Iterator[Case]:
     types |= dict.fromkeys(("a_largest_ptr", "b_largest_ptr", "add_ptr", "out_ptr"), FLOAT)
     types |= dict.fromkeys(("high_ptr", "low_ptr"), HALF) | dict.fromkeys(("m", "n", "depth", "a_row"), "i32")
     types |= dict.fromkeys(("alpha", "beta", "gamma", "scale"), "fp32")
-    for symmetric_, size in ((True, 512), (True, 2048), (False, 512), (False, 2048)):
+    types |= dict.fromkeys(("weight_ptr", "t1_ptr", "t2_ptr", "t3_ptr"), FLOAT)
+    types |= {"weight_stride": "i32", "square_ptr": "*fp64"}
+    shapes = ((True, 512), (True, 2048), (False, 512), (False, 2048))
+    variants = [*((*shape, "") for shape in shapes), (True, 512, "combined"), (True, 512, "squares")]
+    for symmetric_, size, extra in variants:
         tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024))
         how: dict[str, Any] = {
             "UNITS": False,
             "SYMMETRIC": symmetric_,
-            "ADD": symmetric_,
-            "KEEP_PARTS": True,
+            "ADD": symmetric_ and extra != "squares",
+            "COMBINED": extra == "combined",
+            "SQUARES": extra == "squares",
+            "KEEP_PARTS": extra != "squares",
             "ALIGNED": True,
         }
         how |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth, "a_column": 1}
         across, down = ("b_row", "b_column") if symmetric_ else ("b_column", "b_row")
         constants, options = how | {across: 1}, {"num_warps": tile.warps, "num_stages": tile.stages}
-        name = f"{'axpby' if symmetric_ else 'product'} {size}"
+        name = f"{'axpby' if symmetric_ else 'product'} {size} {extra}".strip()
         yield name, fp16x3_triton._product_kernel, types | {down: "i32"}, constants, options
+
+
+def around() -> Iterator[Case]:
+    """What surrounds the products of a filter, for two views of 512 rows."""
+    from fastrdm.kernels.linalg import fp16x3_triton
+    from fastrdm.kernels.spectral import around_triton as kernels
+    from fastrdm.kernels.spectral.dominant import ALONE
+
+    double, sizes = "*fp64", {"height": "i32", "width": "i32"}
+    combine = dict.fromkeys(("weight_ptr", "t1_ptr", "t2_ptr", "t3_ptr", "out_ptr"), FLOAT)
+    combine |= {"high_ptr": HALF, "low_ptr": HALF, "weight_stride": "i32", "n": "i32"}
+    chunk = {"CHUNK": fp16x3_triton.CHUNK}
+    yield "combine", fp16x3_triton._combine_kernel, combine, chunk, {}
+    squares = {"x_ptr": FLOAT, "square_ptr": double, "width": "i32"}
+    yield "row squares", kernels._squares_kernel, squares, {"BLOCK": kernels.WIDE}, {}
+    tile = {"ROWS": kernels.ROWS, "BLOCK": kernels.BLOCK}
+    turn = {"x_ptr": FLOAT} | dict.fromkeys(("square_ptr", "before_ptr", "left_ptr", "part_ptr"), double) | sizes
+    for first in (True, False):
+        flags = {"FIRST": first, "COUNT": 512, **tile}
+        yield f"dominant {'first ' * first}round", kernels._round_kernel, turn, flags, {}
+    names = ("square_ptr", "part_ptr", "left_ptr", "rest_square_ptr", "out_left_ptr", "size_ptr", "right_ptr")
+    rest = {"x_ptr": FLOAT, "rest_ptr": FLOAT} | dict.fromkeys(names, double) | sizes
+    yield "dominant rest", kernels._rest_kernel, rest, {"ALONE": ALONE, **tile}, {}
+    norm = {"x_ptr": FLOAT, "square_ptr": double, "norm_ptr": double, "high_ptr": HALF, "low_ptr": HALF}
+    norm |= {"elements": "i32", "squares": "i32", "scale": "fp32"}
+    yield "over norm", kernels._over_norm_kernel, norm, {"BLOCK": kernels.BLOCK, **chunk}, {}
+    bound = dict.fromkeys(("x_ptr", "gram_ptr", "x_out_ptr", "gram_out_ptr"), FLOAT)
+    bound |= dict.fromkeys(("x_high_ptr", "x_low_ptr", "gram_high_ptr", "gram_low_ptr"), HALF)
+    bound |= dict.fromkeys(("square_ptr", "gram_square_ptr", "size_ptr", "bound_ptr"), double)
+    bound |= dict.fromkeys(("elements", "gram_elements", "chunks", "squares", "gram_squares"), "i32")
+    bound |= {"share": "fp32", "scale": "fp32"}
+    yield "over bound", kernels._over_bound_kernel, bound, {"BLOCK": kernels.BLOCK, **chunk}, {}
+    row = {"x_ptr": FLOAT, "high_ptr": HALF, "low_ptr": HALF, "scale": "fp32"} | sizes
+    row |= dict.fromkeys(("right_ptr", "along_ptr", "unit_ptr"), double)
+    yield "rows in", kernels._rows_in_kernel, row, {"BLOCK": kernels.WIDE}, {}
+    out = dict.fromkeys(("unit_ptr", "gain_ptr", "along_ptr", "weight_ptr", "right_ptr"), double)
+    out |= dict.fromkeys(("along_batch", "width", "c_batch", "c_row", "c_column"), "i32")
+    out |= {"c_ptr": FLOAT, "out_ptr": FLOAT, "exponent": "fp32", "factor": "fp32"}
+    for power in (False, True):
+        flags = {"POWER": power, "DOMINANT": True, "BLOCK": kernels.WIDE}
+        yield f"rows out{' of a power' * power}", kernels._rows_out_kernel, out, flags, {}
 
 
 def cases() -> list[Case]:
     """Every variant that runs."""
     from fastrdm.kernels.linalg import gram_triton
 
-    out, tile = list(products()), {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
+    out, tile = [*products(), *around()], {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
     for kind in TYPES:
         gram = {"x_ptr": kind, "scale_ptr": FLOAT, "mean_ptr": FLOAT, "part_ptr": FLOAT}
         gram |= dict.fromkeys(("height", "width", "share", "splits"), "i32")
@@ -75,8 +124,12 @@ def compiled(
     constants: dict[str, Any],
     options: dict[str, int] | None = None,
     integers: bool = False,
+    arch: int = 90,
 ) -> Any:
-    """The kernel as Triton compiles it for sm_90; pointers, and `integers` too, are taken as divisible by 16."""
+    """The kernel as Triton compiles it for an architecture: 90 is sm_90.
+
+    Pointers, and `integers` too, are taken as divisible by 16.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -86,7 +139,7 @@ def compiled(
     sixteens = [i for i, kind in enumerate(signature.values()) if kind[0] == "*" or (integers and kind == "i32")]
     aligned = {(i,): [["tt.divisibility", 16]] for i in sixteens}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -104,9 +157,16 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 def used(name: str, built: Any) -> dict[str, object]:
-    """The columns that both tables of compiled kernels have, but for the tensor cores."""
+    """The columns that both tables of compiled kernels have."""
     registers, stack = resources(built.asm["cubin"])
-    return {"kernel": name, "registers": registers, "stack_bytes": stack, "shared_bytes": built.metadata.shared}
+    found = [unit for unit in ("wgmma.mma_async", "tcgen05.mma", "mma.sync") if unit in built.asm["ptx"]]
+    return {
+        "kernel": name,
+        "registers": registers,
+        "stack_bytes": stack,
+        "shared_bytes": built.metadata.shared,
+        "tensor_cores": found[0].partition(".")[0] if found else "none",
+    }
 
 
 def versions() -> dict[str, str]:
@@ -116,17 +176,19 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "triton": triton.__version__}
 
 
-def rows() -> Iterator[Row]:
+def rows(arch: int) -> Iterator[Row]:
     """A row for each variant."""
     for name, kernel, types, constants, options in cases():
-        built = compiled(kernel, types, constants, options, integers=True)
-        yield {**used(name, built), "wgmma": "wgmma.mma_async" in built.asm["ptx"], **versions()}
+        built = compiled(kernel, types, constants, options, integers=True, arch=arch)
+        yield {**used(name, built), "arch": f"sm_{arch}", **versions()}
 
 
 def main() -> None:
-    common.parser(__doc__).parse_args()
+    parser = common.parser(__doc__)
+    parser.add_argument("--arch", type=int, default=90, help="compute capability times ten: 80, 90, 100")
+    arguments = parser.parse_args()
     common.require_packages("triton")
-    common.print_rows(FIELDS, rows())
+    common.print_rows(FIELDS, rows(arguments.arch))
 
 
 if __name__ == "__main__":

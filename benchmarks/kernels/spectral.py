@@ -38,6 +38,7 @@ TASKS: list[tuple[str, float | None, str]] = [
     ("power", 2.0, "target"),
     ("power", -1.0, "target"),
     ("power", -0.7, "target"),
+    ("power", -0.5, "target"),  # the target filter of the presets
     ("log1p", None, "target"),  # forward only
     ("log1p", None, "online"),  # forward and backward
 ]

@@ -31,6 +31,7 @@ BARS: list[tuple[Shape, Task, float]] = [  # milliseconds a call
     (TWO, ("power", 2.0, "target"), 0.06),
     (TWO, ("power", -1.0, "target"), 0.25),
     (TWO, ("power", -0.7, "target"), 0.45),
+    (TWO, ("power", -0.5, "target"), 0.33),  # the target filter of the presets
     *[(TWO, task, 0.6) for task in LOGS],
     (LARGE, ("power", -1.0, "target"), 3.0),
     *[(LARGE, task, 7.0) for task in LOGS],

@@ -1,11 +1,12 @@
 """Reading from every form: decoded images a second in random order, beside a plain simplejpeg loop over files.
 
-    python -m benchmarks.loaders.forms FOLDER [--images 1000] [--turns 5] [--peers PYTHON]
+    python -m benchmarks.loaders.forms FOLDER [--images 1000] [--turns 5] [--peers PYTHON ...]
 
 FOLDER holds JPEG files, one folder a class. They are written as a tar file of tar files, WebDataset, parquet and a pack
 behind a web server on 127.0.0.1, whose shards are in the cache when the clock starts. Each contestant reads each image
-once in a turn, on one thread; a turn is one pass of each, so that what slows the machine slows all. --peers: a Python
-that has webdataset, litdata and datasets, whose own readers then read the same files. Also: how long it takes to list
+once in a turn, on one thread; a turn is one pass of each, so that what slows the machine slows all. --peers: Pythons
+that have webdataset, litdata, datasets or mosaicml-streaming, whose own readers then read the same files; each of them
+by the first Python that has it. Also: how long it takes to list
 1,000,000 files, and how long training at 1,000 images/s waits for a store of 100 MB/s that answers after 20 ms.
 """
 
@@ -17,7 +18,7 @@ import tarfile
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ PEERS = {
     "datasets": "import datasets as d; s = d.load_dataset('parquet', data_files=str(root / 'parquet' / '*.parquet'), "
     "split='train', streaming=True, cache_dir=str(root / 'hf')).cast_column('image', d.Image(decode=False)); "
     "r = (x['image']['bytes'] for x in s.shuffle(seed=0, buffer_size=400))",
+    "mosaicml-streaming": "import streaming as s; d = globals().get('d') or s.StreamingDataset(local=str(root / "
+    "'mds'), shuffle=True, batch_size=1); r = (x['image'] for x in d)",
     "litdata": "import litdata as l; r = (x['image'] for x in l.StreamingDataset(str(root / 'litdata'), shuffle=True))",
 }
 WRITE_LITDATA = """
@@ -59,6 +62,16 @@ if __name__ == "__main__":
     files = [str(p) for p in sorted(root.glob("folder/*/*"))]
     optimize(sample, files, str(root / "litdata"), chunk_bytes="16MB", num_workers=1)
 """
+WRITE_MDS = """
+import sys
+from pathlib import Path
+from streaming import MDSWriter
+root = Path(sys.argv[1])
+with MDSWriter(out=str(root / "mds"), columns={"image": "bytes", "label": "int"}, size_limit=16_000_000) as out:
+    for path in sorted(root.glob("folder/*/*")):
+        out.write({"image": path.read_bytes(), "label": 0})
+"""
+WRITERS = {"litdata": WRITE_LITDATA, "mosaicml-streaming": WRITE_MDS}
 READ_PEER = """
 import sys, time
 from pathlib import Path
@@ -174,19 +187,22 @@ def forms(root: Path, url: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def peers(python: str, root: Path, turns: int) -> dict[str, list[float]]:
+def peers(pythons: Sequence[str], root: Path, turns: int) -> dict[str, list[float]]:
     """Images a second of the readers of other projects, in a process of their own each."""
     found = {}
-    (root / "write_litdata.py").write_text(WRITE_LITDATA)
-    subprocess.run([python, str(root / "write_litdata.py"), str(root)], check=False, capture_output=True)
     for name, make in PEERS.items():
-        command = [python, "-c", READ_PEER.format(make=make), str(root), str(turns)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        if done.returncode:
-            print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-            continue
-        rows = [line.split() for line in done.stdout.splitlines()]
-        found[name] = [int(count) / float(seconds) for count, seconds in rows]
+        for python in pythons:
+            if name in WRITERS:
+                writer = root / f"write_{name}.py"
+                writer.write_text(WRITERS[name])
+                subprocess.run([python, str(writer), str(root)], check=False, capture_output=True)
+            command = [python, "-c", READ_PEER.format(make=make), str(root), str(turns)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode == 0:
+                rows = [line.split() for line in done.stdout.splitlines()]
+                found[name] = [int(count) / float(seconds) for count, seconds in rows]
+                break
+            print(f"{name} by {python}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
     return found
 
 
@@ -246,7 +262,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--peers")
+    parser.add_argument("--peers", nargs="+", metavar="PYTHON", default=[])
+    parser.add_argument("--out", type=Path, default=RESULT, help="CSV that rows are added to")
     parser.add_argument("--listed", type=int, default=1_000_000)
     options = parser.parse_args()
     sources = sorted(options.folder.rglob("*.JPEG"))
@@ -271,7 +288,7 @@ def main() -> None:
             ratios = [a / b for a, b in zip(seconds[LOOP], times, strict=True)]
             rows.append(_row(name, [len(files) / t for t in times], statistics.median(ratios)))
         base = statistics.median(len(files) / t for t in seconds[LOOP])
-        for name, rates in peers(options.peers, root, options.turns).items() if options.peers else ():
+        for name, rates in peers(options.peers, root, options.turns).items():
             rows.append(_row(f"{name}'s own reader", rates, statistics.median(rates) / base))
         share, seen = waiting(root, 1000.0)
         what = f"data wait, {seen:,} images at 1,000 images/s from a store of 100 MB/s and 20 ms, share"
@@ -280,7 +297,7 @@ def main() -> None:
         rows.append({"what": f"listing {options.listed:,} files, seconds", "value": f"{seconds_listed:.2f}"})
         rows.append({"what": f"listing {options.listed:,} files, bytes an image", "value": f"{held:.0f}"})
     common.print_rows(FIELDS, rows)
-    with common.added_rows(RESULT, [*FIELDS, *common.MACHINE]) as table:
+    with common.added_rows(options.out, [*FIELDS, *common.MACHINE]) as table:
         for row in rows:
             table.writerow({**row, **common.machine(common.available_device())})
 

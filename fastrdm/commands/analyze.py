@@ -14,6 +14,7 @@ from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.sets import open_sets
+from fastrdm.files import write_whole
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             replicates=options.replicates,
             trust=options.trust,
         )
-        (run / FILE).write_text(json.dumps(measured._asdict(), indent=1))
+        write_whole(run / FILE, json.dumps(measured._asdict(), indent=1))
         lines = [str(run), *summary_lines(measured.metrics)]
         if "scores/images" in measured.metrics:
             lines += ["scores before softmax:", *summary_lines(measured.metrics, "scores/")]

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from fastrdm.commands.described import kept
 from fastrdm.config import tree
 from fastrdm.methods.presets import PRESETS
 
@@ -61,12 +62,8 @@ def shipped() -> dict[str, tree.Source]:
 def completion_script(shell: str) -> str:
     """Return the script that a shell runs to complete the words of `fastrdm`; the words are written into it."""
     from fastrdm.cli import COMMANDS
-    from fastrdm.config import help
-    from fastrdm.config.run_config import Config
 
-    settings = [setting for setting in help.walk(Config)]
-    keys = [f"{setting.key}={choice}" for setting in settings for choice in setting.choices or [""]]
-    words = [*shipped(), *(f"preset={name}" for name in PRESETS), *keys]
+    words = [*shipped(), *(f"preset={name}" for name in PRESETS), *kept("words")]
     return SHELLS[shell].format(commands=" ".join(COMMANDS), words=" ".join(words))
 
 

@@ -20,6 +20,7 @@ from fastrdm.commands.evaluate import opened as open_foreign
 from fastrdm.commands.pretrained import Pretrained, add_trust, from_path, load_projector
 from fastrdm.evaluation.embedding import FEATURES, Embedded, blocks, complete, embed, tap_features, unit_length, whiten
 from fastrdm.evaluation.evaluator import Machine, sized
+from fastrdm.files import whole, write_whole
 from fastrdm.live_line import LiveLine
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source
@@ -166,7 +167,7 @@ def _embed(
     write_tables(found, source, options.out, parquet=options.parquet)
     done = {"whiten": options.whiten, "unit": options.unit, "rows": len(found.numbers), "unreadable": found.faults}
     done |= {"seconds": time.monotonic() - began, "fastrdm": version("fastrdm")}
-    (options.out / ABOUT).write_text(json.dumps({**about, **done}, indent=1, default=str))
+    write_whole(options.out / ABOUT, json.dumps({**about, **done}, indent=1, default=str))
     complete(options.out)
     for reason in list(found.faults.values())[:5]:
         live.say(f"left out, cannot be read: {reason}")
@@ -180,7 +181,10 @@ def write_tables(found: Embedded, source: Source, out: Path, *, parquet: bool) -
     names = [source.key(index) for index in found.numbers.tolist()]
     numbers = source.labels[found.numbers].tolist()
     labels = [source.classes[n] if 0 <= n < len(source.classes) else None for n in numbers]
-    with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole(out / TABLE) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(("index", "name", "label"))
         writer.writerows(zip(found.numbers.tolist(), names, (label or "" for label in labels), strict=True))
@@ -196,8 +200,13 @@ def _write_parquet(found: Embedded, names: list[str], labels: list[str | None], 
     vector = pa.list_(pa.float32(), width)
     columns = [("index", pa.int64()), ("name", pa.string()), ("label", pa.string()), ("features", vector)]
     schema = pa.schema(columns)
-    with pq.ParquetWriter(file, schema) as writer:
+    # parquet has no text but UTF-8: bytes of names that are none are escaped
+    shown, classes = (
+        [text and text.encode("utf-8", "backslashreplace").decode() for text in t] for t in (names, labels)
+    )
+    # opened here, since pyarrow takes no path that is not UTF-8
+    with whole(file, pa.ArrowException) as partial, partial.open("wb") as out, pq.ParquetWriter(out, schema) as writer:
         for part in blocks(len(names)):
             rows = pa.FixedSizeListArray.from_arrays(pa.array(found.features[part].ravel()), width)
-            table = [pa.array(found.numbers[part]), names[part], pa.array(labels[part], pa.string()), rows]
+            table = [pa.array(found.numbers[part]), shown[part], pa.array(classes[part], pa.string()), rows]
             writer.write_table(pa.table(dict(zip(schema.names, table, strict=True)), schema=schema))

@@ -20,6 +20,7 @@ from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.evaluation.published_settings import RECIPES
 from fastrdm.evaluation.sets import open_sets
+from fastrdm.files import write_whole
 from fastrdm.live_line import LiveLine
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig
@@ -205,9 +206,7 @@ def write(
     folder: Path = options.out or pretrained.folder
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{'-'.join(parts)}.json"
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({**about, **record}, indent=1))
-    partial.replace(file)
+    write_whole(file, json.dumps({**about, **record}, indent=1))
     live.say(f"{line(name, record)}  {file}")
     return file
 

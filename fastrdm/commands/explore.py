@@ -20,6 +20,7 @@ from fastrdm.explore import space
 from fastrdm.explore.gather import DRAWS, Gathered, gather, views_of
 from fastrdm.explore.page import packed, page
 from fastrdm.explore.thumbnails import sheets
+from fastrdm.files import write_whole
 from fastrdm.live_line import LiveLine
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.source import Source, Subset
@@ -98,10 +99,8 @@ def main(arguments: Sequence[str]) -> int:
         f"{len(found.numbers):,} images of {data.root or data.source} ({options.split}){unread}; "
         f"{trained[0].config.name}, {encoders[0][1].size} px. Point at the map to see an image, click to choose it."
     )
-    partial = options.out.with_name(f".partial-{options.out.name}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(page(f"{', '.join(Path(run).name for run in runs)}: images", content), encoding="utf-8")
-    partial.replace(options.out)
+    write_whole(options.out, page(f"{', '.join(Path(run).name for run in runs)}: images", content))
     for reason in list(found.faults.values())[:5]:
         live.say(f"left out, cannot be read: {reason}")
     megabytes = options.out.stat().st_size / 1e6
@@ -173,7 +172,7 @@ def _views(found: Gathered, source: Source, first: Pretrained, count: int) -> di
     rows = np.unique(np.linspace(0, len(found.numbers) - 1, min(count, len(found.numbers))).round().astype(np.int64))
     specs = first.loader.views
     pictures = views_of(source, found.numbers[rows].tolist(), specs, seed=0)
-    titles = [f"epoch {epoch}, view {i}" for epoch in range(DRAWS) for i in range(len(specs))]
+    titles = [f"epoch {epoch}\nview {i}" for epoch in range(DRAWS) for i in range(len(specs))]
     note = f"Views are kept for {len(rows)} of the images (--views)."
     return {
         "numbers": rows.tolist(),
@@ -187,7 +186,7 @@ def _views(found: Gathered, source: Source, first: Pretrained, count: int) -> di
 def read_columns(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Columns of a CSV for the images `names`: numbers where every value is one, else classes."""
     require(file.is_file(), "--columns", "a CSV file", str(file))
-    with file.open(newline="", encoding="utf-8") as opened:
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
         table = list(csv.DictReader(opened))
     require(bool(table) and "name" in table[0], "--columns", "a CSV with a column `name`", str(file))
     rows = {row["name"]: row for row in table}

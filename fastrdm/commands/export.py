@@ -3,7 +3,6 @@
 import argparse
 import copy
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, add_trust, description, from_path, preprocess_of
+from fastrdm.files import whole, write_whole
 from fastrdm.models.encoders import EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import EXPORTS, check_export
 from fastrdm.schema import require
@@ -84,16 +85,15 @@ def write(pretrained: Pretrained, file: Path) -> None:
     weights = pretrained.encoder.backbone.state_dict()
     for key, x in weights.items():
         weights[key] = x.contiguous()
-    partial = file.with_name(f".partial-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".safetensors":
-        about = {key: str(pretrained.origin[key]) for key in ("encoder", "preset", "step", "branch", "sha256")}
-        save_file(weights, partial, {**about, "stem": pretrained.config.stem, **description(pretrained)})
-    else:
-        # Torch keeps versions of modules in this attribute of a state dict. Loading ignores names of no module.
-        weights._metadata[DESCRIPTION] = description(pretrained)  # type: ignore[attr-defined]
-        torch.save(weights, partial)
-    os.replace(partial, file)
+    with whole(file, SafetensorError, RuntimeError) as partial:
+        if file.suffix == ".safetensors":
+            about = {key: str(pretrained.origin[key]) for key in ("encoder", "preset", "step", "branch", "sha256")}
+            save_file(weights, partial, {**about, "stem": pretrained.config.stem, **description(pretrained)})
+        else:
+            # Torch keeps versions of modules in this attribute of a state dict. Loading ignores names of no module.
+            weights._metadata[DESCRIPTION] = description(pretrained)  # type: ignore[attr-defined]
+            torch.save(weights, partial)
 
 
 def write_folder(pretrained: Pretrained, folder: Path) -> None:
@@ -116,13 +116,12 @@ def write_folder(pretrained: Pretrained, folder: Path) -> None:
         "model_args": pretrained.config.options or {},
     }
     config = {**names, "num_classes": 0, "num_features": pretrained.encoder.features, "pretrained_cfg": card}
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     weights = {key: x.contiguous() for key, x in pretrained.encoder.backbone.state_dict().items()}
-    save_file(weights, partial / WEIGHTS_FILE, {"format": "pt", **description(pretrained)})
-    (partial / CONFIG_FILE).write_text(json.dumps({**config, **description(pretrained)}, indent=1))
-    os.replace(partial, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole(folder, SafetensorError) as partial:
+        partial.mkdir()
+        save_file(weights, partial / WEIGHTS_FILE, {"format": "pt", **description(pretrained)})
+        (partial / CONFIG_FILE).write_text(json.dumps({**config, **description(pretrained)}, indent=1))
 
 
 class _Half(nn.Module):
@@ -158,10 +157,8 @@ def write_onnx(pretrained: Pretrained, file: Path, precision: str) -> None:
     graph = program.model_proto
     for key, text in description(pretrained).items():
         graph.metadata_props.add(key=key, value=text)
-    partial = file.with_name(f".partial-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(graph.SerializeToString())
-    os.replace(partial, file)
+    write_whole(file, graph.SerializeToString())
 
 
 def checked_onnx(pretrained: Pretrained, file: Path, precision: str) -> str:

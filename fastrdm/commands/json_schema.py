@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fastrdm.config.run_config import json_schema
+from fastrdm.commands.described import kept
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,6 +16,6 @@ def main(arguments: Sequence[str]) -> int:
         "`# yaml-language-server: $schema=FILE`.",
     )
     parser.parse_args(arguments)
-    schema: dict[str, Any] = json_schema()
+    schema: dict[str, Any] = kept("schema")
     print(json.dumps(schema, indent=1))
     return 0

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastrdm.commands import bench
 from fastrdm.commands.pretrained import add_trust
 from fastrdm.config import run_config, tree
 from fastrdm.config.layers import user_sets
@@ -60,6 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
     parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
     parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
+    parser.add_argument(
+        "--bench",
+        action="store_true",
+        help="measure images/s here first, in two minutes at most, as fastrdm bench does",
+    )
     add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
@@ -74,7 +80,13 @@ def main(arguments: Sequence[str]) -> int:
     epoch = max(images.images // settings.loader.batch_size, 1)
     horizon = Horizon(epoch, max(steps_of(settings.train.length, epoch), 1))
     settings, notes = fit_warmup(settings, horizon, user_sets(loaded.layers))
-    speed = throughput(settings, options.images_per_second, options.run, options.table)
+    if options.bench:
+        for name in ("gpus", "images", "images_per_second", "run", "table"):
+            option = {"run": "--from"}.get(name, f"--{name.replace('_', '-')}")
+            require(getattr(options, name) is None, option, "left out with --bench", getattr(options, name))
+        speed: Throughput | None = measured(loaded)
+    else:
+        speed = throughput(settings, options.images_per_second, options.run, options.table)
     print("\n".join([*summary_lines(settings, gpus, images, speed), *loaded.assumed, *chosen, *notes]))
     return 0
 
@@ -159,6 +171,17 @@ def throughput(settings: Config, rate: float | None, run: str | None, table: str
     return Throughput(statistics.median(rates[1:] or rates), origin)
 
 
+def measured(loaded: run_config.Loaded) -> Throughput:
+    """Images per second of training here and now, by `fastrdm bench`; ValueError where nothing could be trained."""
+    found = bench.measure(loaded)
+    if found.training is None:
+        raise ValueError(f"--bench found no rate: {bench.advice(found)}")
+    images, batch = found.training.images, found.batch
+    fewer = f", which stand for the {batch:,} of the run" if images < batch else ""
+    origin = f"measured here just now, one process, eager steps of {images:,} images{fewer}"
+    return Throughput(found.training.images_per_second, origin)
+
+
 def phases(settings: Config, learner: Learner, horizon: Horizon) -> list[tuple[int, str]]:
     """The steps at which something changes, in order, and what."""
     found = [(horizon.steps(settings.optim.warmup), "learning rate: warm-up ends")]
@@ -224,7 +247,7 @@ def _size(count: int) -> str:
 
 def _time(seen: int, speed: Throughput | None) -> str:
     if speed is None:
-        return "time: no measurement for this: give --from RUN, --table CSV or --images-per-second X"
+        return "time: no measurement for this: give --bench, --from RUN, --table CSV or --images-per-second X"
     hours = seen / speed.rate / 3600
     duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     return f"time: {duration} at {speed.rate:,.0f} images/s ({speed.origin}), evaluation and saving not counted"

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from fastrdm.config import run_config
 from fastrdm.evaluation.knn import EvaluateConfig
-from fastrdm.files import sha256
+from fastrdm.files import sha256, whole
 from fastrdm.loaders.evaluation import center_view, short_side
 from fastrdm.loaders.sources.source import STATISTICS
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
@@ -146,9 +145,8 @@ def write_classifier(pretrained: Pretrained, model: nn.Sequential, classes: list
     name = getattr(encoder.backbone, "pretrained_cfg", {}).get("classifier") or "fc"
     weights = {**encoder.backbone.state_dict(), f"{name}.weight": head.weight, f"{name}.bias": head.bias}
     plain = {key: x.detach().cpu().contiguous() for key, x in weights.items()}
-    partial = file.with_name(f".partial-{file.name}")
-    save_file(plain, partial, description(pretrained, classifier=[name], classes=classes))
-    os.replace(partial, file)
+    with whole(file, SafetensorError) as partial:
+        save_file(plain, partial, description(pretrained, classifier=[name], classes=classes))
 
 
 def from_export(file: Path, branch: Branch, *, trust: bool = False) -> Pretrained:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from fastrdm.cli import EXIT_ALARM, EXIT_STOPPED, STOP_SIGNALS
+from fastrdm.commands.train_help import help_text
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
 from fastrdm.live_line import show
-from fastrdm.methods.dual_branch import TRANSFORMS
 from fastrdm.models.foreign_weights import check_export
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import page
@@ -24,30 +24,6 @@ from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.run_folder import RunFolder
 from fastrdm.schema import require
 from fastrdm.trainer import Trainer
-
-USAGE = """usage: fastrdm train [RECIPE or FILE.yaml] [a.b=c ...]
-       fastrdm train --processes N [--nodes N --rdzv-endpoint HOST:PORT] ...    several processes, one a GPU
-
-examples:
-  fastrdm train                                                        the quick start, on scikit-learn's digits
-  fastrdm train loader.source=folder loader.root=PHOTOS                SimSiam with ResNet-18 on your own photographs
-  fastrdm train preset=byol loader.source=cifar10 loader.root=DATA train.length=200ep
-  fastrdm train cifar10/resnet18.yaml loader.root=DATA preset=dino     a recipe; fastrdm recipes lists them
-  fastrdm train train.init=RUN run=LONGER train.length=400ep           from the weights of another run
-
-options:
-  --help [SECTION]        this text; the settings of a section or of a key; `--help all` has every one
-  --print-config          print the settings, each with the place it comes from, and do nothing
-  --published             the precision of the published run, where a recipe knows it, instead of the fastest
-  --processes N           start N worker processes on this machine; `gpu` for one on each GPU
-  --nodes N               machines that each start the same command, 1 by default
-  --rdzv-endpoint H:P     host and port of the first machine, the same on all
-  --rdzv-id NAME          tells apart runs that meet at one endpoint; the job's number under Slurm
-  --max-restarts N        start the workers again so often when one dies, 0 by default
-
-Settings are written a.b=c; the later one wins. Durations are written 50ep (epochs), 2000st (steps) or 5% (of the
-run). Nobody needs to set more than where the images are: what is assumed is told at the start.
-"""
 
 
 class TrainResult(NamedTuple):
@@ -106,16 +82,6 @@ def main(arguments: Sequence[str]) -> int:
             require(not given, f"--{name.replace('_', '-')}", "given together with --processes", getattr(options, name))
         return _run(loaded).status
     return _launch(loaded.config, options, [*words, *["--published"] * options.published])
-
-
-def help_text(section: str) -> str:
-    """Return the text of `--help`: usage and sections, or the settings of a section, a key, a transform or of `all`."""
-    if section:
-        return "\n".join(run_config.describe("" if section == "all" else section))
-    width = max(map(len, run_config.sections()))
-    told = [f"  {name:{width}}  {sentence}" for name, sentence in run_config.sections().items()]
-    names = ", ".join(TRANSFORMS)
-    return "\n".join([USAGE, "sections:", *told, f"transforms, which --help takes too: {names}"])
 
 
 def _unknown(option: str) -> str:
@@ -208,7 +174,8 @@ def _export_notes(settings: run_config.Config) -> list[str]:
     try:
         check_export(encoder, "torchvision")
     except ValueError as error:
-        return [f"note: {error}; leave encoder.width out for one that torchvision and timm can load"]
+        if "encoder.width" in str(error):
+            return [f"note: {error}; leave encoder.width out for one that torchvision and timm can load"]
     return []
 
 

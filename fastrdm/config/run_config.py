@@ -23,6 +23,7 @@ from fastrdm.config.layers import Layer, last_to_set
 from fastrdm.config.source_defaults import assume
 from fastrdm.config.tree import Tree
 from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.dual_branch import TRANSFORMS, MethodConfig, transform_settings
@@ -39,7 +40,10 @@ from fastrdm.schema import STRICT, Duration, nearest, require, steps_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK_START = RECIPES / "quickstart.yaml"
-PATHS = ("run", "train.init", "loader.root", "loader.classes", "evaluate.root")
+PATHS = (
+    *("run", "train.init", "loader.root", "loader.labels", "loader.cache", "loader.classes"),
+    *("evaluate.root", "evaluate.labels"),
+)
 """Keys of paths: `~` and `$VARIABLE` are replaced in them, and what looks like a part of one's own names none."""
 
 
@@ -115,6 +119,10 @@ class Config:
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
+        local = self.run is None or not is_remote(self.run)
+        require(
+            local, "run", "a folder of this machine; checkpoint.store=URL copies its checkpoints to a store", self.run
+        )
         parts = self.train.accumulate
         if self.loader.batch_size % parts:
             raise ValueError(f"train.accumulate must divide loader.batch_size={self.loader.batch_size}, got {parts}")
@@ -242,8 +250,9 @@ def _expanded(tree: Tree) -> Tree:
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if isinstance(place, dict) and isinstance(text := place.get(name), str):
-            place[name] = path = os.path.expanduser(os.path.expandvars(text))
-            missing = re.search(r"\$\{?\w+\}?", path) or re.match("~[^/]*", path)
+            # a path may stand behind a colon, as in timm:NAME:FILE
+            place[name] = path = ":".join(map(os.path.expanduser, os.path.expandvars(text).split(":")))
+            missing = re.search(r"\$\{?\w+\}?", path) or re.search("(?:^|(?<=:))~[^/:]*", path)
             if missing:
                 what = "which is no variable of the environment" if "$" in missing[0] else "which is nobody's home"
                 raise ValueError(f"{key} must be a path, got {text!r} with {missing[0]}, {what}")
@@ -489,6 +498,7 @@ FREE = (
     "evaluate.temperature",
     "evaluate.baselines",
     "evaluate.batch_size",
+    "evaluate.root",
     "train.device",
     "train.compile",
     "train.capture",

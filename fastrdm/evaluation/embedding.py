@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrdm.evaluation.evaluator import Machine
+from fastrdm.files import whole, write_whole
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import ViewSpec
@@ -98,7 +99,7 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
             f"-o must be a new folder, got {folder.parent}, which holds parts of other features ({', '.join(changed)})"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    write_whole(file, text)
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -145,8 +146,7 @@ def _write_part(
         features, index = (torch.cat(column) for column in zip(*rows, strict=True))
     inside = index // PART == number
     unread = {int(mine[i]): text for i, text in list(faults.items()) if int(mine[i]) // PART == number}
-    partial = folder / f".partial-{number:06d}.npz"
-    with partial.open("wb") as file:
+    with whole(_part(folder, number)) as partial, partial.open("wb") as file:
         np.savez(
             file,
             features=features[inside.to(features.device)].float().cpu().numpy(),
@@ -154,7 +154,6 @@ def _write_part(
             unread=np.array(list(unread), np.int64),
             reasons=np.array(list(unread.values()), np.str_),
         )
-    os.replace(partial, _part(folder, number))
     rest = index // PART > number
     return [(features[rest.to(features.device)], index[rest])] if bool(rest.any()) else []
 
@@ -172,6 +171,7 @@ def _join(parts: list[Path], file: Path) -> Embedded:
         reason = f"such as {next(iter(faults.values()))}" if faults else "it is empty"
         raise ValueError(f"SOURCE must hold an image that can be read: {reason}")
     joined = np.lib.format.open_memmap(file, "w+", np.float32, (count, width))
+    _reserve(file)
     start = 0
     for part in parts:
         with np.load(part) as held:
@@ -179,6 +179,16 @@ def _join(parts: list[Path], file: Path) -> Embedded:
             joined[start : start + len(rows)] = rows
             start += len(rows)
     return Embedded(joined, np.concatenate(index), faults)
+
+
+def _reserve(file: Path) -> None:
+    """Take the disk space of a file that is mapped: writing to it where there is none would kill the process."""
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
+        except OSError as error:
+            file.unlink()
+            raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def blocks(rows: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.kernels.linalg.effective_rank import effective_rank
+from fastrdm.kernels.linalg.effective_rank import effective_ranks, unit_gram
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
 from fastrdm.monitoring.moments import unit_rows
@@ -89,12 +89,16 @@ def batch_metrics(output: Output) -> dict[str, Tensor]:
     Each is 0-d, a mean over views. Ranks of one batch are at most its number of rows, and low where rows are few. Call
     on every process.
     """
+    rows = {name: gather_rows(x, dim=1) for name, x in taps(output).items()}
+    conventions = {HEADLINE_CONVENTION: False, CENTERED_CONVENTION: True}
+    # The Gram matrices of all taps together, because on CUDA every eigensolve makes the host wait.
+    grams = [unit_gram(x, center) for x in rows.values() for center in conventions.values()]
+    ranks = iter(effective_ranks(grams))
     metrics = {}
-    for name, x in taps(output).items():
-        x = gather_rows(x, dim=1).double()
-        metrics[f"{name}/{HEADLINE_CONVENTION}/batch"] = effective_rank(x, normalize=True).mean()
-        metrics[f"{name}/{CENTERED_CONVENTION}/batch"] = effective_rank(x, normalize=True, center=True).mean()
-        metrics[f"{name}/std/batch"] = (unit_rows(x).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
+    for name, x in rows.items():
+        for convention in conventions:
+            metrics[f"{name}/{convention}/batch"] = next(ranks).mean()
+        metrics[f"{name}/std/batch"] = (unit_rows(x.double()).std(1, correction=0) * x.shape[-1] ** 0.5).mean()
     return metrics
 
 
@@ -147,9 +151,10 @@ class RankMonitor:
         return lines
 
     def batch(self, output: Output) -> dict[str, float]:
-        """`batch_metrics` as numbers; waits for the device."""
+        """`batch_metrics` as numbers; waits for the device once after the eigensolve."""
         with self.clock:
-            return {name: value.item() for name, value in batch_metrics(output).items()}
+            metrics = batch_metrics(output)
+            return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
     def push(self, output: Output, step: int) -> None:
         """Take this step's rows, where a window is open or opens at this step (from 1). Call on every process."""

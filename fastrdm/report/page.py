@@ -24,6 +24,7 @@ from fastrdm.report.run_files import Run, number, read_runs
 from fastrdm.report.run_set import Alarm, Runs, alarm_name, with_alarms
 
 CHART_LIBRARY = "uplot-1.6.32"
+MOST_NAMED = 3  # runs whose names make the heading
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +56,7 @@ def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:
     runs = read_runs(paths)
     place = out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
     try:
-        write_whole(place, page(runs).encode("utf-8", "backslashreplace"))  # a folder's name may be no UTF-8
+        write_whole(place, page(runs))
     except OSError as error:
         raise ValueError(f"--out must be a file that can be written, got {str(place)!r}: {error.strerror}") from None
     return place
@@ -71,7 +72,8 @@ def page(runs: Sequence[Run], stamp: str = "") -> str:
     server whether a run went on, and then loads itself again.
     """
     all_runs = with_alarms(runs)
-    names = ", ".join(run.name for run in runs)
+    # of more runs than these, the names stand on their buttons
+    names = ", ".join(run.name for run in runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
     charts: list[dict[str, object]] = []
     shown = "".join(html(figure, charts) for figure in first(all_runs))
     topics = "\n".join(_topic(title, found, charts) for title, found in folded(all_runs) if found)

@@ -43,7 +43,7 @@ class PageServer(ThreadingHTTPServer):
         with self.lock:
             now = stamp(self.runs)
             if now != self.made[0] or not self.made[1]:
-                self.made = now, self.page(now).encode()
+                self.made = now, self.page(now).encode("utf-8", "backslashreplace")
             return self.made[1]
 
 
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "").rpartition(":")[0] not in NAMES:
             return self.send_error(403, "This server answers on the loopback address only")
         if self.path == "/stamp":
-            return self._answer("text/plain", stamp(self.server.runs).encode())
+            return self._answer("text/plain", stamp(self.server.runs).encode("utf-8", "backslashreplace"))
         if self.path != "/":
             return self.send_error(404)
         try:

@@ -37,6 +37,11 @@ class CheckpointConfig:
     best: bool = True
     """Keep the checkpoint with the best k-NN accuracy as well."""
 
+    store: str | None = None
+    """URL of a folder of this run's own on an object store, such as s3://bucket/run1, that every checkpoint is copied
+    to while training goes on. A run whose own folder has none, or older ones, continues from there.
+    """
+
 
 class CheckpointError(RunError):
     """A checkpoint that cannot be used or written; the message is its path and the reason."""
@@ -166,16 +171,20 @@ def newest_settings(run: Path) -> dict[str, Any]:
 
 
 def prune(run: Path, keep: int, best: Path | None) -> None:
-    """Remove all but the newest `keep` checkpoints and `best`."""
+    """Remove all but the newest `keep` checkpoints and `best`. CheckpointError names one that cannot be removed."""
     for path in existing(run)[keep:]:
         if path != best:
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise CheckpointError(f"{path} could not be removed: {error.strerror or error}") from error
 
 
 def clear_partial(run: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove what a killed process left half-written, as far as that can be removed: it is in nobody's way."""
     for path in (run / "checkpoints").glob(".partial-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _digest(meta: dict[str, Any]) -> str:

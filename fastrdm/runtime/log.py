@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fastrdm.files import whole, write_whole
 from fastrdm.live_line import LiveLine, show
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.runtime.profiler import ProfileConfig
@@ -69,9 +70,9 @@ class RunLog:
         if not main:
             return
         if config.tensorboard:
-            self._trackers.append(TensorBoard(run, step, settings))
+            self._add(TensorBoard, run, step, settings)
         if config.wandb:
-            self._trackers.append(WandB(config.wandb, run, settings))
+            self._add(WandB, config.wandb, run, settings)
         for name in ("metrics", *(name for name in FILES if (run / f"{name}.jsonl").exists())):
             self._cut(run / f"{name}.jsonl", step)
 
@@ -126,8 +127,19 @@ class RunLog:
             if failed := self._write(name, ""):
                 lost = self._waiting[name].count("\n")
                 show(f"note: {lost} lines of {self.run / name} are lost: {failed.strerror}")
-        for tracker in self._trackers:
-            tracker.close()
+        self._track(lambda tracker: tracker.close())
+
+    def _add(self, kind: Callable[..., Tracker], *arguments: Any) -> None:
+        """Open a tracker; where that fails, as on a full disk or without a network, the run goes on without it.
+
+        ValueError where its package is not installed.
+        """
+        try:
+            self._trackers.append(kind(*arguments))
+        except ValueError:
+            raise
+        except Exception as error:
+            self.say(f"note: no metrics for {kind.__name__}: {type(error).__name__}: {_first_line(error)}")
 
     def _track(self, tell: Callable[[Tracker], None]) -> None:
         """Tell each tracker; one that fails gets nothing more."""
@@ -166,13 +178,14 @@ class RunLog:
                 continue
             if at <= step:
                 kept.append(line)
+        text = "".join(f"{line}\n" for line in kept)
         try:
             if damaged:
-                shutil.copyfile(path, path.with_suffix(".damaged"))
+                with whole(path.with_suffix(".damaged")) as copy:
+                    shutil.copyfile(path, copy)
                 self.say(f"note: {damaged} damaged lines of {path} are left out; {path.stem}.damaged still has them")
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            partial.replace(path)
+            if not path.exists() or path.read_bytes() != text.encode():
+                write_whole(path, text)
         except OSError as error:
             raise ValueError(f"run: {path} cannot be written: {error.strerror}") from None
 

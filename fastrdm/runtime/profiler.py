@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function
 
+from fastrdm.files import whole
 from fastrdm.schema import STRICT, Duration
 
 
@@ -90,5 +91,11 @@ class StepProfiler:
         if self.done < self.first:
             return
         path = self.folder / f"trace_steps_{self.first}-{self.last}.json.gz"
-        profiler.export_chrome_trace(str(path))
+        try:
+            with whole(path, RuntimeError) as partial:
+                profiler.export_chrome_trace(f"{partial}.gz")  # by whose suffix torch decides to compress
+                Path(f"{partial}.gz").rename(partial)
+        except OSError as error:
+            self.say(f"training goes on, but {path} could not be written: {error.strerror}")
+            return
         self.say(f"profiler's trace of steps {self.first} to {self.last}: {path}")

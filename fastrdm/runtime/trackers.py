@@ -1,6 +1,7 @@
 """TensorBoard and Weights & Biases: metrics, settings, where the report will be, pictures of views and of spectra."""
 
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -37,11 +38,18 @@ class TensorBoard:
 
     def __init__(self, run: Path, step: int, settings: Mapping[str, Any]) -> None:
         writer, _ = _modules("tensorboard", "torch.utils.tensorboard", "matplotlib")
+        self._hook = threading.excepthook
+        threading.excepthook = self._of_thread
         self.writer = writer.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
         # Markdown: four spaces before a line make it code.
         shown = yaml.safe_dump(dict(settings), sort_keys=False).replace("\n", "\n    ")
         self.writer.add_text("settings", f"    {shown}", step)
         self.writer.add_text("report", f"`{(run / REPORT).resolve()}`", step)
+
+    def _of_thread(self, raised: Any) -> None:
+        """What TensorBoard's writing thread raises, as on a full disk, is raised again by the next write or close."""
+        if type(raised.thread).__name__ != "_AsyncWriterThread":
+            self._hook(raised)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -52,6 +60,7 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+        threading.excepthook = self._hook
 
 
 class WandB:

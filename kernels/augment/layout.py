@@ -53,6 +53,55 @@ OPERATIONS = ("jitter", "grayscale", "blur", "solarize")
 SWITCHES = ("grayscale", "solarize")
 
 
+TRIES = 10  # boxes drawn before the central crop is taken, as in torchvision
+
+
+class Draw(IntEnum):
+    """Places of the random numbers of one image and view, which every implementation of the draw takes from there."""
+
+    # TRIES shares of the image's area, then as many ratios of width to height, and the place of the box.
+    AREA = 0
+    RATIO = TRIES
+    TOP = 2 * TRIES
+    LEFT = 2 * TRIES + 1
+    FLIP = 2 * TRIES + 2
+    JITTER = 2 * TRIES + 3
+    # Four numbers, whose order is that of the jitter's turns, and the factors of brightness, contrast and saturation.
+    TURNS = 2 * TRIES + 4
+    FACTORS = 2 * TRIES + 8
+    HUE = 2 * TRIES + 11
+    BLUR = 2 * TRIES + 12
+    SIGMA = 2 * TRIES + 13
+    # One for each of SWITCHES.
+    SWITCHES = 2 * TRIES + 14
+
+
+DRAWS = Draw.SWITCHES + len(SWITCHES)
+
+
+class Number(IntEnum):
+    """Places of a view's settings in the table (V, NUMBERS) float64 that the draw by Triton reads.
+
+    A range is its lower end and its length. FACTORS holds three lower ends, then three lengths.
+    """
+
+    SCALE = 0
+    LOG_RATIO = 2
+    # The ends of the range of width over height.
+    RATIO = 4
+    FLIP = 6
+    JITTER = 7
+    FACTORS = 8
+    HUE = 14
+    BLUR = 16
+    SIGMA = 17
+    # The probability of each of SWITCHES.
+    SWITCHES = 19
+
+
+NUMBERS = Number.SWITCHES + len(SWITCHES)
+
+
 class ViewRecipe(Protocol):
     """The part of fastrdm.loaders.spec.ViewSpec that kernels read; ViewSpec explains the fields."""
 

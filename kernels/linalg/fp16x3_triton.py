@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrdm.kernels.linalg.matmul import BOUNDED_SCALE, Precision
+from fastrdm.kernels.linalg.matmul import BOUNDED_SCALE, Combination, Precision
 from fastrdm.kernels.linalg.tiles_triton import SPLIT, split, store
 
 CHUNK = 2048  # elements that a program splits or combines
@@ -37,7 +37,23 @@ def _split_kernel(x_ptr, largest_ptr, high_ptr, low_ptr, size, scale, UNITS: tl.
 
 
 @triton.jit
-def _product_kernel(  # type: ignore[no-untyped-def]
+def _with_terms(c, w, t1_ptr, t2_ptr, t3_ptr, at, inside):  # type: ignore[no-untyped-def]
+    """c + w_1 t_1 + w_2 t_2 + w_3 t_3."""
+    c += tl.load(w + 1) * tl.load(t1_ptr + at, mask=inside, other=0.0)
+    c += tl.load(w + 2) * tl.load(t2_ptr + at, mask=inside, other=0.0)
+    return c + tl.load(w + 3) * tl.load(t3_ptr + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store_squares(ptr, c, batch, row_tile, column_tile, tiles):  # type: ignore[no-untyped-def]
+    """The sum of squares of a lower tile, which counts for its mirror image too where it has one."""
+    total = tl.sum(tl.sum((c * c).to(tl.float64), axis=1), axis=0)
+    place = batch * (tiles * (tiles + 1) // 2) + row_tile * (row_tile + 1) // 2 + column_tile
+    tl.store(ptr + place, total * tl.where(row_tile == column_tile, 1.0, 2.0))
+
+
+@triton.jit
+def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     a_high_ptr,
     a_low_ptr,
     b_high_ptr,
@@ -48,6 +64,12 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     high_ptr,
     low_ptr,
+    weight_ptr,
+    weight_stride,
+    t1_ptr,
+    t2_ptr,
+    t3_ptr,
+    square_ptr,
     m,
     n,
     depth,
@@ -62,13 +84,15 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     UNITS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     ADD: tl.constexpr,
+    COMBINED: tl.constexpr,
+    SQUARES: tl.constexpr,
     KEEP_PARTS: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One tile of alpha a b + beta add + gamma I, and of its two parts at `scale`."""
+    """One tile of alpha a b + beta add + gamma I + combined, its two parts at `scale`, and its sum of squares."""
     row_tile, column_tile = tl.program_id(0), tl.program_id(1)
     if SYMMETRIC and column_tile > row_tile:
         return
@@ -105,8 +129,15 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     if ADD:
         inside = (rows < m)[:, None] & (columns < n)[None, :]
         c += beta * tl.load(add_ptr + start + rows[:, None] * n + columns[None, :], mask=inside, other=0.0)
+    if COMBINED:
+        inside = (rows < m)[:, None] & (columns < n)[None, :]
+        at, w = start + rows[:, None] * n + columns[None, :], weight_ptr + batch * weight_stride
+        gamma += tl.load(w)
+        c = _with_terms(c, w, t1_ptr, t2_ptr, t3_ptr, at, inside)
     if SYMMETRIC:
         c += tl.where(rows[:, None] == columns[None, :], gamma, 0.0)
+    if SQUARES:
+        _store_squares(square_ptr, c, batch, row_tile, column_tile, tl.num_programs(0))
     store(out_ptr + start, c, rows, columns, m, n, SYMMETRIC)
     if KEEP_PARTS:
         high, low = split(c * scale)
@@ -116,18 +147,17 @@ def _product_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _combine_kernel(  # type: ignore[no-untyped-def]
-    weight_ptr, stride, t1_ptr, t2_ptr, t3_ptr, minus_ptr, out_ptr, n, MINUS: tl.constexpr, CHUNK: tl.constexpr
+    weight_ptr, weight_stride, t1_ptr, t2_ptr, t3_ptr, out_ptr, high_ptr, low_ptr, n, CHUNK: tl.constexpr
 ):
     batch, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     inside, at = place < n * n, batch * n * n + place
-    w = weight_ptr + batch * stride
+    w = weight_ptr + batch * weight_stride
     c = tl.where(place // n == place % n, tl.load(w), 0.0)
-    c += tl.load(w + 1) * tl.load(t1_ptr + at, mask=inside, other=0.0)
-    c += tl.load(w + 2) * tl.load(t2_ptr + at, mask=inside, other=0.0)
-    c += tl.load(w + 3) * tl.load(t3_ptr + at, mask=inside, other=0.0)
-    if MINUS:
-        c -= tl.load(minus_ptr + at, mask=inside, other=0.0)
+    c = _with_terms(c, w, t1_ptr, t2_ptr, t3_ptr, at, inside)
     tl.store(out_ptr + at, c, mask=inside)
+    high, low = split(c)
+    tl.store(high_ptr + at, high, mask=inside)
+    tl.store(low_ptr + at, low, mask=inside)
 
 
 class Parts(NamedTuple):
@@ -139,6 +169,16 @@ class Parts(NamedTuple):
     """float16."""
     largest: Tensor | None
     """(K,) float32, the largest magnitude, where each matrix was divided by the power of two at it; else None."""
+
+
+def empty_parts(x: Tensor) -> Parts:
+    """Parts of the shape of x, to be filled."""
+    return Parts(torch.empty_like(x, dtype=torch.float16), torch.empty_like(x, dtype=torch.float16), None)
+
+
+def turned(parts: Parts) -> Parts:
+    """The parts of the transposed matrix, the same memory; for parts at one scale."""
+    return Parts(parts.high.mT, parts.low.mT, None)
 
 
 def split_dense(x: Tensor, scale: float | None) -> Parts:
@@ -166,6 +206,10 @@ class SplitMatrix:
             self._parts, self._scale = split_dense(self.dense, scale), scale
         return self._parts
 
+    def kept(self, scale: float) -> tuple[Parts, float]:
+        """The parts at the scale at which there are any, else at `scale`, and that scale."""
+        return (self.parts(scale), scale) if self._parts is None else (self._parts, self._scale)
+
 
 class Tile(NamedTuple):
     """How a product is cut."""
@@ -186,7 +230,7 @@ def tile_of(symmetric: bool, m: int, n: int) -> Tile:
     return Tile(64, 128, 64, 4, 3) if m <= 256 else Tile(128, 128, 64, 8, 3)
 
 
-def _multiply(
+def multiply(
     a: Parts,
     b: Parts,
     scale: float | None,
@@ -197,13 +241,20 @@ def _multiply(
     beta: float = 0.0,
     add: Tensor | None = None,
     gamma: float = 0.0,
+    combined: Combination[SplitMatrix] | None = None,
+    squares: Tensor | None = None,
 ) -> tuple[Tensor, Parts | None]:
-    """alpha a b + beta add + gamma I of operands split at `scale`, and the result's parts at the scale `keep`."""
+    """alpha a b + beta add + gamma I + combined of operands split at `scale`, and the result's parts at `keep`.
+
+    Operands split at different scales: `scale` is the root of their product. `squares` (K, lower tiles) float64 gets
+    the sum of squares of each tile of a symmetric result, mirror image included.
+    """
     count, m, depth = a.high.shape
     n = b.high.shape[-1]
     tile = tile_of(symmetric, m, n)
     out = a.high.new_empty((count, m, n), dtype=torch.float32)
     high, low = (torch.empty_like(out, dtype=torch.float16) if keep else out for _ in range(2))
+    weights, terms = (out, (out, out, out)) if combined is None else _dense_combination(combined, count)
     _product_kernel[(triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns), count)](
         a.high,
         a.low,
@@ -215,6 +266,10 @@ def _multiply(
         out,
         high,
         low,
+        weights,
+        weights.stride(0),
+        *terms,
+        squares,
         m,
         n,
         depth,
@@ -227,6 +282,8 @@ def _multiply(
         UNITS=scale is None,
         SYMMETRIC=symmetric,
         ADD=add is not None,
+        COMBINED=combined is not None,
+        SQUARES=squares is not None,
         KEEP_PARTS=keep is not None,
         ALIGNED=not (m % tile.rows or n % tile.columns or depth % tile.depth),
         BLOCK_M=tile.rows,
@@ -238,14 +295,26 @@ def _multiply(
     return out, Parts(high, low, None) if keep else None
 
 
+def _dense_combination(combined: Combination[SplitMatrix], count: int) -> tuple[Tensor, list[Tensor]]:
+    """Weights (K, 4) and terms as the kernels read them."""
+    return combined.weights.expand(count, -1), [term.dense.contiguous() for term in combined.terms]
+
+
+def lower_tiles(n: int) -> int:
+    """Number of tiles that a symmetric result (n, n) is computed in."""
+    tiles: int = triton.cdiv(n, tile_of(True, n, n).rows)
+    return tiles * (tiles + 1) // 2
+
+
 class Fp16x3Triton(Precision[SplitMatrix]):
     """Three float16 products by the kernels of this file."""
 
     root_shift = 2e-6  # measured: rounding takes 5e-7
+    fused = True
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         first, second = (split_dense(SplitMatrix(x).dense, None) for x in (a, b))
-        return _multiply(first, second, None, symmetric=False, keep=None)[0]
+        return multiply(first, second, None, symmetric=False, keep=None)[0]
 
     def matrix(self, dense: Tensor) -> SplitMatrix:
         return SplitMatrix(dense)
@@ -254,14 +323,14 @@ class Fp16x3Triton(Precision[SplitMatrix]):
         return matrix.dense
 
     def bounded_product(self, a: SplitMatrix, b: SplitMatrix) -> SplitMatrix:
-        scale = BOUNDED_SCALE
-        out, parts = _multiply(a.parts(scale), b.parts(scale), scale, symmetric=False, keep=scale)
-        return SplitMatrix(out, parts, scale)
+        (first, one), (second, other) = a.kept(BOUNDED_SCALE), b.kept(BOUNDED_SCALE)
+        out, parts = multiply(first, second, (one * other) ** 0.5, symmetric=False, keep=BOUNDED_SCALE)
+        return SplitMatrix(out, parts, BOUNDED_SCALE)
 
-    def square(self, x: SplitMatrix) -> SplitMatrix:
-        first = x.parts(BOUNDED_SCALE)
-        second = Parts(first.high.mT, first.low.mT, None)
-        return SplitMatrix(*_multiply(first, second, BOUNDED_SCALE, symmetric=True, keep=1.0))
+    def symmetric_product(self, a: SplitMatrix, b: SplitMatrix, gamma: float = 0.0) -> SplitMatrix:
+        (first, one), (second, other) = a.kept(BOUNDED_SCALE), b.kept(BOUNDED_SCALE)
+        scale = (one * other) ** 0.5
+        return SplitMatrix(*multiply(first, turned(second), scale, symmetric=True, keep=1.0, gamma=gamma))
 
     def axpby(
         self,
@@ -272,28 +341,30 @@ class Fp16x3Triton(Precision[SplitMatrix]):
         beta: float = 0.0,
         add: SplitMatrix | None = None,
         gamma: float = 0.0,
+        combined: Combination[SplitMatrix] | None = None,
     ) -> SplitMatrix:
         added = None if add is None else add.dense
-        out, parts = _multiply(
-            a.parts(1.0), b.parts(1.0), 1.0, symmetric=True, keep=1.0, alpha=alpha, beta=beta, add=added, gamma=gamma
+        first, second = a.parts(1.0), b.parts(1.0)
+        made = multiply(
+            first,
+            second,
+            1.0,
+            symmetric=True,
+            keep=1.0,
+            alpha=alpha,
+            beta=beta,
+            add=added,
+            gamma=gamma,
+            combined=combined,
+        )
+        return SplitMatrix(*made)
+
+    def combine(self, combination: Combination[SplitMatrix]) -> SplitMatrix:
+        count, n, _ = combination.terms[0].dense.shape
+        weights, terms = _dense_combination(combination, count)
+        out = torch.empty_like(terms[0])
+        parts = empty_parts(out)
+        _combine_kernel[(triton.cdiv(n * n, CHUNK), count)](
+            weights, weights.stride(0), *terms, out, parts.high, parts.low, n, CHUNK=CHUNK
         )
         return SplitMatrix(out, parts)
-
-    def combine(
-        self, weights: Tensor, terms: tuple[SplitMatrix, SplitMatrix, SplitMatrix], minus: SplitMatrix | None
-    ) -> SplitMatrix:
-        t1, t2, t3 = (t.dense.contiguous() for t in terms)
-        weights, out, n = weights.expand(len(t1), -1), torch.empty_like(t1), t1.shape[-1]
-        _combine_kernel[(triton.cdiv(n * n, CHUNK), len(t1))](
-            weights,
-            weights.stride(0),
-            t1,
-            t2,
-            t3,
-            t1 if minus is None else minus.dense.contiguous(),
-            out,
-            n,
-            MINUS=minus is not None,
-            CHUNK=CHUNK,
-        )
-        return SplitMatrix(out)

@@ -5,7 +5,8 @@ kernels a tensor together with its float16 parts. `fastrdm.kernels.linalg.precis
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,20 @@ def scaled_by(x: Tensor, gain: Tensor) -> Tensor:
     return x.mul_(root).mul_(root)
 
 
+class Combination(NamedTuple, Generic[M]):
+    """w_0 I + w_1 t_1 + w_2 t_2 + w_3 t_3 of symmetric matrices (K, n, n)."""
+
+    weights: Tensor
+    """(K or 1, 4) in the dtype of the matrices."""
+    terms: tuple[M, M, M]
+
+
+@lru_cache(maxsize=1024)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights (1, n) of a Combination, copied to the device once."""
+    return torch.tensor([values], dtype=dtype, device=device)
+
+
 class Precision(ABC, Generic[M]):
     """How products of batched matrices are computed.
 
@@ -59,6 +74,9 @@ class Precision(ABC, Generic[M]):
 
     root_shift: float
     """Added to the eigenvalues of a matrix with norm 1 before its root is taken: more than rounding takes away."""
+
+    fused = False
+    """True if what surrounds a chain of products is done by the kernels of fastrdm.kernels.spectral.around_triton."""
 
     @abstractmethod
     def product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -77,18 +95,33 @@ class Precision(ABC, Generic[M]):
         """a @ b of (K, m, k), (K, k, n) with entries below 512, the result's too."""
 
     @abstractmethod
+    def symmetric_product(self, a: M, b: M, gamma: float = 0.0) -> M:
+        """a b^T + gamma I of (K, n, d) with entries below 512, exactly symmetric, as a b^T is but for rounding."""
+
     def square(self, x: M) -> M:
         """x x^T of (K, n, d) with entries below 512, exactly symmetric."""
+        return self.symmetric_product(x, x)
 
     @abstractmethod
     def axpby(
-        self, a: M, b: M, *, alpha: float = 1.0, beta: float = 0.0, add: M | None = None, gamma: float = 0.0
+        self,
+        a: M,
+        b: M,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        add: M | None = None,
+        gamma: float = 0.0,
+        combined: Combination[M] | None = None,
     ) -> M:
-        """alpha a b + beta add + gamma I of commuting symmetric (K, n, n), entries below 65504; exactly symmetric."""
+        """alpha a b + beta add + gamma I + combined of commuting symmetric (K, n, n); exactly symmetric.
+
+        All entries are below 65504.
+        """
 
     @abstractmethod
-    def combine(self, weights: Tensor, terms: tuple[M, M, M], minus: M | None) -> M:
-        """w_0 I + w_1 t_1 + w_2 t_2 + w_3 t_3 - minus of (K, n, n), for weights (K or 1, 4) of their dtype."""
+    def combine(self, combination: Combination[M]) -> M:
+        """The combination as a matrix (K, n, n)."""
 
 
 class _TorchPrecision(Precision[Tensor]):
@@ -104,9 +137,12 @@ class _TorchPrecision(Precision[Tensor]):
     def dense(self, matrix: Tensor) -> Tensor:
         return matrix
 
-    def square(self, x: Tensor) -> Tensor:
-        gram = self.bounded_product(x, x.mT)
-        return 0.5 * (gram + gram.mT)
+    def symmetric_product(self, a: Tensor, b: Tensor, gamma: float = 0.0) -> Tensor:
+        c = self.bounded_product(a, b.mT)
+        c = 0.5 * (c + c.mT)
+        if gamma:
+            c.diagonal(dim1=-2, dim2=-1).add_(gamma)
+        return c
 
     def axpby(
         self,
@@ -117,6 +153,7 @@ class _TorchPrecision(Precision[Tensor]):
         beta: float = 0.0,
         add: Tensor | None = None,
         gamma: float = 0.0,
+        combined: Combination[Tensor] | None = None,
     ) -> Tensor:
         c = self._step(a, b)
         # Rounding breaks the symmetry that keeps the chains stable.
@@ -125,12 +162,12 @@ class _TorchPrecision(Precision[Tensor]):
             c = c.add_(add, alpha=beta)
         if gamma:
             c.diagonal(dim1=-2, dim2=-1).add_(gamma)
-        return c
+        return c if combined is None else c.add_(self.combine(combined))
 
-    def combine(self, weights: Tensor, terms: tuple[Tensor, Tensor, Tensor], minus: Tensor | None) -> Tensor:
+    def combine(self, combination: Combination[Tensor]) -> Tensor:
+        weights, terms = combination
         first, second, third = (weights[:, i, None, None] * t for i, t in enumerate(terms, start=1))
         sums = first + second + third
-        sums = sums if minus is None else sums - minus
         sums.diagonal(dim1=-2, dim2=-1).add_(weights[:, :1])
         return sums
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.matmul import M, Precision
+from fastrdm.kernels.linalg.matmul import Combination, M, Precision, constant
 
 WIDTH = 4  # T_1 .. T_4 are formed, higher ones reached by Clenshaw's recurrence in T_4 (Paterson and Stockmeyer)
 DEGREES = (3, 7, 11, 15, 19, 23, 31)  # one less than a multiple of WIDTH
@@ -64,20 +64,21 @@ def blocks(function: Callable[[Tensor], Tensor], degree: int, low: float, device
 def evaluate(b: Tensor, y: M, y_squared: M, low: float, precision: Precision[M]) -> M:
     """The polynomial with blocks b (K, m, WIDTH) at symmetric y (K, n, n), eigenvalues in [low, 1]; m + 1 products."""
     slope, shift = 2 / (1 - low), -(1 + low) / (1 - low)
-    dense, dense_squared = precision.dense(y), precision.dense(y_squared)
-    eye = torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device)
-    t1 = precision.matrix(slope * dense + shift * eye)
-    t2 = precision.matrix(2 * slope**2 * dense_squared + 4 * slope * shift * dense + (2 * shift**2 - 1) * eye)
+    weights = b.to(precision.dense(y).dtype).unbind(1)
+    dtype, device = weights[0].dtype, weights[0].device
+    powers = (y, y_squared, y_squared)
+    t1 = precision.combine(Combination(constant((shift, slope, 0.0, 0.0), dtype, device), powers))
+    second = (2 * shift**2 - 1, 4 * slope * shift, 2 * slope**2, 0.0)
+    t2 = precision.combine(Combination(constant(second, dtype, device), powers))
     t3 = precision.axpby(t1, t2, alpha=2, beta=-1, add=t1)
     t4 = precision.axpby(t2, t2, alpha=2, gamma=-1)
-    weights, terms = b.to(dense.dtype).unbind(1), (t1, t2, t3)
-    u, previous = precision.combine(weights[-1], terms, None), None
+    terms = (t1, t2, t3)
+    u, previous = precision.combine(Combination(weights[-1], terms)), None
     # Clenshaw's recurrence in T_4, from the highest block down; the lowest is added without the factor 2.
-    for w in weights[-2:0:-1]:
-        u, previous = precision.axpby(t4, u, alpha=2, beta=1, add=precision.combine(w, terms, previous)), u
-    if len(weights) == 1:
-        return u
-    return precision.axpby(t4, u, beta=1, add=precision.combine(weights[0], terms, previous))
+    for index in range(len(weights) - 2, -1, -1):
+        combined, alpha = Combination(weights[index], terms), 2 if index else 1
+        u, previous = precision.axpby(t4, u, alpha=alpha, beta=-1, add=previous, combined=combined), u
+    return u
 
 
 @lru_cache

@@ -24,7 +24,7 @@ def filter_op(
     needs_grad: bool,
     solver: str,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x W (V, B, D) and, where `needs_grad`, the factors of W; without a source x is its own."""
     function = Function(kind, power, cutoff, unit)
     whole = x if source is None else source
@@ -37,7 +37,17 @@ def filter_op(
         else:
             out, factors = filter_newton_schulz(x, whole, start, function, needs_grad, precision_named(precision))
     # A product of transposed matrices may come out transposed; the shapes promised below are row by row.
-    return out.contiguous(), factors.basis.contiguous(), factors.core.contiguous(), factors.gain.contiguous()
+    outputs = (out, factors.basis, factors.core, factors.gain, *_dominant(x, factors))
+    a, b, c, d, e, f = (output.contiguous() for output in outputs)
+    return a, b, c, d, e, f
+
+
+def _dominant(x: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
+    """Direction and weight of the factors, empty where they have none: an operator's outputs are tensors."""
+    if factors.right is None or factors.weight is None:
+        right, weight = (x.new_empty(shape, dtype=torch.float64) for shape in ((len(x), 0, 1), (0, 1, 1)))
+        return right, weight
+    return factors.right, factors.weight
 
 
 @filter_op.register_fake
@@ -53,11 +63,12 @@ def _(
     needs_grad: bool,
     solver: str,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     work = work_dtype(x)
     if not needs_grad:
-        return out, *no_factors(x, work)
+        nothing = no_factors(x, work)
+        return out, nothing.basis, nothing.core, nothing.gain, *_dominant(x, nothing)
     views, _, width = x.shape
     rows = width if is_gram else (x if source is None else source).shape[1]
     wide = rows <= width and not is_gram
@@ -65,18 +76,24 @@ def _(
     diagonal = wide and (solver == "eigh" or (solver == "gram_power" and power == 2))
     basis = x.new_empty((views, n if wide else 0, width), dtype=work)
     core = x.new_empty((views, 1 if diagonal else n, n), dtype=work)
-    return out, basis, core, x.new_empty((views, 1, 1), dtype=torch.float64)
+    gain = x.new_empty((views, 1, 1), dtype=torch.float64)
+    found = solver == "newton_schulz"
+    right = x.new_empty((views, width if found else 0, 1), dtype=torch.float64)
+    return out, basis, core, gain, right, x.new_empty((views if found else 0, 1, 1), dtype=torch.float64)
 
 
 @torch.library.custom_op("fastrdm::apply_factors", mutates_args=())
-def _apply_op(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> Tensor:
+def _apply_op(
+    x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, right: Tensor, weight: Tensor, precision: str
+) -> Tensor:
     """x W (V, B, D) for the W with these factors."""
+    factors = Factors(basis, core, gain, *((right, weight) if right.shape[1] else ()))
     with torch.autocast(x.device.type, enabled=False):
-        return Factors(basis, core, gain).apply(x, precision_named(precision)).contiguous()
+        return factors.apply(x, precision_named(precision)).contiguous()
 
 
 @_apply_op.register_fake
-def _(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, precision: str) -> Tensor:
+def _(x: Tensor, basis: Tensor, core: Tensor, gain: Tensor, right: Tensor, weight: Tensor, precision: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

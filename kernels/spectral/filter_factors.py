@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.linalg.matmul import Precision, scaled_by
+from fastrdm.kernels.triton_support import triton_module
 
 # Smallest singular value kept, as a share of the largest, by the dtype the features were last rounded to. Rounding puts
 # up to 0.37 eps (measured on BatchNorm outputs) into an exactly null direction: the half types stand just above that;
@@ -17,12 +18,14 @@ CUTOFF = {torch.float64: 3e-7, torch.float32: 1e-6, torch.float16: 4e-4, torch.b
 
 
 class ChebyshevFit(NamedTuple):
-    """How matrix products alone evaluate g: as a Chebyshev series in s^(1/4)."""
+    """How matrix products alone evaluate g: as a Chebyshev series in s^(1 / 2^depth)."""
 
     degree: int
     """One of chebyshev.DEGREES."""
     start: float = 0.0
     """Share of the largest singular value from which g is fitted; above 0 where g is infinite at 0."""
+    depth: int = 2
+    """Number of square roots that are taken, each of which costs more products than eight more degrees do."""
 
 
 class FilterFunction(NamedTuple):
@@ -36,10 +39,10 @@ class FilterFunction(NamedTuple):
 
 # The filter functions by name, one row each. (s^power is not here: products evaluate it without a fit of its own.) The
 # degrees keep 4e-4 of the largest weight up to s_max = 3000. ln s is fitted from below any singular value that is kept,
-# so that what is dropped stays bounded too.
+# so that what is dropped stays bounded too. ln(1 + s) needs one root only; ln(1 + s^2) by one would be off by 2e-3.
 FILTER_FUNCTIONS: dict[str, FilterFunction] = {
     "log": FilterFunction(torch.log, ChebyshevFit(degree=23, start=1e-6)),
-    "log1p": FilterFunction(torch.log1p, ChebyshevFit(degree=23)),
+    "log1p": FilterFunction(torch.log1p, ChebyshevFit(degree=31, depth=1)),
     "log1p_sq": FilterFunction(lambda s: torch.log1p(s * s), ChebyshevFit(degree=31)),
 }
 KINDS = ("power", *FILTER_FUNCTIONS)
@@ -91,7 +94,7 @@ class Function(NamedTuple):
 
     def __call__(self, s: Tensor) -> Tensor:
         """g(s / unit) for s > 0, without the cutoff. ValueError for an own g that changes the shape."""
-        s = s / self.unit
+        s = s if self.unit == 1 else s / self.unit
         if self.power is not None:
             return s**self.power
         weights = filter_function(self.kind).g(s)
@@ -102,7 +105,10 @@ class Function(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """W = gain basis^T core basis; an empty basis stands for the identity, a core of one row for a diagonal."""
+    """W = gain basis^T core basis, and the dominant direction's own weight where it was taken out.
+
+    An empty basis stands for the identity, a core of one row for a diagonal.
+    """
 
     basis: Tensor
     """(V, n, D) or (V, 0, D)."""
@@ -110,14 +116,33 @@ class Factors(NamedTuple):
     """(V, n, n) or (V, 1, n), of magnitudes near 1."""
     gain: Tensor
     """(V, 1, 1) float64: apart, so that nothing overflows on the way."""
+    right: Tensor | None = None
+    """(V, D, 1) float64: the dominant direction, which basis and core know nothing of; zero where none stands alone."""
+    weight: Tensor | None = None
+    """(V, 1, 1) float64: its weight."""
 
     def apply(self, x: Tensor, precision: Precision[Any]) -> Tensor:
         """x W for x (V, B, D), in x's dtype."""
+        if self.right is None or self.weight is None:
+            return self._without_dominant(x, precision).to(x.dtype)
+        if precision.fused:
+            around = triton_module("spectral.around_triton")
+            basis = around.SplitMatrix(self.basis) if self.basis.shape[1] else None
+            out: Tensor = around.apply(x, basis, around.SplitMatrix(self.core), self.gain, self.right, self.weight)
+            return out
+        # In float64, so that what is left of nearly parallel rows keeps its digits.
+        along = x.double() @ self.right
+        rest = torch.baddbmm(x.double(), along, self.right.mT, alpha=-1).to(self.core.dtype)
+        out = self._without_dominant(rest, precision).double()
+        return torch.baddbmm(out, along * self.weight, self.right.mT).to(x.dtype)
+
+    def _without_dominant(self, x: Tensor, precision: Precision[Any]) -> Tensor:
+        """gain x basis^T core basis in the dtype of the factors."""
         c = x.to(self.core.dtype)
         c = precision.product(c, self.basis.mT) if self.basis.shape[1] else c
         c = c * self.core if self.core.shape[1] == 1 else precision.product(c, self.core)
         c = precision.product(c, self.basis) if self.basis.shape[1] else c
-        return scaled_by(c, self.gain).to(x.dtype)
+        return scaled_by(c, self.gain)
 
 
 def no_factors(x: Tensor, dtype: torch.dtype) -> Factors:
@@ -125,7 +150,7 @@ def no_factors(x: Tensor, dtype: torch.dtype) -> Factors:
     views, _, width = x.shape
     shapes = (views, 0, width), (views, 0, 0)
     basis, core = (x.new_empty(shape, dtype=dtype) for shape in shapes)
-    return Factors(basis, core, x.new_ones((views, 1, 1), dtype=torch.float64))
+    return Factors(basis, core, x.new_empty((0, 1, 1), dtype=torch.float64))
 
 
 def work_dtype(x: Tensor) -> torch.dtype:

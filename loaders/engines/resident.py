@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.cuda_graph import Captured, Recorder
-from fastrdm.loaders.augment.parameters import sample_parameters
+from fastrdm.loaders.augment.parameters import sample_all_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
 from fastrdm.loaders.order import EpochLoader, Process
 from fastrdm.loaders.sources.source import Source
@@ -47,8 +47,10 @@ class ResidentLoader(EpochLoader):
         """The batch of samples `index` (B,) int64; nothing waits for the device."""
         images = self.images[index]
         height, width = (torch.full((len(index),), side, device=self.device) for side in self.images.shape[1:3])
-        views = []
-        for view, spec in enumerate(spec.at(self.epoch) for spec in self.views):
-            parameters = sample_parameters(spec, self.seed, self.drawn_for, index, view, height, width)
-            views.append(augment(images, parameters, spec, self.dtype, self.implementation))
+        specs = [spec.at(self.epoch) for spec in self.views]
+        drawn = sample_all_parameters(specs, self.seed, self.drawn_for, index, height, width)
+        views = [
+            augment(images, parameters, spec, self.dtype, self.implementation)
+            for parameters, spec in zip(drawn, specs, strict=True)
+        ]
         return Batch(tuple(views), index, self.labels[index])

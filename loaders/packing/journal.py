@@ -6,14 +6,13 @@ The packed folder appears in one step at the end.
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastrdm.files import sha256
+from fastrdm.files import flush, sha256, whole
 from fastrdm.loaders.sources.packed import FORMAT, INDEX, seal
 
 
@@ -78,7 +77,8 @@ class Journal:
         if not rows:
             raise ValueError(f"none of the files of {told['source']} can be read")
         index = self.pack / "index.npy"
-        np.save(index, np.array(rows, INDEX))
+        with whole(index) as partial, partial.open("wb") as file:
+            np.save(file, np.array(rows, INDEX))
         files = {record["name"]: {key: record[key] for key in ("bytes", "sha256")} for record in records}
         files["index.npy"] = {"bytes": index.stat().st_size, "sha256": sha256(index)}
         meta = {
@@ -91,27 +91,17 @@ class Journal:
             "refused": [pair for record in records for pair in record["refused"]],
         }
         _write(self.pack / "meta.json", json.dumps({**meta, "seal": seal(meta)}, indent=1))
-        for left in (self.pack / "shards").glob("*.partial"):
+        for left in self.pack.rglob("*.partial"):
             left.unlink()
-        _settle(index)
+        flush(index)
         self.pack.rename(self.out)
-        _settle(self.out.parent)
+        flush(self.out.parent)
         shutil.rmtree(self.folder)
         return meta
 
 
 def _write(path: Path, text: str) -> None:
     """Write a file that is whole or not there."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    _settle(partial)
-    partial.replace(path)
-
-
-def _settle(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with whole(path) as partial:
+        partial.write_text(text)
+        flush(partial)

@@ -2,11 +2,13 @@
 
 import argparse
 import hashlib
+import io
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -62,6 +64,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def pack_source(source: Source, out: Path, mode: str, workers: int) -> None:
+    """Pack the images of `source` that can be read into the new folder `out`, as the command does by default, silently.
+
+    ValueError and OSError as for the command.
+    """
+    words = [source.name, str(out), "--mode", mode, "--workers", str(workers), "--max-bad", "1"]
+    with redirect_stdout(io.StringIO()):
+        Part(source, "", _parser().parse_args(words)).pack()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastrdm pack", description="Pack a set of images into a few large files.")
     parser.add_argument("src", metavar="SRC", help="the images: a folder of any shape, or what --source reads")
@@ -109,7 +121,7 @@ class Part:
         self.told_out = f"{options.out}/{name}".rstrip("/")
         # what goes to a store is made here first, and written there when it is complete
         self.url = self.told_out if is_remote(options.out) else None
-        staged = hashlib.sha256(self.told_out.encode()).hexdigest()[:16]
+        staged = hashlib.sha256(os.fsencode(self.told_out)).hexdigest()[:16]
         self.out = Path(self.told_out) if self.url is None else cache_folder(None) / "staged" / staged
         self.fixed = {"mode": options.mode, "size": options.size if options.mode == "raw" else None}
         self.fixed["exif"] = options.exif

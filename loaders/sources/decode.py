@@ -2,6 +2,7 @@
 
 import errno
 import io
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fastrdm.errors import RunError
+
+# Pillow warns of images above half of MOST_PIXELS. What an image may claim is decided here, by its bytes.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Pixels = NDArray[np.uint8]
 Allocate = Callable[[int, int], Pixels]  # (height, width) -> the array (height, width, 3) that takes the pixels

@@ -51,7 +51,7 @@ def indexed(path: Path, kind: str, cache: str | None, build: Callable[[], Arrays
 def _places(path: Path, kind: str, cache: str | None) -> Iterator[Path]:
     if cache is None:
         yield path.with_name(f".{path.name}.{kind}.npz")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     yield cache_folder(cache) / "index" / f"{path.name}-{digest}.{kind}.npz"
 
 

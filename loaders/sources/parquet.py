@@ -67,6 +67,7 @@ class ParquetSource(Source):
         footers = [_footer(path, self.columns) for path in paths]
         self.groups = [(number, k) for number, footer in enumerate(footers) for k in range(footer.num_row_groups)]
         counts = [footers[number].row_group(k).num_rows for number, k in self.groups]
+        _check_counts(paths, self.groups, counts)
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.shards = np.repeat(np.arange(len(counts)), counts)
         self.group_bytes = max(footers[number].row_group(k).total_byte_size for number, k in self.groups)
@@ -83,6 +84,8 @@ class ParquetSource(Source):
             self.classes, self.labels = [], np.full(int(self.first[-1]), -1)
             return
         values = [_values(path, column) for path in paths]
+        if sum(map(len, values)) != self.first[-1]:
+            raise ValueError(f"{paths[0]} and the like hold other numbers of rows than their footers tell of")
         if self.columns.names is not None:
             self.classes = self.columns.names
             for path, part in zip(paths, values, strict=True):
@@ -150,7 +153,12 @@ class ParquetSource(Source):
             with pq.ParquetFile(self.paths[number]) as file:
                 rows = file.read_row_group(k, columns=[column], use_threads=False).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as error:
-            raise CorruptImage(f"{self.paths[number]}, row group {k}: {error}") from error
+            raise CorruptImage(f"{self.paths[number]}, row group {k}: {_reason(error)}") from error
+        told = int(self.first[group + 1] - self.first[group])
+        if len(rows) != told:
+            raise CorruptImage(
+                f"{self.paths[number]}, row group {k}: holds {len(rows)} rows, its footer tells of {told}"
+            )
         return rows.field("bytes") if self.columns.nested else rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,7 +204,22 @@ def _schema(path: Path) -> Any:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+        raise ValueError(f"{path} cannot be read as parquet: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What pyarrow says, on one line."""
+    return " ".join(str(error).split())
+
+
+def _check_counts(paths: Sequence[Path], groups: Sequence[tuple[int, int]], counts: Sequence[int]) -> None:
+    """Refuse files without a row, and those that claim more rows than they have bits: memory is needed for each."""
+    if not sum(counts):
+        raise ValueError(f"loader.root must hold images, got none in {paths[0]} and the like")
+    for (number, group), count in zip(groups, counts, strict=True):
+        size = paths[number].stat().st_size
+        if not 0 <= count <= 8 * size:
+            raise ValueError(f"{paths[number]}, row group {group}: {count} rows cannot be in {size} bytes")
 
 
 def _footer(path: Path, columns: Columns) -> Any:
@@ -219,7 +242,7 @@ def _values(path: Path, column: str) -> NDArray[Any]:
     try:
         values = pq.read_table(path, columns=[column]).column(0)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}, column {column}: {error}") from None
+        raise ValueError(f"{path}, column {column}: {_reason(error)}") from None
     if pa.types.is_integer(values.type):
         return values.fill_null(-1).to_numpy()  # type: ignore[no-any-return]
     return np.array(values.to_pylist(), object)

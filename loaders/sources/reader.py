@@ -35,5 +35,6 @@ class Reader:
                 self.faults[candidate] = str(error)
         raise CorruptImage(
             f"{len(self.faults)} of {samples} images cannot be read, above loader.max_corrupt={self.max_corrupt}; "
-            f"the latest: {list(self.faults.values())[-1]}. Repair or remove them, or raise loader.max_corrupt"
+            f"the latest: {list(self.faults.values())[-1]}. Repair them or raise loader.max_corrupt: the run then goes "
+            "on, which it does not with fewer images"
         )

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastrdm.files import sha256
+from fastrdm.files import sha256, write_whole
 from fastrdm.loaders.sources.archives import Split
 from fastrdm.loaders.sources.index_cache import cache_folder
 from fastrdm.loaders.sources.packed import INDEX_FILE, META, PackedSource, check_meta, mapped
@@ -285,9 +285,7 @@ class RemotePack(PackedSource):
     def _keep(self, name: str, data: bytes) -> None:
         """Put a small file into the cache, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{name}.{os.getpid()}.part"
-        partial.write_bytes(data)
-        partial.replace(self.folder / name)
+        write_whole(self.folder / name, data)
 
     def _check_limit(self, config: LoaderConfig) -> None:
         sizes = sorted((shard.bytes for shard in self.cache.shards), reverse=True)

@@ -1,5 +1,6 @@
 """Files on an object store or a web server, by fsspec: read in pieces with retries, written complete or not at all."""
 
+import contextlib
 import hashlib
 import posixpath
 import random
@@ -79,10 +80,23 @@ class Store:
             raise OSError(f"{len(piece):,} bytes came of {end - start:,}")
         return piece
 
-    def upload(self, file: Path, name: str) -> None:
-        """Write a file, unless one of its size is there already."""
+    def names(self) -> list[str]:
+        """Names of the files and folders at the top; none where there is no such folder yet."""
+        try:
+            found = self._persist("", lambda: self.fs.ls(self.path, detail=False))
+        except FileNotFoundError:
+            return []
+        return [posixpath.basename(path.rstrip("/")) for path in found]
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all below it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._persist(name, lambda: self.fs.rm(self._at(name), recursive=True))
+
+    def upload(self, file: Path, name: str, replace: bool = False) -> None:
+        """Write a file; without `replace`, unless one of its size is there already."""
         size = file.stat().st_size
-        if self.size(name) == size:
+        if not replace and self.size(name) == size:
             return
         self._persist(name, lambda: self.fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True))
         self._persist(name, lambda: self.fs.put_file(str(file), self._at(name)))

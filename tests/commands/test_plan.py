@@ -164,7 +164,9 @@ def test_temperature_is_a_phase(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "time: no measurement for this: give --from RUN, --table CSV or --images-per-second X" in told(capsys)
+    assert "time: no measurement for this: give --bench, --from RUN, --table CSV or --images-per-second X" in told(
+        capsys
+    )
 
 
 def test_hours_from_a_given_rate(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The center view against torchvision; every sample once, on any number of processes."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastrdm.loaders import evaluation
 from fastrdm.loaders.evaluation import center_view, evaluation_batches
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels
 from fastrdm.loaders.sources.open import open_source
@@ -121,3 +123,27 @@ def test_unreadable_images_are_left_out_and_noted() -> None:
     assert faults == {0: "0.jpg: cut short", 9: "9.jpg: cut short"}
     with pytest.raises(CorruptImage, match=r"0\.jpg: cut short"):
         list(evaluation_batches(Ragged(bad=(0, 9)), ViewSpec(size=8), 10))
+
+
+def test_reading_ahead_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images decoded and not yet handed out take no more than the limit, beside the one that is handed out."""
+    started: list[int] = []
+
+    class Large(Source):
+        name, classes = "large", ["a"]
+        labels = np.zeros(40, np.int64)
+
+        def read(self, index: int) -> Pixels:
+            started.append(index)
+            return np.full((64, 64, 3), index, np.uint8)
+
+    nbytes = 64 * 64 * 3
+    for images in (1, 3):
+        started.clear()
+        monkeypatch.setattr(evaluation, "AHEAD_BYTES", images * nbytes)
+        most = 0
+        for number, _ in enumerate(evaluation_batches(Large(), ViewSpec(size=8), 1, workers=4)):
+            time.sleep(0.005)  # threads could run far ahead meanwhile
+            most = max(most, len(started) - number - 1)
+        assert sorted(started) == list(range(40))
+        assert 1 <= most <= images, f"{most} images ahead, and room for {images}"

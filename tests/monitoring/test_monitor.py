@@ -168,6 +168,21 @@ def test_figures_of_a_batch_are_means_over_views(tmp_path: Path) -> None:
     assert watcher.batch(constant)["target/std/batch"] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_log_line_takes_one_batched_eigensolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    solve = torch.linalg.eigvalsh
+
+    def counted(x: torch.Tensor, **how: str) -> torch.Tensor:
+        calls.append(len(x))
+        return solve(x, **how)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
+    # Sixteen rows of at least so many dimensions: every Gram matrix is (16, 16).
+    metrics = watch(tmp_path).batch(output(target=20, hidden=32, features=24))
+    assert calls == [16], "two views, two conventions and four taps"
+    assert sum("erank" in name for name in metrics) == 8
+
+
 def test_rows_that_are_not_finite_give_no_figures_and_no_error(tmp_path: Path) -> None:
     watcher = watch(tmp_path)
     for step in (1, 2):

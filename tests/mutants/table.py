@@ -387,6 +387,14 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tests/kernels/augment/test_augment_triton.py::test_crop_of_odd_sizes[triton-33-bilinear]",
         ),
     ],
+    "kernels/augment/parameters_triton.py": [
+        (
+            "Triton: the last box that fits, not the first",
+            "(w <= columns) & (found == 0)",
+            "(w <= columns)",
+            "tests/kernels/augment/test_parameters_triton.py::test_the_draw_is_the_references_bit_for_bit[0]",
+        ),
+    ],
     "loaders/engines/native.py": [
         (
             "files: every view with the first one's crop",
@@ -398,8 +406,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "loaders/engines/resident.py": [
         (
             "every view with the first one's crop",
-            "sample_parameters(spec, self.seed, self.drawn_for, index, view, height, width)",
-            "sample_parameters(spec, self.seed, self.drawn_for, index, 0, height, width)",
+            "zip(drawn, specs, strict=True)",
+            "zip([drawn[0]] * len(specs), specs, strict=True)",
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[resident]",
         ),
     ],
@@ -548,8 +556,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "kernels/spectral/matmul_solvers.py": [
         (
             "the dominant direction without its weight",
-            "torch.baddbmm(out.double(), along * weight, right.mT)",
-            "torch.baddbmm(out.double(), along * 0 * weight, right.mT)",
+            "torch.baddbmm(out.double(), left[:, rows] * weight, right.mT)",
+            "torch.baddbmm(out.double(), left[:, rows] * 0 * weight, right.mT)",
             "tests/kernels/spectral/test_matmul_solvers.py::test_rows_that_are_all_alike_have_one_direction_and_no_noise_is_raised",
         ),
     ],

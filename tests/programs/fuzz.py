@@ -92,12 +92,39 @@ def pack(data: bytes) -> None:
         assert "\n" not in str(error)
 
 
+def opened(name: str, file: Path, opener: str) -> None:
+    """Open a file as a source of images and read the first of them; ValueError in one line is what may come of it."""
+    settings = module("loaders.spec").LoaderConfig(source=name, root=str(file), cache=str(FOLDER / "cache"))
+    try:
+        source = getattr(module(f"loaders.sources.{name}"), opener)(settings, "train")
+        for number in range(min(len(source), 3)):
+            source.key(number)
+            source.fetch(number)
+    except ValueError as error:
+        assert "\n" not in str(error)
+
+
+def webdataset(data: bytes) -> None:
+    file = FOLDER / "train.tar"
+    file.write_bytes(data)
+    opened("webdataset", file, "open_webdataset")
+
+
+def parquet(data: bytes) -> None:
+    """The input between the marks that begin and end a parquet file: columns, footer, length of the footer."""
+    file = FOLDER / "train.parquet"
+    file.write_bytes(b"PAR1" + data + b"PAR1")
+    opened("parquet", file, "open_parquet")
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[str, ...]]] = {  # and modules whose functions are instrumented
     "image": (image, ("loaders.sources.decode",)),
     "pickle": (pickled, ("loaders.sources.plain_pickle",)),
     "config": (config, ("config.tree", "config.run_config")),
     "metrics": (metrics, ("report.jsonl", "report.run_files")),
     "labels": (labels, ("loaders.packing.pack",)),
+    "webdataset": (webdataset, ("loaders.sources.webdataset", "loaders.sources.tar", "loaders.sources.shard_files")),
+    "parquet": (parquet, ("loaders.sources.parquet",)),
     "pack": (pack, ("loaders.sources.pack_fields", "loaders.sources.packed")),
 }
 

@@ -445,3 +445,11 @@ def test_the_verdict_of_a_run_is_told_with_its_cause(tmp_path: Path, capsys: pyt
     assert "batches of 8 images are too small" in told
     assert ADVICE["dimensional_collapse"].cause in told
     assert ADVICE["non_finite_loss"].cause in told
+
+
+def test_the_heading_names_a_few_runs_and_counts_many(tmp_path: Path) -> None:
+    """The names of many runs would fill a phone's first screen; each of them stands on its button."""
+    for count, heading in ((3, "run0, run1, run2"), (4, "4 runs")):
+        html = page(read_runs([str(make(tmp_path / str(count) / f"run{k}")) for k in range(count)]))
+        assert f"<h1>{heading}</h1>" in html
+        assert all(f"run{k}" in html for k in range(count))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.effective_rank import effective_rank, spectrum_stats
+from fastrdm.kernels.linalg.effective_rank import effective_rank, effective_ranks, spectrum_stats
 from fastrdm.kernels.linalg.gram import gram, unit_rows
 
 
@@ -205,3 +205,24 @@ def test_unit_rows_are_those_of_torch_bit_for_bit_and_keep_zeros() -> None:
     for rows in (x, x.float()):
         assert torch.equal(unit_rows(rows), torch.nn.functional.normalize(rows, dim=-1))
     assert (unit_rows(torch.zeros(2, 3)) == 0).all() and unit_rows(torch.tensor([[math.inf, 1.0]])).isnan().any()
+
+
+def test_ranks_of_several_stacks_are_those_of_each_and_take_one_eigensolve_a_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stacks = [rand(2, 9, 20), rand(1, 9, 30, seed=1), rand(3, 9, 5, seed=2)]
+    stacks[0][1] = 0
+    stacks[1][0, 3, 4] = math.nan
+    want = [effective_rank(x) for x in stacks]
+    calls: list[tuple[int, ...]] = []
+    solve = torch.linalg.eigvalsh
+
+    def counted(x: Tensor, **how: str) -> Tensor:
+        calls.append(tuple(x.shape))
+        return solve(x, **how)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
+    got = effective_ranks([gram(x) for x in stacks])
+    assert sorted(calls) == [(3, 5, 5), (3, 9, 9)]
+    for ranks, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(ranks, expected, rtol=1e-9, atol=0, equal_nan=True)

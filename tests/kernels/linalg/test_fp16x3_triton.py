@@ -6,8 +6,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton, Parts, SplitMatrix, split_dense
-from fastrdm.kernels.linalg.matmul import SPLIT
+from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton, Parts, SplitMatrix, lower_tiles, multiply, split_dense
+from fastrdm.kernels.linalg.matmul import SPLIT, Combination
 
 TRITON = Fp16x3Triton()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,9 +40,9 @@ def square_triton(x: Tensor) -> Tensor:
     return TRITON.square(SplitMatrix(x)).dense
 
 
-def combine_triton(weights: Tensor, terms: tuple[Tensor, Tensor, Tensor], minus: Tensor | None) -> Tensor:
+def combination(weights: Tensor, terms: tuple[Tensor, ...]) -> Combination[SplitMatrix]:
     t1, t2, t3 = (SplitMatrix(t) for t in terms)
-    return TRITON.combine(weights, (t1, t2, t3), None if minus is None else SplitMatrix(minus)).dense
+    return Combination(weights, (t1, t2, t3))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 64), (2, 65)])
@@ -90,17 +90,41 @@ def test_square(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("with_minus", [True, False])
-def test_combine(rows: int, with_minus: bool) -> None:
-    terms = tuple(rand(2, 50, 50, seed=i) for i in range(3))
-    weights, minus = rand(rows, 3, 4)[:, 1], rand(2, 50, 50, seed=9) if with_minus else None
+@pytest.mark.parametrize("n", [50, 70])
+def test_combine_alone_and_as_part_of_a_product(rows: int, n: int) -> None:
+    terms = [rand(2, n, n, seed=i) for i in range(3)]
+    terms = [(t + t.mT).float().double() for t in terms]
+    weights = rand(rows, 3, 4)[:, 1].float().double()
     w = weights[..., None, None]
-    exact = w[:, 0] * torch.eye(50, dtype=torch.float64, device=DEVICE) + sum(
-        w[:, i + 1] * t for i, t in enumerate(terms)
-    )
-    exact = exact if minus is None else exact - minus
-    t1, t2, t3 = (t.float() for t in terms)
-    close(combine_triton(weights.float(), (t1, t2, t3), None if minus is None else minus.float()), exact)
+    eye = torch.eye(n, dtype=torch.float64, device=DEVICE)
+    exact = w[:, 0] * eye + sum(w[:, i + 1] * t for i, t in enumerate(terms))
+    given = combination(weights.float(), tuple(t.float() for t in terms))
+    alone = TRITON.combine(given)
+    close(alone.dense, exact)
+    close(joined(alone.parts(1.0)), alone.dense.double(), 5e-7)
+    y = terms[0] / 20
+    first, second = SplitMatrix(y.float()), SplitMatrix(y.float())
+    got = TRITON.axpby(first, second, alpha=2, beta=-1, add=SplitMatrix(y.float()), gamma=0.5, combined=given).dense
+    close(got, 2 * y @ y - y + 0.5 * eye + exact, 2e-6)
+    assert torch.equal(got, got.mT)
+
+
+def test_a_product_known_to_be_symmetric() -> None:
+    left, right = torch.linalg.qr(rand(2, 70, 70))[0], torch.linalg.qr(rand(2, 100, 70, seed=1))[0]
+    s = torch.linspace(0.1, 1, 70, dtype=torch.float64, device=DEVICE)
+    a, b = SplitMatrix(((left * s) @ right.mT).float()), SplitMatrix((left @ right.mT).float())
+    got = TRITON.symmetric_product(a, b, gamma=0.25).dense
+    assert torch.equal(got, got.mT)
+    eye = torch.eye(70, dtype=torch.float64, device=DEVICE)
+    close(got, (left * s) @ left.mT + 0.25 * eye, 2e-6)
+
+
+def test_a_product_adds_up_the_squares_of_its_tiles() -> None:
+    a = rand(2, 70, 70)
+    parts = SplitMatrix((a + a.mT).float()).parts(1.0)
+    squares = torch.empty(2, lower_tiles(70), dtype=torch.float64, device=DEVICE)
+    out, _ = multiply(parts, parts, 1.0, symmetric=True, keep=None, squares=squares)
+    torch.testing.assert_close(squares.sum(-1), out.double().square().sum((1, 2)), rtol=1e-6, atol=0)
 
 
 def joined(parts: Parts) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from fastrdm.kernels.linalg.effective_rank import effective_rank, effective_ranks, unit_gram
 from fastrdm.kernels.linalg.gram import gram
 from fastrdm.kernels.linalg.gram_triton import gram_triton
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
@@ -49,6 +50,21 @@ def test_rows_of_zeros_and_tiny_scales() -> None:
         exact = gram(x.double(), center=center, normalize=normalize)
         got = gram(x, center=center, normalize=normalize, precision="fp16x3-triton")
         torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=2e-6 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_ranks_of_rows_that_are_nearly_alike(noise: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the monitor takes them on CUDA: from rows as they are, in three float16 products."""
+    common = torch.nn.functional.normalize(rand(96, seed=3), dim=0)
+    x = (common + noise * rand(1, 24, 96) / 96**0.5).to(dtype)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    grams = [unit_gram(x, center) for center in (False, True)]
+    assert all(matrix.dtype == torch.float64 for matrix in grams)
+    monkeypatch.undo()
+    for center, got in zip((False, True), effective_ranks(grams), strict=True):
+        want = effective_rank(x.double(), center=center, normalize=True)
+        torch.testing.assert_close(got, want, rtol=2e-3 if noise == 1e-4 else 1e-4, atol=0)
 
 
 def test_refuses_what_it_has_no_kernel_for() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment.layout import Column
-from fastrdm.loaders.augment.parameters import TRIES, sample_parameters
+from fastrdm.kernels.augment.layout import TRIES, Column
+from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.philox import uniforms
 from fastrdm.loaders.spec import ViewSpec
 

@@ -199,3 +199,19 @@ def test_an_even_surface_is_no_damage(kind: str) -> None:
     image = Image.new("RGB", (2000, 2000), (9, 120, 200))
     options = {"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {"lossless": True} if kind == "WEBP" else {}
     assert decode(encoded(image, kind, **options), "x").shape == (2000, 2000, 3)
+
+
+LARGE = """
+import io, sys
+from PIL import Image
+from fastrdm.loaders.sources.decode import decode
+file = io.BytesIO()
+Image.new("1", (10_000, 10_000)).save(file, "PNG")
+print(decode(file.getvalue(), "large.png").shape)
+"""
+
+
+def test_a_large_image_within_bounds_is_read_without_a_warning() -> None:
+    """Above 89 million pixels Pillow prints a warning that names no file."""
+    done = subprocess.run([sys.executable, "-W", "default", "-c", LARGE], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(10000, 10000, 3)\n", "")

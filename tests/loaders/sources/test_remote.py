@@ -424,8 +424,14 @@ def test_pack_and_training_on_s3(
     trained = ["loader.source=packed", f"loader.root={url}", f"loader.cache={tmp_path / 'cache'}", "encoder.width=4"]
     trained += ["loader.batch_size=8", "loader.views.*.size=8", "train.length=2st", "optim.warmup=1st"]
     trained += ["method.projector.out=8", "log.report=false", f"run={tmp_path / 'run'}"]
+    trained += [f"checkpoint.store=s3://set-{mode}/run"]
     trainer = Trainer(run_config.load(trained))
     assert trainer.train() and "knn" in trainer.metrics
+    names = {Path(path).name for path in fs.find(f"set-{mode}/run/step-00000002")}
+    assert names == {"meta.json", "model.safetensors", "state.pt"}
+    elsewhere = Trainer(run_config.load([*trained, f"run={tmp_path / 'elsewhere'}"]))
+    assert elsewhere.train() and elsewhere.step == 2
+    assert f"fetched from s3://set-{mode}/run/step-00000002" in capsys.readouterr().out
     local = PackedSource(packed / "train")
     source = open_source(LoaderConfig(source="packed", root=url, cache=str(tmp_path / "cache")), "train")
     assert all(np.array_equal(source.read(k), local.read(k)) for k in range(COUNT))
