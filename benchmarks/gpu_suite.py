@@ -1,22 +1,29 @@
-"""Everything that needs a GPU, in parts of at most nine minutes; started again it goes on with what is left.
+"""Everything that needs a GPU, ordered by value and cut to fit a quarter of an hour; started again it goes on.
 
-    python -m benchmarks.gpu_suite OUT --cifar FOLDER [--imagenet FOLDER]
+    python -m benchmarks.gpu_suite --plan
+    python -m benchmarks.gpu_suite OUT --cifar FOLDER [--imagenet FOLDER] [--quarter 1]
     python -m benchmarks.gpu_suite OUT --dry-run
 
-Each part is a command with a time limit: the tests that are marked gpu, the kernels, the first step, training steps
-(compiled, captured, eager, with local crops, of a ViT, beside the method that is varied, beside two SVDs),
-augmentation, loading, training with its loader, and a short training on CIFAR-10. Its output lies in OUT/<part>.txt (a
-table of a benchmark is its CSV), its end in OUT/<part>.json. A part that succeeded at this commit is not run again.
---minutes ends the call before a part that would not fit any more. After each part OUT/record.json and OUT/record.md
-tell what there is. FOLDER of --cifar holds cifar-10 as `loader.root` takes it, that of --imagenet one folder of images
-a class, some thousand files, which are packed into OUT/packed; parts without their data, or a second GPU, are left out
-and named. --dry-run takes sizes that a CPU does in a minute.
+Each part is a command with the seconds that it should take. A part is not begun where they are no longer left, so that
+what a call has measured is whole; smaller parts behind it may still fit. Quarter 1: the tests that are marked gpu, a
+training on CIFAR-10 to an accuracy, steps beside the method that is varied, cuDNN's choice by measuring, crops,
+kernels, a profile of the ResNet-50 step. Quarter 2: training with its loader at 224 px, views, decoding. Quarter 3:
+what is left for a longer loan. One process times all presets of an encoder, and all share one folder of compiled code,
+which some parts fill while another one trains.
+
+Outputs lie in a state folder beside OUT, which the next call reads: <part>.txt (a benchmark's table is its CSV),
+<part>.err and <part>.json, its end. A part that succeeded at this commit is not run again. OUT gets record.md,
+record.json and results.tar, which holds all of the state but the compiled code and what was packed. FOLDER of --cifar
+holds cifar-10 as `loader.root` takes it, that of --imagenet one folder of images a class. Parts without their data, or
+a second GPU, are left out and named. --dry-run takes sizes that a CPU does in a minute or two.
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,11 +34,14 @@ import torch
 from benchmarks import common
 from benchmarks.common import ROOT, commit
 
-LIMIT = 540  # seconds of a part
+LIMIT = 540  # seconds of a part at most: a command on a borrowed machine may be cut off after ten minutes
+QUARTER = 15.0  # minutes
+OVERHEAD = 90  # seconds of a quarter for starting the machine and moving files
+CACHE, PACKED = "compiled", "packed"  # folders of the state that are not among the results
 RESNET18 = ["--encoder", "resnet18", "--width", "64", "--stem", "cifar", "--size", "32", "--batch", "512"]
-RESNET50 = ["--encoder", "resnet50", "--width", "64", "--stem", "imagenet", "--size", "224"]
-CROPS = ["--crops", "6", "--crop-size", "96", "--batch", "128"]
-VIT = ["--encoder", "timm/vit_small_patch16_224", "--size", "224"]
+RESNET50 = ["--encoder", "resnet50", "--width", "64", "--stem", "imagenet", "--size", "224", "--batch", "128"]
+CROPS = ["--crops", "6", "--crop-size", "96"]
+VIT = ["--encoder", "timm/vit_small_patch16_224", "--size", "224", "--batch", "128"]
 VIT += ["--settings", "encoder.options={dynamic_img_size: true}"]
 COMPILED = ["--precision", "bf16", "--compile", "yes"]
 FAST = [*COMPILED, "--capture", "yes"]
@@ -39,14 +49,22 @@ METHODS = ("simsiam", "byol", "swav", "dino")
 VARIANTS = ("rdm_simsiam", "rdm_simsiam_log1p", "rdm_byol", "rdm_byol_log1p")
 SMALLEST = ["--width", "4", "--size", "8", "--batch", "16", "--repeats", "1"]
 NEEDS = {"cifar": "--cifar", "imagenet": "--imagenet", "gpus": "two GPUs"}
+ENGINES = ("native", "torchcodec", "dali")
 
 
 class Part(NamedTuple):
-    """A command after `python`, and what it needs: a key of NEEDS, or nothing."""
+    """A command after `python`."""
 
     name: str
     command: list[str]
     needs: str | None = None
+    """A key of NEEDS, or nothing."""
+    seconds: float = 60.0
+    """Time that it should take on an H200, the first start of its programs included. Estimates until a run has ended
+    with a record."""
+    quarter: int = 1
+    beside: tuple[list[str], ...] = ()
+    """Commands that run meanwhile, whose output nobody reads: they fill the folder of compiled code."""
 
 
 def bench(name: str, *arguments: str) -> list[str]:
@@ -54,38 +72,102 @@ def bench(name: str, *arguments: str) -> list[str]:
     return ["-m", f"benchmarks.{name}", *arguments]
 
 
+def step(*arguments: str, presets: Sequence[str] = ("simsiam",), contestants: Sequence[str] = ()) -> list[str]:
+    """The command that times the steps of some presets of one encoder in one process."""
+    named = ["--contestants", *contestants] if contestants else []
+    return bench("training.step", *arguments, "--presets", *presets, *named)
+
+
 def parts(cifar: str | None, imagenet: str | None, out: Path) -> Iterator[Part]:
-    """The whole suite; tests and kernels first."""
-    yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")])
-    yield Part("spectral", bench("kernels.spectral"))
-    yield Part("spectral_bars", bench("kernels.spectral_bars"))
-    yield Part("products", bench("kernels.products"))
-    yield from step_parts()
+    """The whole suite, by value: what is first is measured first."""
+    yield from first_quarter(cifar or "")
+    yield from second_quarter(imagenet or "", out)
+    yield from further_parts(cifar or "", imagenet or "", out)
+
+
+def first_quarter(cifar: str) -> Iterator[Part]:
+    """What nobody has seen yet and what most depends on."""
+    compared = ("step", "ceiling", "base")
+    rdm50 = step(*RESNET50, *FAST, presets=VARIANTS[:2], contestants=compared)
+    rdm18 = step(*RESNET18, *FAST, presets=VARIANTS[:2], contestants=(*compared, "svd"))
+    crops = step(*RESNET50, *CROPS, *FAST, presets=("swav", "dino"), contestants=("step", "ceiling"))
+    once = ["--repeats", "1"]
+    fast = ["train.precision=bf16", "train.compile=true", "train.capture=true"]
+    recipe = ["cifar10/resnet18.yaml", f"loader.root={cifar}", *fast, "loader.engine=resident", "log.report=false"]
+    long = ["train.length=200ep", "evaluate.every=50ep", "run=STATE/run"]
+    yield Part("tests", ["-m", "pytest", "-q", "-n", "4", "-m", "gpu", str(ROOT / "tests")], seconds=75)
+    yield Part(
+        "train_cifar10",
+        [str(ROOT / "fastrdm" / "train.py"), *recipe, *long],
+        "cifar",
+        seconds=330,
+        beside=([*rdm50, *once], [*crops, *once], [*rdm18, *once]),
+    )
+    yield Part("step_resnet50_rdm", rdm50, seconds=70)
+    for choice in ("true", "false"):
+        how = ["--settings", f"train.cudnn_benchmark={choice}"]
+        command = step(*RESNET50, *FAST, *how, contestants=("step", "ceiling"))
+        yield Part(f"step_resnet50_cudnn_{choice}", command, seconds=35)
+    yield Part("step_resnet18_rdm", rdm18, seconds=60)
+    yield Part("profile_resnet50", profile_of_a_step(), seconds=40)
+    yield Part("step_crops", crops, seconds=75)
+    yield Part("spectral_bars", bench("kernels.spectral_bars"), seconds=40)
+
+
+def profile_of_a_step() -> list[str]:
+    """A training on noise that records its kernels over ten steps."""
+    noise = ["imagenet/simsiam.yaml", "loader.source=digits", "loader.engine=synthetic", "loader.max_enlarge=1000"]
+    noise += ["loader.subset=null", "loader.batch_size=128", "train.length=40st", "optim.warmup=0st"]
+    noise += ["train.precision=bf16", "train.compile=true", "train.capture=false", "evaluate.baselines=false"]
+    noise += ["log.report=false", "evaluate.probe=false", "log.profile={start: 20st, steps: 10}", "run=STATE/profile"]
+    return [str(ROOT / "fastrdm" / "train.py"), *noise]
+
+
+def second_quarter(imagenet: str, out: Path) -> Iterator[Part]:
+    """Training with its loader at 224 px, engine by engine, then views and decoding."""
+    packed = out / PACKED
+    fast = ["train.precision=bf16", "train.compile=true", "train.capture=true", "loader.workers=16"]
+    for split in (s for s in ("train", "val") if not (packed / s).exists()):  # the same images: training asks for both
+        pack = ["-m", "fastrdm.cli", "pack", imagenet, str(packed / split), "--mode", "jpeg"]
+        yield Part(f"pack_{split}", pack, "imagenet", seconds=10, quarter=2)
+    real = ["imagenet/simsiam.yaml", "loader.source=packed", f"loader.root={packed}", "loader.batch_size=128", *fast]
+    for engine in ENGINES:
+        command = bench("training.end_to_end", *real, f"loader.engine={engine}", "--pause", "1")
+        yield Part(f"end_to_end_{engine}", command, "imagenet", seconds=80, quarter=2)
+    loading = ["--threads", "16", "--rounds", "3", "--minutes", "1"]
+    decode = bench("loaders.throughput", "decode", imagenet, *loading)
+    yield Part("load_decode", decode, "imagenet", seconds=70, quarter=2)
+    for words in (["native", "synthetic", "floor"], ["DALI", "ffcv"]):
+        views = bench("loaders.throughput", "views", imagenet, *loading, "--only", *words)
+        yield Part(f"load_views_{words[0]}", views, "imagenet", seconds=70, quarter=2)
+
+
+def further_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
+    """What a longer loan measures: every method, every way of running a step, other libraries, several GPUs."""
+    images = f"{cifar}/train.images.npy"
+    for name, size in {"resnet50": RESNET50, "resnet18": RESNET18}.items():
+        yield Part(f"step_{name}", step(*size, *FAST, presets=METHODS), seconds=240, quarter=3)
+        ways = {"compiled": COMPILED, "captured": ["--precision", "bf16", "--capture", "yes"]}
+        ways |= {"eager": ["--precision", "bf16"], "fp16": ["--precision", "fp16", "--compile", "yes"]}
+        for way, how in ways.items():
+            yield Part(f"step_{name}_{way}", step(*size, *how), seconds=60, quarter=3)
+    yield Part("step_vit_dino", step(*CROPS, *VIT, *FAST, presets=("dino",)), seconds=120, quarter=3)
+    first = ["--encoder", "resnet50", "--size", "224", "--batch", "128", *FAST]
+    yield Part("first_step", bench("training.first_step", *first), seconds=120, quarter=3)
+    yield Part("spectral", bench("kernels.spectral"), seconds=120, quarter=3)
+    yield Part("products", bench("kernels.products"), seconds=60, quarter=3)
+    augment = bench("loaders.augment", "--imagenet", imagenet, "--cifar", images)
+    yield Part("augment", augment, "imagenet", seconds=60, quarter=3)
+    loading = ["--threads", "16", "--rounds", "3", "--minutes", "7"]
+    for words in (["torchvision", "Pillow"], ["kornia"]):
+        views = bench("loaders.throughput", "views", imagenet, *loading, "--only", *words)
+        yield Part(f"load_views_{words[0]}", views, "imagenet", seconds=LIMIT, quarter=3)
+    memory = bench("loaders.throughput", "memory", cifar, *loading)
+    yield Part("load_memory", memory, "cifar", seconds=LIMIT, quarter=3)
+    fast = ["train.precision=bf16", "train.compile=true", "train.capture=true", "loader.batch_size=512"]
+    recipe = ["cifar10/resnet18.yaml", f"loader.root={cifar}", *fast]
+    yield Part("end_to_end_cifar10", bench("training.end_to_end", *recipe), "cifar", seconds=90, quarter=3)
     yield from ddp_parts()
-    yield from data_parts(cifar or "", imagenet or "", out)
-
-
-def step_parts() -> Iterator[Part]:
-    """Steps on noise. Each compiles for itself, but torch keeps what it compiled for the parts after it."""
-    sizes = {"resnet50": [*RESNET50, "--batch", "256"], "resnet18": RESNET18}
-    first = ["--encoder", "resnet50", "--size", "224", "--batch", "256"]
-    yield Part("first_step", bench("training.first_step", *first, *FAST))
-    for name, size in sizes.items():
-        for preset in METHODS:
-            yield Part(f"step_{name}_{preset}", bench("training.step", *size, *FAST, "--presets", preset))
-    for preset in VARIANTS:
-        named = ["--presets", preset, "--contestants", "step", "ceiling", "base"]
-        yield Part(f"step_resnet50_{preset}", bench("training.step", *sizes["resnet50"], *FAST, *named))
-        yield Part(f"step_resnet18_{preset}", bench("training.step", *RESNET18, *FAST, *named, "svd", "reference"))
-    eager = ["--precision", "bf16"]
-    ways = {"compiled": COMPILED, "captured": [*eager, "--capture", "yes"], "eager": eager}
-    ways["fp16"] = ["--precision", "fp16", "--compile", "yes"]
-    for way, how in ways.items():
-        for name, size in sizes.items():
-            yield Part(f"step_{name}_{way}", bench("training.step", *size, *how, "--presets", "simsiam"))
-    for preset in ("swav", "dino"):
-        yield Part(f"step_crops_{preset}", bench("training.step", *RESNET50, *CROPS, *FAST, "--presets", preset))
-    yield Part("step_vit_dino", bench("training.step", *CROPS, *VIT, *FAST, "--presets", "dino"))
 
 
 def ddp_parts() -> Iterator[Part]:
@@ -93,49 +175,45 @@ def ddp_parts() -> Iterator[Part]:
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     count = max(torch.cuda.device_count(), 2)
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *rendezvous]
-    named = ["--batch", str(256 * count), "--presets", "simsiam", "--contestants", "step", "ceiling"]
     for choice in ("ddp_optimizer", "no_optimization"):
-        step = bench("training.step", *RESNET50, *COMPILED, *named, "--optimize-ddp", choice)
-        yield Part(f"ddp_{choice}", [*launch, *step], "gpus")
-
-
-def data_parts(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
-    """Views, loading, and training with its loader."""
-    images, packed = f"{cifar}/train.images.npy", out / "packed"
-    yield Part("augment", bench("loaders.augment", "--imagenet", imagenet, "--cifar", images), "imagenet")
-    loading = ["--threads", "16", "--rounds", "3", "--minutes", "7"]
-    yield Part("load_decode", bench("loaders.throughput", "decode", imagenet, *loading), "imagenet")
-    for words in (["native", "synthetic", "floor"], ["DALI", "ffcv"], ["torchvision", "Pillow"], ["kornia"]):
-        name = f"load_views_{words[0]}"
-        yield Part(name, bench("loaders.throughput", "views", imagenet, *loading, "--only", *words), "imagenet")
-    yield Part("load_memory", bench("loaders.throughput", "memory", cifar, *loading), "cifar")
-    for split in (s for s in ("train", "val") if not (packed / s).exists()):  # the same images: training asks for both
-        pack = ["-m", "fastrdm.cli", "pack", imagenet, str(packed / split), "--mode", "jpeg"]
-        yield Part(f"pack_{split}", pack, "imagenet")
-    fast = ["train.precision=bf16", "train.compile=true", "train.capture=true"]
-    real = ["imagenet/simsiam.yaml", "loader.source=packed", f"loader.root={packed}", "loader.engine=native"]
-    real += ["loader.workers=16", "loader.batch_size=256"]
-    yield Part("end_to_end_imagenet", bench("training.end_to_end", *real, *fast), "imagenet")
-    recipe = ["cifar10/resnet18.yaml", f"loader.root={cifar}", *fast]
-    yield Part("end_to_end_cifar10", bench("training.end_to_end", *recipe, "loader.batch_size=512"), "cifar")
-    short = ["train.length=5ep", "optim.warmup=1ep", f"run={out / 'run'}", "evaluate.every=0st"]
-    yield Part("train_cifar10", [str(ROOT / "fastrdm" / "train.py"), *recipe, *short], "cifar")
+        how = ["--optimize-ddp", choice]
+        # --batch comes twice: the last one counts
+        command = step(*RESNET50, "--batch", str(256 * count), *COMPILED, *how, contestants=("step", "ceiling"))
+        yield Part(f"ddp_{choice}", [*launch, *command], "gpus", seconds=120, quarter=3)
 
 
 def dry_parts(out: Path) -> Iterator[Part]:
     """Parts of the same kinds as the whole suite, at sizes for a CPU."""
     small = ["preset=simsiam", "encoder.width=4", "loader.batch_size=16", "loader.subset=80"]
     tests = str(ROOT / "tests" / "optim" / "test_optimizers.py")
-    yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", tests])
-    every = ["--contestants", "step", "ceiling", "reference", "svd", "base"]
-    yield Part("step", bench("training.step", *SMALLEST, *every, "--presets", "rdm_byol_log1p"))
-    crops = ["--crops", "2", "--crop-size", "4", "--contestants", "step", "ceiling"]
-    yield Part("step_crops", bench("training.step", *SMALLEST, *crops, "--presets", "dino"))
-    brief = ["train.length=100ep", "--blocks", "1", "--steps", "1"]
-    yield Part("end_to_end", bench("training.end_to_end", *small, *brief))
+    yield Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "--collect-only", tests], seconds=20)
+    every = ["step", "ceiling", "reference", "svd", "base"]
+    yield Part("step", step(*SMALLEST, presets=["rdm_byol_log1p"], contestants=every), seconds=30)
+    crops = ["--crops", "2", "--crop-size", "4"]
+    command = step(*SMALLEST, *crops, presets=["dino"], contestants=["step", "ceiling"])
+    yield Part("step_crops", command, seconds=25)
+    brief = ["train.length=100ep", "--blocks", "1", "--steps", "1", "--pause", "0"]
+    yield Part("end_to_end", bench("training.end_to_end", *small, *brief), seconds=30)
     yield Part("left_out", bench("loaders.throughput", "decode", ""), "imagenet")
-    ends = ["train.length=2st", "optim.warmup=0st", f"run={out / 'run'}", "log.report=false"]
-    yield Part("train", [str(ROOT / "fastrdm" / "train.py"), *small, *ends])
+    ends = ["train.length=2st", "optim.warmup=0st", "run=STATE/run", "log.report=false"]
+    beside = (["-c", "print('compiled ahead')"],)
+    yield Part("train", [str(ROOT / "fastrdm" / "train.py"), *small, *ends], seconds=25, beside=beside)
+
+
+def plan(wanted: Sequence[Part], left_out: dict[str, str], minutes: float) -> Iterator[str]:
+    """Lines that say when each part would begin, and which do not fit."""
+    used = float(OVERHEAD)
+    yield f"0.0 min: {OVERHEAD} s for starting the machine and moving files"
+    for part in wanted:
+        if part.name in left_out:
+            yield f"   left out: {part.name} {left_out[part.name]}"
+        elif used + part.seconds > 60 * minutes:
+            yield f"   does not fit: {part.name}, {part.seconds:.0f} s"
+        else:
+            beside = f", {len(part.beside)} compile meanwhile" if part.beside else ""
+            yield f"{used / 60:4.1f} min: {part.name}, {part.seconds:.0f} s{beside}"
+            used += part.seconds
+    yield f"{used / 60:4.1f} min of {minutes:g}: the end, results.tar"
 
 
 def machine() -> dict[str, Any]:
@@ -149,79 +227,112 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run_part(part: Part, out: Path, limit: float) -> dict[str, Any]:
+def run_part(part: Part, state: Path, limit: float) -> dict[str, Any]:
     """Run a part and write its end; status is ok, failed or over time."""
     began, code = time.monotonic(), None
-    text = out / f"{part.name}.txt"
-    with text.open("w") as stdout, (out / f"{part.name}.err").open("w") as stderr:
+    own = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(state / CACHE),
+        "TRITON_CACHE_DIR": str(state / CACHE / "triton"),
+    }
+    command, *others = (
+        [sys.executable, *(word.replace("STATE", str(state)) for word in words)]
+        for words in (part.command, *part.beside)
+    )
+    beside = [
+        subprocess.Popen(other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=own)
+        for other in others
+    ]
+    with (state / f"{part.name}.txt").open("w") as stdout, (state / f"{part.name}.err").open("w") as stderr:
         try:
-            done = subprocess.run(
-                [sys.executable, *part.command], stdout=stdout, stderr=stderr, timeout=limit, cwd=ROOT
-            )
+            done = subprocess.run(command, stdout=stdout, stderr=stderr, timeout=limit, cwd=ROOT, env=own)
             code = done.returncode
         except subprocess.TimeoutExpired:
             pass
+    for process in beside:
+        process.kill()
+        process.wait()
     status = "over time" if code is None else "failed" if code else "ok"
     end = {"part": part.name, "status": status, "seconds": round(time.monotonic() - began, 1), "commit": commit()}
-    end |= {
-        "command": ["python", *(c.replace(f"{ROOT}/", "").replace(str(out.resolve()), "OUT") for c in part.command)]
-    }
-    (out / f"{part.name}.json").write_text(json.dumps(end, indent=1))
+    end |= {"expected": part.seconds}
+    end |= {"command": ["python", *(c.replace(f"{ROOT}/", "").replace(str(state), "STATE") for c in part.command)]}
+    (state / f"{part.name}.json").write_text(json.dumps(end, indent=1))
     return end
 
 
-def ended(part: Part, out: Path) -> dict[str, Any] | None:
+def ended(part: Part, state: Path) -> dict[str, Any] | None:
     """The end of a part as an earlier call wrote it, or None."""
-    path = out / f"{part.name}.json"
+    path = state / f"{part.name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def record(all_parts: Sequence[Part], left_out: dict[str, str], out: Path) -> None:
-    """Write record.json and record.md from what lies in `out`."""
-    ends = {part.name: ended(part, out) for part in all_parts}
+def record(all_parts: Sequence[Part], left_out: dict[str, str], state: Path, out: Path) -> None:
+    """Write record.json, record.md and results.tar from what lies in `state`."""
+    ends = {part.name: ended(part, state) for part in all_parts}
     (out / "record.json").write_text(json.dumps({"machine": machine(), "parts": ends, "left out": left_out}, indent=1))
     lines = ["# GPU suite", "", *(f"- {key}: {value}" for key, value in machine().items()), ""]
-    lines += ["| part | status | seconds | commit |", "|---|---|---|---|"]
+    lines += ["| part | status | seconds | expected | commit |", "|---|---|---|---|---|"]
     for name, end in ends.items():
-        told = [end["status"], str(end["seconds"]), end["commit"]] if end else [left_out.get(name, "not run"), "", ""]
+        told = [left_out.get(name, "not run"), "", "", ""]
+        if end:
+            told = [end["status"], str(end["seconds"]), f"{end['expected']:g}", end["commit"]]
         lines.append(f"| {' | '.join([name, *told])} |")
     for name, end in ends.items():
         if end:
-            tail = (out / f"{name}.txt").read_text().splitlines()[-40:]
+            tail = (state / f"{name}.txt").read_text().splitlines()[-40:]
             lines += ["", f"## {name}", "", "```", " ".join(end["command"]), "", *tail, "```"]
     (out / "record.md").write_text("\n".join(lines) + "\n")
+    with tarfile.open(out / "results.tar", "w") as results:
+        for path in sorted(state.iterdir()):
+            if path.name not in (CACHE, PACKED):
+                results.add(path, path.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.parser(__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--cifar")
     parser.add_argument("--imagenet")
+    parser.add_argument("--quarter", type=int, choices=(1, 2, 3), help="the parts of one quarter of an hour")
     parser.add_argument("--only", nargs="+", help="words of parts' names")
-    parser.add_argument("--minutes", type=float, default=9.0, help="time that this call may take")
+    parser.add_argument("--minutes", type=float, help="time that this call may take, 9; of a plan, 15")
+    parser.add_argument("--state", type=Path, help="folder of what is done; OUT.state")
+    parser.add_argument("--plan", action="store_true", help="print when each part would begin, and run none")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args(arguments)
-    if not args.dry_run and not torch.cuda.is_available():
+    if args.out is None and not args.plan:
+        parser.error("give a folder OUT, or --plan")
+    if not (args.dry_run or args.plan or torch.cuda.is_available()):
         parser.error("torch sees no CUDA device; --dry-run works without")
-    args.out.mkdir(parents=True, exist_ok=True)
-    place, args.gpus = args.out.resolve(), torch.cuda.device_count() > 1
-    everything = list(dry_parts(place) if args.dry_run else parts(args.cifar, args.imagenet, place))
-    wanted = [p for p in everything if not args.only or any(word in p.name for word in args.only)]
+    out = (args.out or Path("OUT")).resolve()
+    state, args.gpus = (args.state or out.with_name(f"{out.name}.state")).resolve(), torch.cuda.device_count() > 1
+    everything = list(dry_parts(state) if args.dry_run else parts(args.cifar, args.imagenet, state))
+    wanted = [
+        p
+        for p in everything
+        if (args.quarter is None or p.quarter == args.quarter)
+        and (not args.only or any(word in p.name for word in args.only))
+    ]
     left_out = {p.name: f"needs {NEEDS[p.needs]}" for p in wanted if p.needs and not getattr(args, p.needs)}
-    end_of_call, now = time.monotonic() + 60 * args.minutes, commit()
+    if args.plan:
+        print("\n".join(plan(wanted, {} if args.cifar is None else left_out, args.minutes or QUARTER)))
+        return 0
+    for folder in (out, state):
+        folder.mkdir(parents=True, exist_ok=True)
+    end_of_call, now = time.monotonic() + 60 * (args.minutes or 9.0), commit()
     for part in wanted:
-        end = ended(part, args.out)
+        end = ended(part, state)
         if part.name in left_out or (end and end["status"] == "ok" and end["commit"] == now):
             continue
-        seconds = end_of_call - time.monotonic()
-        if seconds < 30:
-            print(f"stopped before {part.name}: the same command goes on")
-            break
-        end = run_part(part, args.out, min(seconds, LIMIT))
+        left = end_of_call - time.monotonic()
+        if left < part.seconds:
+            print(f"not begun: {part.name} takes {part.seconds:.0f} s, {left:.0f} are left; the same command goes on")
+            continue
+        end = run_part(part, state, min(left, LIMIT))
         print(f"{part.name}: {end['status']} in {end['seconds']:.0f} s", flush=True)
-        record(wanted, left_out, args.out)
-    record(wanted, left_out, args.out)
-    return int(any((end := ended(p, args.out)) and end["status"] == "failed" for p in wanted))
+        record(wanted, left_out, state, out)
+    record(wanted, left_out, state, out)
+    return int(any((end := ended(p, state)) and end["status"] == "failed" for p in wanted))
 
 
 if __name__ == "__main__":

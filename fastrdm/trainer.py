@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.utilization import UtilizationMeter
-from fastrdm.evaluation.features import FeatureSet, feature_set, raw_pixels
+from fastrdm.evaluation.features import FeatureSet, feature_sets, raw_pixels
 from fastrdm.evaluation.knn import knn_accuracy
 from fastrdm.evaluation.sets import open_sets
 from fastrdm.kernels.cuda_graph import recorder
@@ -80,7 +80,7 @@ class Trainer:
         self.state = RunState(settings, folder, self.processes, *parts, self.data, self.judged_on, self.copies)
         classes = len(self.source.classes) if self.learner.probe else 0
         self.utilization = UtilizationMeter(settings, self.method, self.horizon, classes, self.processes)
-        self.stop = distributed.StopSignal()
+        self.stop = distributed.StopSignal(settings.train.hang_timeout + 60)
         self.slow = StragglerDetector(self.processes)
         self.watch = Watchdog(self.processes, settings.train.hang_timeout)
         self.halt: alarms.Action = "warn"  # what an alarm asks for
@@ -137,6 +137,7 @@ class Trainer:
         self.method = build_method(c, self.horizon)
         sizes = {n for v in c.loader.views for n in (v.size, *(size for _, size in v.progressive))}
         self.method.online.encoder.check_sizes(sorted(sizes))
+        torch.backends.cudnn.benchmark = train.cudnn_benchmark is True
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         learner = build_learner(self.method, c, len(self.source.classes) if self.sets.probed else 0)
         self.learner = learner.to(self.processes.device).to(memory_format=layout)
@@ -354,12 +355,13 @@ class Trainer:
         self.losses.check()
         if not self.labeled:
             return
-        bank, query = self.feature_sets(self.method.online.encoder)
+        encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
+        (bank, query), *of_target = self.features_of(encoders)
         metrics = {"knn": self.knn(bank, query)}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
-        if self.method.target:
-            metrics["knn_target"] = self.knn(*self.feature_sets(self.method.target.encoder))
+        for sets in of_target:
+            metrics["knn_target"] = self.knn(*sets)
         self.record(metrics)
 
     def observe(self) -> None:
@@ -382,19 +384,31 @@ class Trainer:
 
     def feature_sets(self, encode: Any) -> tuple[FeatureSet, FeatureSet]:
         """Features of the train and the test split, the model in evaluation mode meanwhile."""
+        return self.features_of([encode])[0]
+
+    def features_of(self, encoders: Sequence[Any]) -> list[tuple[FeatureSet, FeatureSet]]:
+        """As `feature_sets`, by each of some encoders; every image is decoded once."""
         device, precision = self.processes.device.type, self.method.precision
         self.learner.eval()
         with torch.autocast(device, precision) if precision else nullcontext():
-            bank = feature_set(encode, self.center_views(self.bank, self.unread["bank"]))
-            query = feature_set(encode, self.center_views(self.test, self.unread["test"]))
+            bank = feature_sets(encoders, self.center_views(self.bank, self.unread["bank"]))
+            query = feature_sets(encoders, self.center_views(self.test, self.unread["test"]))
         self.learner.train()
-        return bank, query
+        return list(zip(bank, query, strict=True))
 
     def center_views(self, source: Source, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, index, label) over this process's share of a source, each readable image once, not augmented."""
-        spec, size, p = self.settings.loader.views[0], self.settings.evaluate.batch_size, self.processes
+        c, size, p = self.settings.loader, self.settings.evaluate.batch_size, self.processes
         for batch in evaluation_batches(
-            source, spec, size, device=p.device, dtype=self.dtype, rank=p.rank, world=p.world, faults=faults
+            source,
+            c.views[0],
+            size,
+            device=p.device,
+            dtype=self.dtype,
+            rank=p.rank,
+            world=p.world,
+            workers=c.threads,
+            faults=faults,
         ):
             self.watch.heartbeat(self.step)
             yield batch

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastrdm.kernels.collectives import gather_over_processes, process_count, reduce_over_processes
@@ -46,6 +47,120 @@ class _SynchronizedNorm(torch.autograd.Function):
             g if needed else None for g, needed in zip((to_weight, to_bias), ctx.needs_input_grad[1:3], strict=True)
         ]
         return grad_x.to(x.dtype), *affine, None, None
+
+
+class _FusedSynchronizedNorm(torch.autograd.Function):
+    """_SynchronizedNorm by torch's fused CUDA kernels, for steps that are not compiled: each pass over the rows is one
+    kernel and keeps nothing in float32. One gather forward and one sum backward carry all groups."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor, Tensor],
+        groups: int,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """The normalized rows in x's dtype. `running` moves in place, once for each group."""
+        x = x if _channels_last(x) else x.contiguous()
+        aten, views = torch.ops.aten, x.chunk(groups)
+        own = torch.stack([torch.stack(aten.batch_norm_stats(view, eps)) for view in views])
+        count = own.new_full((1,), views[0].numel() // x.shape[1])
+        parts = gather_over_processes(torch.cat([own.flatten(), count]))
+        counts = parts[:, -1].contiguous()
+        y, merged = torch.empty_like(x), []
+        for g, (view, place) in enumerate(zip(views, y.chunk(groups), strict=True)):
+            means, scales = parts[:, :-1].view(-1, *own.shape)[:, g].unbind(1)
+            mean, scale = aten.batch_norm_gather_stats_with_counts(
+                view, means.contiguous(), scales.contiguous(), *running, momentum, eps, counts
+            )
+            aten.batch_norm_elemt.out(view, weight, bias, mean, scale, eps, out=place)
+            merged.append(torch.stack([mean, scale]))
+        ctx.save_for_backward(x, weight, torch.stack(merged), counts)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the summed loss of all processes to x; of this process's own rows to weight and bias."""
+        aten, (x, weight, merged, counts) = torch.ops.aten, ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:3]
+        # What is cut from a view must have its layout: the kernels read both alike.
+        layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
+        views, grads = x.chunk(len(merged)), grad.contiguous(memory_format=layout).chunk(len(merged))
+        reduced = [
+            aten.batch_norm_backward_reduce(g, view, *stats, weight, True, *needed)
+            for g, view, stats in zip(grads, views, merged, strict=True)
+        ]
+        sums = reduce_over_processes(torch.stack([torch.stack(parts[:2]) for parts in reduced]), "sum")
+        grad_x, whole = torch.empty_like(x), counts.int()
+        for g, view, stats, total, place in zip(grads, views, merged, sums, grad_x.chunk(len(merged)), strict=True):
+            aten.batch_norm_backward_elemt.out(g, view, *stats, weight, *total, whole, out=place)
+        to_weight, to_bias = (
+            torch.stack([parts[2 + k] for parts in reduced]).sum(0) if wanted else None
+            for k, wanted in enumerate(needed)
+        )
+        return grad_x, to_weight, to_bias, None, None, None, None
+
+
+class _ViewNorm(torch.autograd.Function):
+    """Rows (G*N, C, ...) normalized per group on one process, on a CPU: every group is written to its place in one
+    tensor, bit for bit what joining the groups' batch_norm gives, without the copies of joining."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor, Tensor],
+        groups: int,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """The normalized rows in x's dtype and layout. `running` moves in place, once for each group."""
+        y = torch.empty_like(x)
+        stats = running[0].new_empty(groups, 2, x.shape[1])
+        for view, place, (mean, scale) in zip(x.chunk(groups), y.chunk(groups), stats, strict=True):
+            torch.ops.aten.native_batch_norm.out(
+                view, weight, bias, *running, True, momentum, eps, out=place, save_mean=mean, save_invstd=scale
+            )
+        ctx.save_for_backward(x, weight, stats)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to x, weight and bias."""
+        x, weight, stats = ctx.saved_tensors
+        grad_x, groups, needed = torch.empty_like(x), len(stats), list(ctx.needs_input_grad[:3])
+        affine = []
+        for g, view, place, (mean, scale) in zip(
+            grad.chunk(groups), x.chunk(groups), grad_x.chunk(groups), stats, strict=True
+        ):
+            to_x, *others = torch.ops.aten.native_batch_norm_backward(
+                g, view, weight, None, None, mean, scale, True, ctx.eps, needed
+            )
+            if needed[0]:
+                place.copy_(to_x)
+            affine.append(others)
+        to_weight, to_bias = (
+            sum(parts[1:], parts[0]) if wanted else None
+            for parts, wanted in zip(zip(*reversed(affine), strict=True), needed[1:], strict=True)
+        )
+        return grad_x if needed[0] else None, to_weight, to_bias, None, None, None, None
+
+
+def _has_fused_kernels(x: Tensor) -> bool:
+    """True where torch's kernels of synchronized BatchNorm take x, and add up in a wider type than x's."""
+    return x.is_cuda and x.dtype != torch.float64
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -122,6 +237,8 @@ class ViewBatchNorm(_BatchNorm):
             return self._synchronized(x)
         if self.groups == 1:
             return self._local(x)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._by_group(_ViewNorm, x)
         return torch.cat([self._local(view) for view in x.chunk(self.groups)])
 
     def _running(self) -> tuple[Tensor, Tensor]:
@@ -134,7 +251,14 @@ class ViewBatchNorm(_BatchNorm):
         assert self.momentum is not None
         return F.batch_norm(x, *self._running(), self.weight, self.bias, True, self.momentum, self.eps)
 
+    def _by_group(self, function: type[torch.autograd.Function], x: Tensor) -> Tensor:
+        """x by a function that takes the running statistics, the number of groups, the momentum and epsilon."""
+        settings = self._running(), self.groups, self.momentum, self.eps
+        return function.apply(x, self.weight, self.bias, *settings)  # type: ignore[no-any-return]
+
     def _synchronized(self, x: Tensor) -> Tensor:
+        if _has_fused_kernels(x) and not torch.compiler.is_compiling():
+            return self._by_group(_FusedSynchronizedNorm, x)
         y, means, variances = _SynchronizedNorm.apply(x, self.weight, self.bias, self.groups, self.eps)
         assert self.momentum is not None
         running_mean, running_var = self._running()

@@ -50,6 +50,8 @@ def build_loader(
         images = "x".join(map(str, source.images.shape[1:3]))
         most = f"at most loader.max_enlarge={config.max_enlarge:g} times the images of {images} px"
         require(largest <= limit, "loader.views.*.size", most, largest)
+    if config.augment == "dali" and config.engine != "dali":
+        raise ValueError(f"loader.augment=dali takes loader.engine=dali, got loader.engine={config.engine}")
     ordered = config.order == "full" or source.shards is not None
     shards = "full unless the set is packed in shards (fastrdm pack; a .beton file has none)"
     require(ordered, "loader.order", shards, config.order)

@@ -1,8 +1,7 @@
 """Evaluation batches: the center view of every sample once, without random augmentation."""
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fastrdm.loaders.augment.reference import normalize, resample, resize_weights
+from fastrdm.loaders.engines.backpressure import moved
+from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import Indices, shard_groups
 from fastrdm.loaders.sources.decode import CorruptImage, Pixels, blame_the_image, new_pixels
 from fastrdm.loaders.sources.source import ReadTime, Source
@@ -67,27 +68,35 @@ def evaluation_batches(
     mine = np.array_split(np.arange(len(source)), world)[rank]
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
-    def views(images: Pixels) -> Tensor:
-        return center_view(torch.as_tensor(images, device=device), spec, dtype, source.whole_view)
+    def views(images: Pixels, place: torch.device = device) -> Tensor:
+        return center_view(torch.as_tensor(images, device=place), spec, dtype, source.whole_view)
 
     if source.images is None:
-        single = ((index, views(image[None])) for index, image in _decoded(source, mine, workers, faults))
-        batches = _joined(single, batch_size)
+        # For a GPU the threads make the views as well, and a batch is one copy: there each image would be a copy that
+        # waits and some forty kernels.
+        made = (lambda image: views(image[None], CPU)) if device.type != "cpu" else (lambda image: image)
+        decoded = _decoded(source, mine, workers, faults, made)
+        single = ((index, x if isinstance(x, Tensor) else views(x[None])) for index, x in decoded)
+        batches = ((moved(x, device), index) for x, index in _joined(single, batch_size))
     else:
         parts = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
         batches = ((views(source.images[part]), torch.from_numpy(part)) for part in parts)
     for x, index in batches:
-        yield x, index.to(device), labels[index].to(device)
+        yield x, moved(index, device), moved(labels[index], device)
 
 
 def _decoded(
-    source: Source, indices: Indices, workers: int, faults: dict[int, str] | None
-) -> Iterator[tuple[int, Pixels]]:
-    """Number and pixels of each image that can be decoded, in order, made a little ahead by threads."""
+    source: Source,
+    indices: Indices,
+    workers: int,
+    faults: dict[int, str] | None,
+    made: Callable[[Pixels], Pixels | Tensor],
+) -> Iterator[tuple[int, Pixels | Tensor]]:
+    """Number of each image that can be decoded and what `made` makes of its pixels, in order, ahead by threads."""
 
-    def read(index: int) -> Pixels | None:
+    def read(index: int) -> Pixels | Tensor | None:
         try:
-            return source.read_into(index, new_pixels, ReadTime())
+            return made(source.read_into(index, new_pixels, ReadTime()))
         except CorruptImage as error:
             blame_the_image(error)
             if faults is None:
@@ -95,7 +104,7 @@ def _decoded(
             faults[index] = str(error)
             return None
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="fastrdm-evaluation")
+    pool = start_threads(workers, "fastrdm-evaluation")
     tasks = ((index, pool.submit(read, index)) for index in indices.tolist())
     shards = None if source.shards is None else source.shards[indices]
     groups = [] if shards is None else shard_groups(np.arange(len(shards)), shards, 1)

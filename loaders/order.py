@@ -23,9 +23,29 @@ def epoch_order(samples: int, seed: int, epoch: int, shards: Indices | None = No
     stream = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64))
     words = stream.random_raw(samples)
     if shards is None:
-        return np.argsort(words, kind="stable")
+        return sorted_places(words)
     turn = np.argsort(np.argsort(stream.random_raw(int(shards.max()) + 1), kind="stable"), kind="stable")
     return np.lexsort((words, turn[shards] // window))
+
+
+def sorted_places(words: NDArray[np.uint64]) -> Indices:
+    """np.argsort(words, kind="stable") of random 64-bit words, in a fraction of its time.
+
+    The low bits of each word give way to its place, so that sorting values, which NumPy does by SIMD, sorts places.
+    The few words whose high bits are alike are then put in order by all of their bits.
+    """
+    bits = np.uint64(max(len(words) - 1, 1).bit_length())
+    keys = words >> bits
+    keys <<= bits
+    keys |= np.arange(len(words), dtype=np.uint64)
+    keys.sort()
+    order = (keys & ((np.uint64(1) << bits) - np.uint64(1))).view(np.int64)
+    keys >>= bits
+    alike = keys[1:] == keys[:-1]
+    if alike.any():
+        some = np.flatnonzero(np.append(alike, False) | np.insert(alike, 0, False))
+        order[some] = order[some][np.argsort(words[order[some]], kind="stable")]
+    return order
 
 
 def shard_groups(order: Indices, shards: Indices, window: int) -> list[list[int]]:

@@ -208,9 +208,9 @@ class LoaderConfig:
     are refused.
     """
 
-    augment: Literal["auto", "reference", "cpu", "triton"] = "auto"
-    """Implementation of the augmentation: reference (PyTorch), cpu (compiled C++) or triton. `auto` takes cpu on a CPU
-    and triton on a GPU.
+    augment: Literal["auto", "reference", "cpu", "triton", "dali"] = "auto"
+    """Implementation of the augmentation: reference (PyTorch), cpu (compiled C++), triton, or dali, the operators of
+    NVIDIA DALI, with `engine=dali` only. `auto` takes cpu on a CPU and triton on a GPU.
     """
 
     workers: Workers = "auto"

@@ -34,6 +34,7 @@ from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch, LoaderConfig
+from fastrdm.methods.dual_branch import Output
 from fastrdm.runtime.distributed import Processes
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.trainer import Trainer
@@ -89,12 +90,13 @@ def reference_batches(trainer: Trainer) -> Iterator[Batch]:
             yield Batch(moved, index.to(device), label.to(device))
 
 
-def monitored(trainer: Trainer, batch: Batch) -> None:
+def monitored(trainer: Trainer, batch: Batch) -> Output:
     """A training step with the losses and the monitor that the trainer's loop feeds."""
     output = trainer.train_step(batch)
     trainer.step += 1
     trainer.losses.add(output.loss, trainer.step)
     trainer.monitor.push(output, trainer.step)
+    return output
 
 
 def block(trainer: Trainer, batches: Iterator[Batch], step: Callable[[Batch], object], steps: int) -> Timed:

@@ -214,7 +214,7 @@ def summary_lines(settings: Config, gpus: int, images: Data, speed: Throughput |
     trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     yield f"parameters: {encoder:,} of the encoder, {trained:,} trained in all"
     monitor = RankMonitor(c.monitor, learner.method, len(c.loader.views), c.loader.batch_size, Processes(0, 1, CPU))
-    window = bytes_of(monitor.shape) if monitor.every else 0
+    window = bytes_of(monitor.shape, monitor.processes.device) if monitor.every else 0
     yield from _memory(c, measure(c, learner, optimizer, share), images, window)
     yield _time(seen, speed)
 

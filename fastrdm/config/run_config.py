@@ -86,8 +86,15 @@ class TrainConfig:
     views do not grow.
     """
 
-    channels_last: bool = True
-    """Store images and convolution weights with the channels last in memory."""
+    channels_last: Switch = "auto"
+    """Store images and convolution weights with the channels last in memory. `auto` does so except on a CPU with
+    fp32.
+    """
+
+    cudnn_benchmark: Switch = "auto"
+    """Let cuDNN time its algorithms for each convolution and take the fastest. Results then differ in rounding from one
+    start to the next. `auto` does so on a GPU where the views do not grow.
+    """
 
     hang_timeout: float = Field(default=600, gt=0)
     """Seconds without a step after which a run on several processes gives up."""

@@ -1,6 +1,6 @@
 """Features of a whole set, equal on all processes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrdm.runtime.distributed import gather_rows, max_over_processes
+
+Encode = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to features (B, D)
 
 
 class FeatureSet(NamedTuple):
@@ -19,6 +21,8 @@ class FeatureSet(NamedTuple):
     def labeled(self) -> "FeatureSet":
         """Return the rows whose label is known."""
         known = self.labels >= 0
+        if bool(known.all()):
+            return self
         return FeatureSet(self.features[known], self.labels[known])
 
 
@@ -31,13 +35,19 @@ def raw_pixels(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images, min(images.shape[-1], 32)).flatten(1)
 
 
-def feature_set(encode: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> FeatureSet:
+def feature_set(encode: Encode, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> FeatureSet:
     """Features of (images, index, label) batches of this process, joined with those of the other processes."""
-    rows = [(encode(images).float(), label, index) for images, index, label in batches]
-    features, labels, index = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    features, labels, index = _join(features), _join(labels), _join(index, padding=-1)
+    return feature_sets([encode], batches)[0]
+
+
+def feature_sets(encoders: Sequence[Encode], batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> list[FeatureSet]:
+    """The features of each encoder as by `feature_set`, with every image read and decoded once for all of them."""
+    rows = [([encode(images).float() for encode in encoders], label, index) for images, index, label in batches]
+    of_batch, all_labels, all_index = zip(*rows, strict=True)
+    labels, index = _join(torch.cat(all_labels)), _join(torch.cat(all_index), padding=-1)
     order = index.argsort()[int((index < 0).sum()) :]
-    return FeatureSet(features[order], labels[order])
+    features = (_join(torch.cat(parts)) for parts in zip(*of_batch, strict=True))
+    return [FeatureSet(x[order], labels[order]) for x in features]
 
 
 def _join(x: Tensor, padding: int = 0) -> Tensor:

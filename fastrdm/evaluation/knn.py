@@ -111,13 +111,16 @@ def knn_hits(
     if not len(bank.labels) or not len(query.labels):
         return [0] * len(tops), 0
     count = min(k or (200 if len(bank.labels) >= 10_000 else 20), len(bank.labels))
-    known = unit_rows(bank.features).T
+    # The bank is read as it is, with its rows' lengths beside it: normalized rows would be another copy of it.
+    lengths = torch.linalg.vector_norm(bank.features, dim=1, dtype=torch.float64)
+    scale = torch.where(lengths > 0, 1 / lengths, 0.0).clamp(max=torch.finfo(bank.features.dtype).max)
+    scale = scale.to(bank.features.dtype)
     asked = unit_rows(query.features[process_rank() :: process_count()])
     labels = query.labels[process_rank() :: process_count()]
     classes = int(bank.labels.max()) + 1
-    right = torch.zeros(len(tops), dtype=torch.int64, device=known.device)
+    right = torch.zeros(len(tops), dtype=torch.int64, device=scale.device)
     for features, answers in zip(asked.split(1024), labels.split(1024), strict=True):
-        cosine, neighbor = (features @ known).topk(count, dim=1)
+        cosine, neighbor = (features @ bank.features.T).mul_(scale).topk(count, dim=1)
         weights = ((cosine - cosine[:, :1]) / temperature).exp()  # over the nearest one's: never all zero
         votes = weights.new_zeros(len(features), classes).scatter_add_(1, bank.labels[neighbor], weights)
         right += top_hits(votes.masked_fill(votes == 0, -math.inf), answers, tops)

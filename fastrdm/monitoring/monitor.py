@@ -138,7 +138,7 @@ class RankMonitor:
         """Lines that say what is measured, and how much memory it takes on the main process."""
         if not self.every:
             return ["monitor: metrics of batches only"]
-        size = f"{bytes_of(self.shape) / 2**20:,.1f} MiB"
+        size = f"{bytes_of(self.shape, self.processes.device) / 2**20:,.1f} MiB"
         lines = [f"monitor: a window of {self.shape.rows:,} rows every {self.every:,} steps, {size}"]
         wide = [tap for tap in self.shape.widths if self.shape.wide(tap)]
         if wide:

@@ -41,8 +41,7 @@ def eigen(moments: Moments, center: bool = False) -> Eigen:
     """
     matrix = moments.matrix(center)
     values, vectors = torch.linalg.eigh(matrix)
-    noise = 8 * torch.finfo(values.dtype).eps * moments.matrix().trace()
-    return Eigen(torch.where(values > noise, values, 0.0).flip(-1), vectors.flip(-1))
+    return Eigen(torch.where(values > moments.noise, values, 0.0).flip(-1), vectors.flip(-1))
 
 
 def rank(spectrum: Eigen, kind: str) -> float:
@@ -63,7 +62,7 @@ def influence(moments: Moments, spectrum: Eigen, center: bool) -> Tensor:
     slope = torch.where(shares > 0, -entropy.exp() * (shares.log() + entropy) / total, 0.0)
     gradient = (spectrum.vectors * slope) @ spectrum.vectors.mT
     rows = moments.rows.to(total.device)
-    effect = (moments.second * gradient).sum((-1, -2)) / rows
+    effect = torch.stack([(moments.second(g) * gradient).sum() for g in range(len(rows))]) / rows
     if center:
         effect = effect - 2 * moments.first @ gradient @ moments.mean / rows
     return effect.cpu()

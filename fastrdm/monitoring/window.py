@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastrdm.kernels.linalg import gram
 from fastrdm.kernels.linalg.effective_rank import statistics
-from fastrdm.kernels.linalg.gram import gram
 from fastrdm.monitoring import rank_statistics
-from fastrdm.monitoring.moments import Moments, add, join_views, pooled, unit_rows, zeros
+from fastrdm.monitoring.moments import Moments, add, join_views, panel_rows, pooled, unit_rows, zeros
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION, Eigen
 
 
@@ -36,7 +36,10 @@ class WindowReport(NamedTuple):
 
 
 class Window:
-    """Moments of every tap's rows, float64 on the rows' device; of wide taps the first `max_width` rows themselves."""
+    """Moments of every tap's rows on the rows' device; of wide taps the first `max_width` rows themselves.
+
+    In float32, and in float64 where the rows are.
+    """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape, self.device, self.seen = shape, device, 0
@@ -64,40 +67,51 @@ class Window:
             return
         for tap, x in rows.items():
             if self.shape.wide(tap):
-                kept = self.samples.get(tap, x[0, :0].double())
-                self.samples[tap] = torch.cat([kept, x.flatten(0, 1).double()])[: self.shape.max_width]
+                if tap not in self.samples:
+                    self.samples[tap] = torch.empty(
+                        self.shape.max_width, x.shape[-1], dtype=_wide(x).dtype, device=self.device
+                    )
+                place = self.samples[tap][self.seen - count : self.seen]
+                place.copy_(x.flatten(0, 1)[: len(place)])
         for name, (x, y, groups) in self._kinds(rows):
             if name not in self.moments:
-                self.moments[name] = zeros(x.shape[-1], groups, self.device)
+                self.moments[name] = zeros(
+                    x.shape[-1],
+                    groups,
+                    self.device,
+                    x.dtype,
+                    panel_rows(self.device, x.shape[-1]) if y is None else None,
+                )
             add(self.moments[name], x, y, turn)
 
     def _kinds(self, rows: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor | None, int]]]:
         """Every kind of rows whose moments are kept: its name, rows, what they are multiplied with, groups."""
         raw = any("/raw/" in convention for convention in self.shape.conventions)
-        narrow = {tap: x for tap, x in rows.items() if not self.shape.wide(tap)}
+        narrow = {tap: _wide(x) for tap, x in rows.items() if not self.shape.wide(tap)}
+        units = {tap: gram.unit_rows(x) for tap, x in narrow.items()}
         for tap, x in narrow.items():
-            unit = unit_rows(x)
+            unit = units[tap]
             if tap == "target":
                 yield "target/view1", (unit[:1], None, self.shape.groups)
                 yield "target/view2", (unit[1:], None, self.shape.groups)
             else:
                 yield f"{tap}/unit", (unit, None, self.shape.groups if tap == "online" else 1)
             if tap == "features":
-                a, b = (x.double() / 2).chunk(2)
+                a, b = (x / 2).chunk(2)
                 yield "features/sum", (a + b, None, 1)
                 yield "features/difference", (a - b, None, 1)
             elif raw:
                 yield f"{tap}/raw", (x, None, 1)
         if "online" in narrow:
-            yield "cross", (unit_rows(narrow["online"]), unit_rows(narrow["target"]), 1)
+            yield "cross", (units["online"], units["target"], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, made of tensors, numbers and lists only."""
         return {
             "shape": repr(self.shape),
             "seen": self.seen,
-            "moments": {name: list(moments) for name, moments in self.moments.items()},
-            "samples": dict(self.samples),
+            "moments": {name: [m.rows, m.first, *m.panels] for name, m in self.moments.items()},
+            "samples": {name: x[: self.seen].clone() for name, x in self.samples.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any], keep: bool) -> bool:
@@ -106,28 +120,36 @@ class Window:
             return False
         self.seen = state["seen"]
         if keep:
-            self.moments = {name: Moments(*sums).to(self.device) for name, sums in state["moments"].items()}
-            self.samples = {name: x.to(self.device) for name, x in state["samples"].items()}
+            self.moments = {
+                name: Moments(rows, first, tuple(panels)).to(self.device)
+                for name, (rows, first, *panels) in state["moments"].items()
+            }
+            for name, x in state["samples"].items():
+                self.samples[name] = x.new_empty(self.shape.max_width, x.shape[1], device=self.device)
+                self.samples[name][: len(x)] = x
         return True
 
 
-def bytes_of(shape: Shape) -> int:
-    """Memory of a full window, in bytes."""
+def bytes_of(shape: Shape, device: torch.device, size: int = 4) -> int:
+    """Memory of a full window in bytes, for numbers of `size` bytes: 8 in a run in fp64, else 4."""
     total = 0
     for tap, width in shape.widths.items():
         if shape.wide(tap):
-            total += 8 * shape.max_width * width
+            total += size * shape.max_width * width
             continue
-        matrices = {"online": shape.groups + 1, "target": 2 * shape.groups, "features": 3}.get(tap, 1)
-        raw = tap != "features" and any("/raw/" in convention for convention in shape.conventions)
-        total += 8 * (matrices + raw) * width * (width + 1)
+        symmetric = zeros(width, 1, torch.device("meta"), block=panel_rows(device, width))
+        held = sum(panel.numel() for panel in symmetric.panels)
+        matrices = {"online": shape.groups, "target": 2 * shape.groups, "features": 3}.get(tap, 1)
+        matrices += tap != "features" and any("/raw/" in convention for convention in shape.conventions)
+        total += matrices * (size * held + 8 * width)
+        total += (size * width + 8) * width if tap == "online" else 0  # with the target's rows
     return total
 
 
 def read(window: Window, step: int, device: torch.device | None = None) -> WindowReport:
     """Decompose a full window, on `device` where given; waits. Rows that are not finite give no metrics."""
     moments = {name: m.to(device) if device else m for name, m in window.moments.items()}
-    sums = [*(m.second.sum() for m in moments.values()), *(x.sum() for x in window.samples.values())]
+    sums = [*(panel.sum() for m in moments.values() for panel in m.panels), *(x.sum() for x in window.samples.values())]
     if not all(x.isfinite().item() for x in sums):
         return WindowReport(step, {}, [])
     if "target/view1" in moments:
@@ -143,7 +165,7 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
     spectra = []
     for tap in window.shape.widths:
         if window.shape.wide(tap):
-            own, headline = _of_sample(tap, window.samples[tap], window.shape.conventions)
+            own, headline = _of_sample(tap, window.samples[tap].double(), window.shape.conventions)
             rows = len(window.samples[tap])
         else:
             own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
@@ -153,6 +175,10 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
             {"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.spectrum_points(headline)}
         )
     return WindowReport(step, metrics | _of_pairs(moments, spectrum), spectra)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about the mean or not
@@ -176,7 +202,7 @@ def _of_sample(tap: str, rows: Tensor, conventions: tuple[str, ...]) -> tuple[di
 
     def spectrum(convention: str) -> Eigen:
         _, scale, about = convention.split("/")
-        values = torch.linalg.eigvalsh(gram(rows, center=about == "cov", normalize=scale == "unit")).flip(-1)
+        values = torch.linalg.eigvalsh(gram.gram(rows, center=about == "cov", normalize=scale == "unit")).flip(-1)
         noise = 8 * torch.finfo(values.dtype).eps * values.sum()
         return Eigen(torch.where(values > noise, values, 0.0), values)
 

@@ -52,7 +52,9 @@ def start(device: str = "auto", timeout: float = 600) -> Processes:
         backend = "nccl" if place.type == "cuda" else "gloo"
         if not dist.is_backend_available(backend):
             raise ValueError(f"{world} processes on {place.type} need torch built with {backend}, which this one lacks")
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        # With the device, communicators are made now: an error in them is told here and not at the first step.
+        bound = place if place.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=bound)
     return Processes(rank, world, place)
 
 
@@ -154,9 +156,11 @@ class StopSignal:
     honored within two steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float = 600) -> None:
+        """`timeout`: seconds that a reduction may take."""
         self.asked = False
-        self._group: Any = dist.new_group(backend="gloo") if process_count() > 1 else None
+        several = process_count() > 1
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if several else None
         self._pending: tuple[Any, Tensor] | None = None
 
     def ask(self) -> None:

@@ -37,6 +37,12 @@ def choose(
         train = replace(train, capture=captured)
         if processes.device.type == "cuda":
             told.append(f"{'captured' if captured else 'not captured'} ({why})")
+    if train.channels_last == "auto":
+        # On a CPU oneDNN takes float32 maps in planes as fast or faster (benchmarks/results/layout_cpu.csv).
+        train = replace(train, channels_last=processes.device.type == "cuda" or train.precision != "fp32")
+    if train.cudnn_benchmark == "auto":
+        still = not any(view.progressive for view in loader.views)
+        train = replace(train, cudnn_benchmark=processes.device.type == "cuda" and still)
     if loader.engine == "auto" and source is not None:
         engine = stored_loader.get("engine", "auto")
         engine = engine_of(loader, source) if engine == "auto" else engine

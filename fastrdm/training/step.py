@@ -28,6 +28,7 @@ class TrainStep:
 
     def __init__(self, settings: Config, learner: Learner, horizon: Horizon, processes: Processes) -> None:
         c = settings
+        self.layout = torch.contiguous_format if c.train.channels_last is False else torch.channels_last
         self.optim, self.parts, self.world = c.optim, c.train.accumulate, processes.world
         self.learner, self.method, self.horizon = learner, learner.method, horizon
         self.parallel = wrap_ddp(learner, processes.world, static_graph=self.parts == 1)
@@ -85,6 +86,7 @@ class TrainStep:
         What changes with the step lies in tensors, or is told by the method's phase, so that it can be recorded.
         """
         *views, labels = batch
+        views = [view.contiguous(memory_format=self.layout) for view in views]
         losses = []
         for part, (some, their_labels) in enumerate(microbatches(views, labels, self.parts)):
             waits = self.world > 1 and part < self.parts - 1

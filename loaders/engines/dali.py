@@ -1,7 +1,8 @@
-"""Engine that decodes and augments in NVIDIA DALI, fed with our order and our parameters.
+"""Engine that decodes in NVIDIA DALI, fed with our order; views are made by our kernels with our parameters.
 
-Nothing is drawn inside the graph, so a restart in mid-epoch needs no state of the pipeline: it is exact from epoch and
-position, for any number of processes.
+With loader.augment=dali its graph makes the views too, from the same parameters: some hundred operators a batch, where
+the kernels are one or two launches a view. Nothing is drawn inside the graph, so a restart in mid-epoch needs no state
+of the pipeline: it is exact from epoch and position, for any number of processes.
 """
 
 from collections import deque
@@ -14,18 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
+from fastrdm.loaders.augment.reference import augment, chosen
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
 from fastrdm.loaders.sources.decode import Pixels, decode, new_pixels, plain_size
 from fastrdm.loaders.sources.reader import Reader
 from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
-from fastrdm.schema import require
 
 JPEG_END = b"\xff\xd9"
 MISSING = "loader.engine=dali needs NVIDIA DALI: pip install 'fastrdm[dali]', or take loader.engine=native"
@@ -38,7 +40,9 @@ class Fed:
     asked: Indices  # (b,) the samples that the order names
     index: Tensor  # (b,) int64, those that were read in their place
     images: list[Pixels]  # b encoded images, or pixels (H, W, 3)
-    parameters: list[NDArray[np.float32]]  # of each view (b, 16)
+    height: Tensor  # (b,) int64
+    width: Tensor  # (b,) int64
+    parameters: list[Tensor]  # of each view (b, COLUMNS) float32
 
 
 class DaliLoader(EpochLoader):
@@ -47,7 +51,8 @@ class DaliLoader(EpochLoader):
     def __init__(self, config: LoaderConfig, source: Source, process: Process) -> None:
         self.make = _pipeline()
         process.check("dali")
-        require(config.augment == "auto", "loader.augment", "auto with loader.engine=dali", config.augment)
+        # The implementation of our own that makes the views; None: DALI's graph does.
+        self.implementation = None if config.augment == "dali" else chosen(config.augment, process.device)
         shards = source.shards if config.order == "windowed" else None
         super().__init__(
             len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source
@@ -58,6 +63,7 @@ class DaliLoader(EpochLoader):
         self.reader = Reader(source, self.faults, config.max_corrupt)
         self.fetch = source.fetch if source.encoded else None
         self.pool = start_threads(1, "fastrdm-loader")
+        self.backpressure = Backpressure(process.device)
         self.pipe: Any = None
         self.made: tuple[ViewSpec, ...] = ()  # the views that the pipeline makes
         self.ahead: Iterator[Fed] = iter(())
@@ -71,6 +77,7 @@ class DaliLoader(EpochLoader):
         self.ahead, ended = self._read_ahead(self._remaining(), self.epoch, views), False
         try:
             while (outputs := self._outputs()) is not None:
+                self.backpressure.step()
                 batch = self._batch(self.fed.popleft(), outputs)
                 self.position += self.batch_size
                 yield batch
@@ -90,7 +97,7 @@ class DaliLoader(EpochLoader):
         cuda = self.device.type == "cuda"
         number = self.device.index if self.device.index is not None else torch.cuda.current_device() if cuda else None
         return self.make(
-            views,
+            views if self.implementation is None else None,
             self._feed,
             encoded=self.fetch is not None,
             half=self.dtype == torch.float16,
@@ -103,7 +110,8 @@ class DaliLoader(EpochLoader):
         """Inputs for the batch that the pipeline asks for, two ahead of the one that it returns."""
         fed = next(self.ahead)
         self.fed.append(fed)
-        return fed.images, *fed.parameters
+        drawn = [parameters.numpy() for parameters in fed.parameters] if self.implementation is None else []
+        return fed.images, *drawn
 
     def _outputs(self) -> Any:
         """The views of the first batch in the pipeline; None at the end of the epoch.
@@ -126,8 +134,23 @@ class DaliLoader(EpochLoader):
             return self.pipe.run(stream)
 
     def _batch(self, fed: Fed, outputs: Any) -> Batch:
-        views = tuple(from_dlpack(output.as_tensor()).permute(0, 3, 1, 2).to(self.dtype) for output in outputs)
-        return Batch(views, fed.index.to(self.device), self.labels[fed.index].to(self.device))
+        parts = [from_dlpack(output.as_tensor()) for output in outputs]
+        if self.implementation is None:
+            views = [part.permute(0, 3, 1, 2).to(self.dtype) for part in parts]
+        else:
+            views = self._views(fed, parts[0])
+        return Batch(tuple(views), moved(fed.index, self.device), moved(self.labels[fed.index], self.device))
+
+    def _views(self, fed: Fed, rows: Tensor) -> list[Tensor]:
+        """The views of images in rows (b, bytes of the largest) on the device, one after the other in each."""
+        assert self.implementation is not None
+        offset = torch.arange(len(rows)) * rows.stride(0)
+        places = (moved(part, self.device) for part in (offset, fed.height.int(), fed.width.int()))
+        images = Ragged(rows.view(-1), *places)
+        return [
+            augment(images, moved(parameters, self.device), spec, self.dtype, self.implementation)
+            for spec, parameters in zip(self.made, fed.parameters, strict=True)
+        ]
 
     def _read_ahead(self, remaining: Iterator[Indices], epoch: int, views: tuple[ViewSpec, ...]) -> Iterator[Fed]:
         """Batches as they are read, `prefetch` of them ahead."""
@@ -148,10 +171,9 @@ class DaliLoader(EpochLoader):
         index, images = torch.tensor([number for number, _ in found]), [data for _, (data, *_) in found]
         height, width = torch.tensor([size for _, (_, *size) in found]).unbind(1)
         drawn = [
-            sample_parameters(spec, self.seed, epoch, index, view, height, width).numpy()
-            for view, spec in enumerate(views)
+            sample_parameters(spec, self.seed, epoch, index, view, height, width) for view, spec in enumerate(views)
         ]
-        return Fed(indices, index, images, drawn)
+        return Fed(indices, index, images, height, width, drawn)
 
     def _image(self, index: int, judged: bool) -> tuple[Pixels, int, int]:
         """Encoded bytes of an image for the pipeline, and its height and width; raises CorruptImage.

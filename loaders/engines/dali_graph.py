@@ -1,5 +1,6 @@
-"""The views of a batch as a DALI graph: decoded once, then every operation of ViewSpec with the parameters it is fed.
+"""What DALI makes of a batch: images that are decoded only, or the views too.
 
+The views are made from images that are decoded once, by every operation of ViewSpec with the parameters it is fed.
 Pixels are float32 of 0 to 255 until they are normalized. What a sample was not drawn for costs nothing: DALI's
 conditionals send only the samples concerned through an operation.
 """
@@ -19,7 +20,7 @@ Node = Any  # nvidia.dali.data_node.DataNode
 
 
 def pipeline(
-    specs: Sequence[ViewSpec],
+    specs: Sequence[ViewSpec] | None,
     source: Callable[[], tuple[Any, ...]],
     *,
     encoded: bool,
@@ -30,14 +31,18 @@ def pipeline(
 ) -> Any:
     """A built pipeline: one output (B, S, S, 3) a view, float32, or float16 where `half`; on a GPU if it has an id.
 
-    `source` gives B images, encoded or (H, W, 3) uint8, and the parameters (B, 16) of each view.
+    `source` gives B images, encoded or (H, W, 3) uint8, and the parameters (B, 16) of each view. Without `specs` it
+    gives images alone, and the one output (B, bytes of the largest image) uint8 holds each image's pixels in a row.
     """
-    made = pipeline_def(graph, enable_conditionals=True)(
-        tuple(specs),
-        source,
-        encoded,
-        types.FLOAT16 if half else types.FLOAT,
-        device_id is not None,
+    gpu = device_id is not None
+    if specs is None:
+        definition = pipeline_def(rows)
+        arguments: tuple[Any, ...] = (source, encoded, gpu)
+    else:
+        definition = pipeline_def(graph, enable_conditionals=True)
+        arguments = (tuple(specs), source, encoded, types.FLOAT16 if half else types.FLOAT, gpu)
+    made = definition(
+        *arguments,
         batch_size=batch_size,
         num_threads=threads,
         device_id=device_id,
@@ -53,6 +58,18 @@ def graph(
     """The nodes of all views."""
     layouts = ["" if encoded else "HWC", *("" for _ in specs)]
     images, *drawn = fn.external_source(source, num_outputs=len(layouts), layout=layouts)
+    images = decoded(images, encoded, gpu)
+    return tuple([view(images, drawn[number], spec, gpu, dtype) for number, spec in enumerate(specs)])
+
+
+def rows(source: Callable[[], tuple[Any, ...]], encoded: bool, gpu: bool) -> Node:
+    """The nodes of images that are decoded only: one batch in one piece of memory, whatever their sizes."""
+    (images,) = fn.external_source(source, num_outputs=1, layout=["" if encoded else "HWC"])
+    return fn.pad(fn.reshape(decoded(images, encoded, gpu), shape=[-1], layout=""))
+
+
+def decoded(images: Node, encoded: bool, gpu: bool) -> Node:
+    """Pixels (H, W, 3) uint8, on the GPU where there is one."""
     if encoded:
         device = "mixed" if gpu else "cpu"
         # nvJPEG repeats chroma samples unless told to smooth them, as libjpeg-turbo does on the host
@@ -62,7 +79,7 @@ def graph(
         )
     elif gpu:
         images = images.gpu()
-    return tuple([view(images, drawn[number], spec, gpu, dtype) for number, spec in enumerate(specs)])
+    return images
 
 
 def view(images: Node, drawn: Node, spec: ViewSpec, gpu: bool, dtype: Any) -> Node:

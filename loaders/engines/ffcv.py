@@ -1,5 +1,8 @@
 """Engine for .beton files: ffcv reads and decodes each image once, our kernels make the views.
 
+For a GPU the pixels are joined in pinned memory that is used again and again, and copied and augmented on a stream
+beside the one that trains.
+
 Order and parameters are ours, so that a restart in mid-epoch is exact. ffcv decodes with the fast transform and fast
 upsampling of libjpeg-turbo: pixels differ from the other engines' by a level or two.
 """
@@ -9,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
+from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.order import EpochLoader, Process
 from fastrdm.loaders.sources.beton import check_ffcv
 from fastrdm.loaders.sources.reader import Reader
 from fastrdm.loaders.sources.source import BetonImages, Source
-from fastrdm.loaders.spec import Batch, LoaderConfig
+from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
 
 
 class FfcvLoader(EpochLoader):
@@ -41,6 +46,9 @@ class FfcvLoader(EpochLoader):
         self.reader = Reader(source, self.faults, config.max_corrupt)
         share, row = batch_rows(config, process.world, beton)
         ahead = max(1, min(config.prefetch, config.prefetch_mb * 2**20 // (share * row) - 2))
+        cuda = process.device.type == "cuda"
+        self.ring, self.backpressure = Ring(pin=cuda), Backpressure(process.device)
+        self.stream = torch.cuda.Stream(process.device) if cuda else None
         make, self.start = _graph()
         self.loader = make(beton.path, share, config.threads, ahead)
 
@@ -58,16 +66,35 @@ class FfcvLoader(EpochLoader):
                     sample_parameters(spec, self.seed, self.epoch, index, view, images.height, images.width)
                     for view, spec in enumerate(views)
                 ]
-                if self.device.type == "cuda":
-                    images = ragged([images.image(k) for k in range(len(index))]).to(self.device)
-                made = tuple(
-                    augment(images, parameters.to(self.device), spec, self.dtype, self.implementation)
-                    for spec, parameters in zip(views, drawn, strict=True)
-                )
+                self.backpressure.step()
+                batch = self._batch(index, images, drawn, views)
                 self.position += self.batch_size
-                yield Batch(made, index.to(self.device), self.labels[index].to(self.device))
+                yield batch
         finally:
             decoded.close()
+
+    def _batch(self, index: Tensor, images: Ragged, drawn: list[Tensor], views: tuple[ViewSpec, ...]) -> Batch:
+        """The batch on the device; on a GPU made beside the stream that trains, which waits for it."""
+        if self.stream is None:
+            return self._made(index, images, drawn, views)
+        slot = self.ring.take(len(index))
+        joined = gathered(slot, images)
+        train = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            batch = self._made(index, joined.to(self.device, non_blocking=True), drawn, views)
+            slot.copied = self.stream.record_event()
+        self.ring.give(slot)
+        train.wait_stream(self.stream)
+        for tensor in (*batch.views, batch.index, batch.label):
+            tensor.record_stream(train)
+        return batch
+
+    def _made(self, index: Tensor, images: Ragged, drawn: list[Tensor], views: tuple[ViewSpec, ...]) -> Batch:
+        made = tuple(
+            augment(images, moved(parameters, self.device), spec, self.dtype, self.implementation)
+            for spec, parameters in zip(views, drawn, strict=True)
+        )
+        return Batch(made, moved(index, self.device), moved(self.labels[index], self.device))
 
     def _images(self, index: Tensor, rows: Tensor) -> tuple[Tensor, Ragged]:
         """Numbers and pixels of a batch as ffcv decoded it; what it could not is read as by the other engines."""
@@ -82,6 +109,14 @@ class FfcvLoader(EpochLoader):
             index[k], pixels = self.reader.first(int(index[k]), self.source.read)
             singles[k] = torch.from_numpy(pixels)
         return index, ragged(singles)
+
+
+def gathered(slot: Slot, images: Ragged) -> Ragged:
+    """The images back to back in the slot's memory, without the gaps of ffcv's rows."""
+    sides = zip(images.height.tolist(), images.width.tolist(), strict=True)
+    for number, (height, width) in enumerate(sides):
+        slot.place(number, height, width)[:] = images.image(number).numpy()
+    return slot.images()
 
 
 def batch_rows(config: LoaderConfig, world: int, images: BetonImages) -> tuple[int, int]:

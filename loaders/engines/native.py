@@ -22,6 +22,7 @@ from fastrdm.kernels.augment.augment_cpu import augment_cpu
 from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen, color, crop
+from fastrdm.loaders.engines.backpressure import Backpressure
 from fastrdm.loaders.engines.bottleneck import Diagnosis
 from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.engines.threads import start_threads
@@ -165,7 +166,7 @@ class NativeLoader(EpochLoader):
         self.side = source.side
         self.cuda = process.device.type == "cuda"
         self.stream = torch.cuda.Stream(process.device) if self.cuda else None
-        self.ring = Ring(pin=self.cuda)
+        self.ring, self.backpressure = Ring(pin=self.cuda), Backpressure(process.device)
         self.watch = Diagnosis(config.threads, source.stored_bytes)
         self.lock = threading.Lock()
         self.pool = start_threads(config.threads, "fastrdm-loader")
@@ -174,6 +175,7 @@ class NativeLoader(EpochLoader):
         """The batches of the epoch still to come; what a thread raises is raised here."""
         self.epoch_views = tuple(spec.at(self.epoch) for spec in self.views)
         for pending in self.decoded(self.maker.cutter):
+            self.backpressure.step()
             yield self._hand_out(pending)
 
     def diagnosis(self) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 import torch
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import ragged
@@ -64,6 +65,7 @@ class TorchcodecLoader(EpochLoader):
         self.told = False
         self.refused: set[int] = set()  # JPEGs that torchcodec does not decode: the host does
         self.stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
+        self.backpressure = Backpressure(process.device)
         self.pool = start_threads(config.threads, "fastrdm-loader")
         self.maker = start_threads(1, "fastrdm-loader-maker")
 
@@ -78,6 +80,7 @@ class TorchcodecLoader(EpochLoader):
                     making.append(self.maker.submit(self._make, reading.popleft(), views, self.epoch))
                 if not making:
                     return
+                self.backpressure.step()
                 batch = self._handed(making.popleft().result())
                 self.position += self.batch_size
                 yield batch
@@ -133,9 +136,10 @@ class TorchcodecLoader(EpochLoader):
         height, width = torch.tensor([(image.height, image.width) for image in encoded]).unbind(1)
         made = []
         for view, spec in enumerate(views):
-            drawn = sample_parameters(spec, self.seed, epoch, index, view, height, width).to(self.device)
+            drawn = sample_parameters(spec, self.seed, epoch, index, view, height, width)
+            drawn = moved(drawn, self.device)
             made.append(augment(images, drawn, spec, self.dtype, self.implementation))
-        return Batch(tuple(made), index.to(self.device), self.labels[index].to(self.device))
+        return Batch(tuple(made), moved(index, self.device), moved(self.labels[index], self.device))
 
     def _decoded(self, encoded: list[Encoded]) -> list[tuple[Encoded, Tensor]]:
         """Each image with its pixels (H, W, 3) on the device; what cannot be decoded is replaced."""

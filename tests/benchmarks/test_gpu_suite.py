@@ -4,8 +4,10 @@ import argparse
 import csv
 import importlib
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,22 +33,26 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.slow
 def test_the_dry_run_measures_and_records(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
-    command = [sys.executable, "-m", "benchmarks.gpu_suite", str(tmp_path), "--dry-run"]
+    out, state = tmp_path / "out", tmp_path / "out.state"
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", str(out), "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    step = table(tmp_path / "step.txt")
+    assert sorted(path.name for path in out.iterdir()) == ["record.json", "record.md", "results.tar"]
+    step = table(state / "step.txt")
     assert step.keys() == {"step", "ceiling", "reference", "svd", "base"}
     for name, row in step.items():
         for other in step.keys() - {"step"}:
             ratio = float(step[other]["ms"]) / float(row["ms"])
             assert float(row[f"to_{other}"]) == pytest.approx(ratio, rel=0.01), (name, other)
-    crops = table(tmp_path / "step_crops.txt")["step"]
+    crops = table(state / "step_crops.txt")["step"]
     assert (crops["views"], crops["crops"], crops["to_svd"]) == ("4", "2x4", "")
-    whole = table(tmp_path / "end_to_end.txt")
+    whole = table(state / "end_to_end.txt")
     assert whole.keys() == {"real", "synthetic", "reference"}
     assert float(whole["synthetic"]["to_synthetic"]) == 1
-    assert (tmp_path / "run" / "summary.json").exists(), "the training ended"
-    record = json.loads((tmp_path / "record.json").read_text())
+    assert (state / "run" / "summary.json").exists(), "the training ended"
+    with tarfile.open(out / "results.tar") as results:
+        assert {"step.txt", "run/summary.json", "train.json"} <= set(results.getnames())
+    record = json.loads((out / "record.json").read_text())
     assert record["left out"] == {"left_out": "needs --imagenet"}
     assert {name for name, end in record["parts"].items() if end} == {
         "tests",
@@ -62,11 +68,12 @@ def test_parts_that_succeeded_are_not_run_again(
 ) -> None:
     good, bad, long = ["-c", "print(7)"], ["-c", "raise SystemExit(3)"], ["-c", "import time; time.sleep(60)"]
     made = [
-        suite.Part("good", good),
-        suite.Part("bad", bad),
-        suite.Part("long", long),
+        suite.Part("good", good, seconds=20, beside=(long,)),
+        suite.Part("bad", bad, seconds=20),
+        suite.Part("long", long, seconds=20),
         suite.Part("data", good, "cifar"),
     ]
+    out, state = tmp_path / "out", tmp_path / "out.state"
     monkeypatch.setattr(suite, "dry_parts", lambda out: made)
     monkeypatch.setattr(suite, "LIMIT", 3)
     ran: list[str] = []
@@ -78,24 +85,42 @@ def test_parts_that_succeeded_are_not_run_again(
 
     monkeypatch.setattr(suite, "run_part", noted)
     monkeypatch.setattr(suite, "commit", lambda: "first")
-    assert suite.main([str(tmp_path), "--dry-run"]) == 1
-    ends = json.loads((tmp_path / "record.json").read_text())["parts"]
+    assert suite.main([str(out), "--dry-run"]) == 1
+    ends = json.loads((out / "record.json").read_text())["parts"]
     assert {name: end and end["status"] for name, end in ends.items()} == {
         "good": "ok",
         "bad": "failed",
         "long": "over time",
         "data": None,
     }
-    assert (tmp_path / "good.txt").read_text() == "7\n"
-    assert "| data | needs --cifar |" in (tmp_path / "record.md").read_text()
-    assert suite.main([str(tmp_path), "--dry-run"]) == 1
-    assert ran == ["good", "bad", "long", "bad", "long"]
+    assert (state / "good.txt").read_text() == "7\n"
+    assert "| data | needs --cifar |" in (out / "record.md").read_text()
+    shutil.rmtree(out)
+    assert suite.main([str(out), "--dry-run"]) == 1
+    assert ran == ["good", "bad", "long", "bad", "long"], "what is done is remembered outside of the output folder"
     monkeypatch.setattr(suite, "commit", lambda: "second")
-    suite.main([str(tmp_path), "--dry-run", "--only", "good", "--minutes", "0.1"])
-    assert ran[5:] == [], "half a minute is the least that a part is started with"
-    assert "stopped before good" in capsys.readouterr().out
-    suite.main([str(tmp_path), "--dry-run", "--only", "good"])
+    suite.main([str(out), "--dry-run", "--only", "good", "--minutes", "0.3"])
+    assert ran[5:] == [], "nothing is begun without the time that it takes"
+    assert "not begun: good takes 20 s, 18 are left" in capsys.readouterr().out
+    suite.main([str(out), "--dry-run", "--only", "good"])
     assert ran[5:] == ["good"], "another commit is measured anew"
+
+
+@pytest.mark.parametrize("quarter", ["1", "2"])
+def test_a_quarter_of_an_hour_is_enough(suite: ModuleType, quarter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert suite.main(["--plan", "--quarter", quarter]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "does not fit" in line]
+    assert float(lines[-1].split()[0]) <= 15
+    names = [part.name for part in suite.parts("C", "I", Path("R")) if part.quarter == int(quarter)]
+    assert [line.split()[2].rstrip(",") for line in lines[1:-1]] == names, "by value, as they are listed"
+
+
+def test_a_plan_says_what_does_not_fit(suite: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.main(["--plan", "--quarter", "1", "--minutes", "6", "--cifar", "C"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "   does not fit: train_cifar10, 330 s" in lines
+    assert any("step_resnet50_rdm" in line and "min" in line for line in lines), "smaller parts behind it do"
 
 
 def module_of(command: list[str]) -> str | None:

@@ -1,13 +1,15 @@
 """k-NN against a reference in plain Python, the order of feature sets, and the probe beside the encoder."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrdm.evaluation.features import FeatureSet, feature_set
+from fastrdm.evaluation.features import FeatureSet, feature_set, feature_sets
 from fastrdm.evaluation.knn import knn_accuracy, knn_hits, top_hits, wilson_interval
 from fastrdm.evaluation.online_probe import OnlineProbe
 
@@ -62,6 +64,36 @@ def test_weights_go_by_temperature() -> None:
     for label, temperatures in {0: (1e-4, 0.07, 0.28), 1: (0.3, 10.0)}.items():
         query = rows([2.0, 0.0, 0.0], labels=[label])
         assert [knn_accuracy(bank, query, 3, t) for t in temperatures] == [1.0] * len(temperatures)
+
+
+def test_the_bank_is_not_copied() -> None:
+    """Beside a block of queries, k-NN makes no tensor of the bank's size."""
+    bank, made = FeatureSet(torch.randn(4096, 64), torch.arange(4096) % 10), list[int]()
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            views = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+            new = isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in views
+            made.append(out.numel() if new else 0)
+            return out
+
+    with Sizes():
+        knn_hits(bank, FeatureSet(torch.randn(8, 64), torch.arange(8)), 5, 0.07)
+    assert max(made) == 8 * 4096
+
+
+def test_two_encoders_share_one_pass_over_the_images() -> None:
+    read = []
+
+    def batches() -> Any:
+        for part in torch.arange(12).split(5):
+            read.append(len(part))
+            yield part[:, None].float(), part, part % 3
+
+    both = feature_sets([lambda x: x, lambda x: -x], batches())
+    assert read == [5, 5, 2]
+    assert torch.equal(both[0].features, -both[1].features) and both[0].labels.tolist() == [0, 1, 2] * 4
 
 
 def test_the_length_of_features_does_not_count() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastrdm.kernels import batchnorm
 from fastrdm.kernels.batchnorm import ViewBatchNorm, convert_batchnorm, set_views
 
 pytestmark = pytest.mark.traced
@@ -153,6 +156,119 @@ def step(norm: Any, call: Any, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
     return {"out": out.detach(), **gradients, "mean": norm.running_mean, "var": norm.running_var}
 
 
+def fused_kernels_in_torch() -> torch.library.Library:
+    """Torch's kernels of synchronized BatchNorm, which it has for CUDA only, written out for the CPU as documented."""
+    made = torch.library.Library("aten", "IMPL")
+
+    def rows(x: Tensor) -> Tensor:
+        return x.movedim(1, -1).flatten(0, -2).float()
+
+    def spread(c: Tensor, x: Tensor) -> Tensor:
+        return c.view(1, -1, *[1] * (x.ndim - 2))
+
+    def stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        variance, mean = torch.var_mean(rows(x), 0, correction=0)
+        return mean, torch.rsqrt(variance + eps)
+
+    def gathered(
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        moved_mean: Tensor,
+        moved_var: Tensor,
+        momentum: float,
+        eps: float,
+        counts: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        share, total = (counts / counts.sum())[:, None], counts.sum()
+        middle = (share * mean).sum(0)
+        variance = (share * (scale**-2 - eps + (mean - middle) ** 2)).sum(0)
+        moved_mean.lerp_(middle, momentum)
+        moved_var.lerp_(variance * total / (total - 1), momentum)
+        return middle, torch.rsqrt(variance + eps)
+
+    def elemt(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, scale: Tensor, eps: float, *, out: Tensor
+    ) -> Tensor:
+        y = (x.float() - spread(mean, x)) * spread(scale if weight is None else scale * weight, x)
+        return out.copy_(y if bias is None else y + spread(bias, x))
+
+    def reduced(
+        g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, *needed: bool
+    ) -> tuple[Tensor, ...]:
+        gradient, centered = rows(g), rows(x) - mean
+        along = (gradient * centered).sum(0)
+        return gradient.sum(0), along, along * scale, gradient.sum(0)
+
+    def back(
+        g: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        weight: Tensor | None,
+        total: Tensor,
+        along: Tensor,
+        counts: Tensor,
+        *,
+        out: Tensor,
+    ) -> Tensor:
+        assert counts.dtype == torch.int32
+        number, centered = counts.sum(), x.float() - spread(mean, x)
+        inner = g.float() - spread(total / number, x) - centered * spread(scale**2 * along / number, x)
+        return out.copy_(inner * spread(scale if weight is None else scale * weight, x))
+
+    found = {"stats": stats, "gather_stats_with_counts": gathered, "elemt.out": elemt}
+    for name, kernel in {**found, "backward_reduce": reduced, "backward_elemt.out": back}.items():
+        made.impl(f"batch_norm_{name}", kernel, "CPU")
+    return made
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators that are kernels of BatchNorm or read a number on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.name().removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_fused_norm_reads_each_row_twice_forward_and_twice_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = fused_kernels_in_torch()
+    monkeypatch.setattr(batchnorm, "process_count", lambda: 2)
+    monkeypatch.setattr(batchnorm, "_has_fused_kernels", lambda x: True)
+    collectives: list[str] = []
+    monkeypatch.setattr(batchnorm, "gather_over_processes", lambda x: (collectives.append("gather"), x[None])[1])
+    monkeypatch.setattr(batchnorm, "reduce_over_processes", lambda x, _: (collectives.append("sum"), x)[1])
+    norm = ViewBatchNorm(5)
+    set_views(norm, 2)
+    x = random(6, 5, 4, 3, dtype=torch.float32).requires_grad_()
+    with Launches() as seen:
+        norm(x).sum().backward()
+    whole = {name: count for name, count in seen.counts.items() if name.startswith("batch_norm")}
+    names = ("stats", "gather_stats_with_counts", "elemt.out", "backward_reduce", "backward_elemt.out")
+    assert whole == {f"batch_norm_{name}": 2 for name in names}
+    assert collectives == ["gather", "sum"] and "_local_scalar_dense" not in seen.counts
+    del kept
+
+
+def test_views_are_normalized_in_place_of_being_joined() -> None:
+    norm = ViewBatchNorm(5)
+    set_views(norm, 2)
+    x = random(6, 5, 4, 3, dtype=torch.float32).requires_grad_()
+    with Launches() as seen:
+        y = norm(x)
+    assert seen.counts["native_batch_norm.out"] == 2 and not seen.counts["cat"]
+    views = [torch.nn.functional.batch_norm(view, None, None, norm.weight, norm.bias, True) for view in x.chunk(2)]
+    expected = torch.cat(views)
+    assert torch.equal(y, expected)
+    grad = random(*x.shape, seed=1, dtype=torch.float32)
+    ours, theirs = (torch.autograd.grad(out, [x, *norm.parameters()], grad) for out in (y, expected))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def worker(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     results = []
@@ -167,6 +283,15 @@ def worker(rank: int, world: int, folder: Path) -> None:
     got = step(norm, compiled, rows_of(rank, case, 0), rows_of(rank, case, 50))
     for key, value in results[CASES.index(case)].items():
         torch.testing.assert_close(got[key], value, msg=lambda m, key=key: f"compiled {key}: {m}")
+    kept = fused_kernels_in_torch()
+    batchnorm._has_fused_kernels = lambda x: True
+    for case in (case for case in CASES if case[2] == "float32"):
+        norm = norm_of(case)
+        got = step(norm, norm, rows_of(rank, case, 0), rows_of(rank, case, 50))
+        for key, value in results[CASES.index(case)].items():
+            told = f"fused {case} {key}"
+            torch.testing.assert_close(got[key], value, rtol=2e-4, atol=2e-4, msg=lambda m, told=told: f"{told}: {m}")
+    del kept
     alone = ViewBatchNorm(5, sync=False)
     x = rows_of(rank, ("rows", 1, "float32"), 0)
     torch.testing.assert_close(alone(x), nn.BatchNorm1d(5)(x), rtol=0, atol=0)

@@ -125,6 +125,19 @@ def test_unreadable_images_are_left_out_and_noted() -> None:
         list(evaluation_batches(Ragged(bad=(0, 9)), ViewSpec(size=8), 10))
 
 
+def test_for_a_gpu_threads_make_the_views_and_a_batch_is_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for a GPU: nothing is moved but whole batches, and the views are those of a CPU."""
+    moves: list[tuple[int, ...]] = []
+    monkeypatch.setattr(evaluation, "moved", lambda x, device: (moves.append(tuple(x.shape)), x)[1])
+    source, spec = Ragged(), ViewSpec(size=8)
+    found = list(evaluation_batches(source, spec, 10, device=torch.device("meta"), workers=2))
+    monkeypatch.undo()
+    wanted = list(evaluation_batches(source, spec, 10))
+    assert [shape for shape in moves if len(shape) == 4] == [(10, 3, 8, 8), (10, 3, 8, 8), (5, 3, 8, 8)]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_reading_ahead_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images decoded and not yet handed out take no more than the limit, beside the one that is handed out."""
     started: list[int] = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastrdm.loaders.order import EpochLoader, batch_indices, epoch_order
+from fastrdm.loaders.order import EpochLoader, batch_indices, epoch_order, sorted_places
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
@@ -18,6 +18,15 @@ def test_order_is_pinned() -> None:
     """A checkpoint of today continues tomorrow: the order may never change with NumPy or the machine."""
     assert epoch_order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert epoch_order(8, 2**63 + 1, 7).tolist() == [1, 4, 7, 3, 6, 5, 0, 2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 70_000])
+@pytest.mark.parametrize("bits", [1, 12, 64])
+def test_places_are_those_of_a_stable_sort(size: int, bits: int) -> None:
+    """Words of few bits are often equal; shifted up or down, they differ in their high bits alone or in their low."""
+    words = np.random.default_rng(bits).integers(0, 2**bits, size, dtype=np.uint64, endpoint=bits < 64)
+    for shifted in (words, words << np.uint64(64 - bits)):
+        assert np.array_equal(sorted_places(shifted), np.argsort(shifted, kind="stable"))
 
 
 def test_places_are_uniform() -> None:

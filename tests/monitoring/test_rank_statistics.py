@@ -64,7 +64,7 @@ def test_influence_is_the_derivative_of_the_rank_with_respect_to_a_groups_weight
     def heavier(g: int) -> float:
         weights = torch.ones(4, dtype=torch.float64)
         weights[g] += step
-        sums = whole.rows * weights, whole.first * weights[:, None], whole.second * weights[:, None, None]
+        sums = whole.rows * weights, whole.first * weights[:, None], (whole.panels[0] * weights[:, None, None],)
         return rank(eigen(Moments(*sums), center), "erank_l")
 
     base = rank(eigen(whole, center), "erank_l")

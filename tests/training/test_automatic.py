@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastrdm.loaders.sources.source import ArraySource
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon
+from fastrdm.trainer import Trainer
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import differences, fingerprint
 from fastrdm.training.fit import evaluation_bank, fit_views, fit_warmup
@@ -42,6 +44,41 @@ def test_a_gpu_gets_bf16_compiled_and_captured(gpu: dict[str, bool]) -> None:
     c, told = chosen(CUDA)
     assert (c.train.precision, c.train.compile, c.train.capture) == ("bf16", True, True)
     assert told.startswith("chosen automatically: bf16 (native on this GPU), compiled (on CUDA), captured (one process")
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "channels_last"),
+    [
+        (CUDA, (), True),
+        (CPU, ("train.precision=fp32",), False),
+        (CPU, ("train.precision=fp64",), True),
+        (CPU, ("train.channels_last=true",), True),
+        (CUDA, ("train.channels_last=false",), False),
+    ],
+)
+def test_layout(gpu: dict[str, bool], device: Any, words: tuple[str, ...], channels_last: bool) -> None:
+    assert chosen(device, *words)[0].train.channels_last is channels_last
+
+
+def test_cudnn_measures_where_shapes_stay(gpu: dict[str, bool]) -> None:
+    assert chosen(CUDA)[0].train.cudnn_benchmark is True
+    assert chosen(CPU)[0].train.cudnn_benchmark is False
+    growing = "loader.views.*.progressive=[[1, 16]]"
+    assert chosen(CUDA, growing)[0].train.cudnn_benchmark is False
+    assert chosen(CUDA, growing, "train.cudnn_benchmark=true")[0].train.cudnn_benchmark is True
+
+
+@pytest.mark.parametrize("layout", ["true", "false"])
+def test_maps_lie_as_the_setting_says(tmp_path: Path, layout: str) -> None:
+    """The loader's views are channels last; what the encoder gets and makes of them is as asked for."""
+    small = ["encoder.width=4", "loader.subset=80", "loader.batch_size=16", f"run={tmp_path}", "train.device=cpu"]
+    trainer = Trainer(run_config.load(["quickstart.yaml", *small, f"train.channels_last={layout}"]))
+    seen: list[torch.Tensor] = []
+    conv = trainer.method.online.encoder.get_submodule("conv1")
+    conv.register_forward_hook(lambda module, given, made: seen.extend((given[0], made)))
+    trainer.train_step(next(iter(trainer.loader)))
+    kind = torch.channels_last if layout == "true" else torch.contiguous_format
+    assert len(seen) == 2 and all(x.is_contiguous(memory_format=kind) for x in seen)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ class Squares(Source):
 
 def opened(root: Path, source: str = "folder", **settings: Any) -> Loader:
     views = settings.pop("views", (ViewSpec(size=16), ViewSpec(size=16)))
-    config = LoaderConfig(source=source, root=str(root), batch_size=8, views=views, engine="dali", **settings)
+    fixed = {"source": source, "root": str(root), "batch_size": 8, "views": views, "engine": "dali", "augment": "dali"}
+    config = LoaderConfig(**{**fixed, **settings})
     return build_loader(config, open_source(config, "train"), seed=1)
 
 
@@ -98,7 +99,7 @@ def levels(batch: Batch, source: Any, spec: ViewSpec) -> torch.Tensor:
 def test_every_operation_is_the_reference(settings: dict[str, Any]) -> None:
     needs_dali()
     spec = ViewSpec(**{**FLAT, **settings})
-    config = LoaderConfig(batch_size=16, views=(spec, spec), engine="dali")
+    config = LoaderConfig(batch_size=16, views=(spec, spec), engine="dali", augment="dali")
     loader = build_loader(config, Squares(), seed=1)
     (batch,) = loader
     loader.close()
@@ -120,6 +121,39 @@ def test_crops_differ_at_their_border_only(folder: Path, interpolation: Any, siz
     assert difference.mean() < 1.0
 
 
+def test_views_are_the_native_ones_where_dali_only_decodes(folder: Path) -> None:
+    """Its decoder gives our pixels, our kernels make the views: everything is equal, for JPEGs and for one PNG."""
+    needs_dali()
+    image(60, 33, 21).save(folder / "class0" / "02.png")
+    views = (ViewSpec(size=16, blur=0.5), ViewSpec(size=16, solarize=0.2), ViewSpec(size=8))
+    pair = opened(folder, views=views, augment="auto"), opened(folder, views=views, augment="auto", engine="native")
+    for left, right in zip(*pair, strict=True):
+        assert torch.equal(left.index, right.index) and torch.equal(left.label, right.label)
+        assert all(torch.equal(a, b) for a, b in zip(left.views, right.views, strict=True))
+    for loader in pair:
+        loader.close()
+
+
+def test_decoding_alone_is_a_handful_of_operators() -> None:
+    """The graph of two views with all operations is hundreds: each costs the host some 20 us a batch on a GPU."""
+    needs_dali()
+    from nvidia.dali import pipeline_def
+
+    from fastrdm.loaders.engines import dali_graph
+
+    def operators(definition: Any, *arguments: Any, **options: Any) -> int:
+        made = pipeline_def(definition, **options)(*arguments, batch_size=2, num_threads=1, device_id=0)
+        made._build_graph()
+        return len(made._ops)
+
+    assert operators(dali_graph.rows, lambda: (), True, True) <= 5
+    spec = ViewSpec(size=16, blur=0.5, solarize=0.2)
+    whole = operators(
+        dali_graph.graph, (spec, spec), lambda: (), True, dali_graph.types.FLOAT, True, enable_conditionals=True
+    )
+    assert whole > 300
+
+
 def test_a_pack_gives_the_views_of_its_files(folder: Path, tmp_path: Path) -> None:
     needs_dali()
     pack.main([str(folder), str(tmp_path / "jpeg"), "--workers", "1"])
@@ -134,7 +168,7 @@ def test_raw_squares_and_sets_in_memory(folder: Path, tmp_path: Path) -> None:
     needs_dali()
     pack.main([str(folder), str(tmp_path / "raw"), "--mode", "raw", "--size", "24", "--workers", "1"])
     spec = ViewSpec(**FLAT)
-    digits = LoaderConfig(batch_size=8, views=(replace(spec, size=8),) * 2, engine="dali", subset=50)
+    digits = LoaderConfig(batch_size=8, views=(replace(spec, size=8),) * 2, engine="dali", augment="dali", subset=50)
     loaders = (
         opened(tmp_path / "raw", "packed", views=(spec, spec)),
         build_loader(digits, open_source(digits, "train"), seed=1),
@@ -267,7 +301,7 @@ def test_size_may_grow_between_epochs(folder: Path) -> None:
 
 def test_half_precision_comes_from_the_graph(folder: Path) -> None:
     needs_dali()
-    config = LoaderConfig(source="folder", root=str(folder), batch_size=8, engine="dali")
+    config = LoaderConfig(source="folder", root=str(folder), batch_size=8, engine="dali", augment="dali")
     pair = [build_loader(config, open_source(config, "train"), seed=1, dtype=d) for d in (torch.float16, torch.float32)]
     half, full = (next(iter(loader)).views[0] for loader in pair)
     assert half.dtype == torch.float16 and (half - full).abs().max() < 4e-3
@@ -286,7 +320,8 @@ def test_dali_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "device", "message"),
     [
-        ({"augment": "cpu"}, "cpu", r"loader\.augment must be auto with loader\.engine=dali"),
+        ({"augment": "triton"}, "cpu", r"loader\.augment=triton does not run on cpu"),
+        ({"augment": "dali", "engine": "native"}, "cpu", r"loader\.augment=dali takes loader\.engine=dali"),
         ({}, "cuda", r"train\.device must be cpu where no GPU is seen"),
         ({}, "meta", r"train\.device must be cpu or cuda"),
         ({"batch_size": 2000}, "cpu", r"loader\.batch_size must be at most the 1437 images"),
@@ -296,7 +331,7 @@ def test_dali_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused(settings: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dali, "_pipeline", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = LoaderConfig(engine="dali", **settings)
+    config = LoaderConfig(**{"engine": "dali", **settings})
     with pytest.raises(ValueError, match=message):
         build_loader(config, open_source(config, "train"), seed=0, device=torch.device(device))
 
