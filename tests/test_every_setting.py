@@ -242,6 +242,7 @@ FREE_IN_ANOTHER_SENSE = ("loader.root", "loader.augment", "monitor.alarms.action
 EXCEPTIONS = {
     "train.device": "one device is here; tests/test_recipes.py and tests/training/test_automatic.py have the choice",
     "train.capture": "needs CUDA; tests/kernels/test_cuda_graph.py",
+    "train.cudnn_benchmark": "needs CUDA; tests/training/test_automatic.py has the choice",
     "checkpoint.store": "needs a store; tests/runtime/test_checkpoint_store.py goes on from one",
     "loader.cache_gb": "needs a store; tests/loaders/sources/test_remote.py fills a cache and sees shards leave it",
 }

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
 from fastrdm.loaders.sources.decode import Pixels, decode, new_pixels, plain_size

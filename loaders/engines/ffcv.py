@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import Ragged, ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from fastrdm.loaders.engines.ring import Ring, Slot
 from fastrdm.loaders.order import EpochLoader, Process
 from fastrdm.loaders.sources.beton import check_ffcv

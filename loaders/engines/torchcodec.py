@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 import torch
-from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
+from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from fastrdm.loaders.engines.threads import start_threads
 from fastrdm.loaders.order import EpochLoader, Indices, Process
 from fastrdm.loaders.sources.decode import decode, orientation, plain_size

@@ -7,10 +7,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from fastrdm.loaders.engines.backpressure import STEPS_AHEAD, Backpressure, moved
 
 from fastrdm.kernels.augment.ragged import ragged
 from fastrdm.loaders.engines import dali, ffcv, native, torchcodec
+from fastrdm.loaders.engines.backpressure import STEPS_AHEAD, Backpressure, moved
 from fastrdm.loaders.engines.ffcv import gathered
 from fastrdm.loaders.engines.ring import Slot
 
