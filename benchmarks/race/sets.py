@@ -48,7 +48,7 @@ SETS = {
     "photos": Set(
         ("rdm_byol_target1", "byol", "simsiam", "swav_target", "rdm_simsiam"),
         120,
-        ("loader.source=folder", "loader.workers=1", "loader.views.*.size=64",
+        ("loader.source=folder", "loader.subset=null", "loader.workers=1", "loader.views.*.size=64",
          "loader.views.*.mean=[0.485, 0.456, 0.406]", "loader.views.*.std=[0.229, 0.224, 0.225]"),
     ),
 }  # fmt: skip
