@@ -155,6 +155,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {  # key: another value of it, a
     "optim.name": ("optim.name=adamw", ()),
     "optim.backend": ("optim.backend=apex", ADAM),
     "optim.lr": ("optim.lr=0.1", ()),
+    "optim.schedule": ("optim.schedule=linear", ()),
     "optim.min_lr": ("optim.min_lr=0.01", ()),
     "optim.warmup": ("optim.warmup=2st", ()),
     "optim.warmup_lr": ("optim.warmup_lr=0.01", ()),

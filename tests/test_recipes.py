@@ -20,7 +20,7 @@ from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reproduction.md").read_text()
-SMALL = "cifar10/cpu", "imagenet/sample_cpu"  # of no published row
+SMALL = "cifar10/cpu", "cifar10/race", "imagenet/sample_cpu", "photos/"  # of no published row
 NAMES = sorted(
     name for path in RECIPES.rglob("*/*.yaml") if not (name := str(path.relative_to(RECIPES))).startswith(SMALL)
 )
@@ -87,6 +87,7 @@ class Published:
     prototypes: int | None = None
 
 
+PHOTOGRAPHS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation
 WEAK, BYOL, STRONG = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1), (0.8, 0.8, 0.8, 0.2)
 NO, HALF, SECOND, UNEQUAL = (0.0, 0.0), (0.5, 0.5), (0.0, 0.2), (1.0, 0.1)
 SIMSIAM_HEAD, BYOL_HEAD, SWAV_HEAD, DINO_HEAD = (2048, 2048), (4096, 256), (2048, 128), (2048, 256)
@@ -178,6 +179,118 @@ def common(c: Config, size: int) -> None:
             assert (t.warmup_temperature, t.temperature, t.warmup, t.momentum) == (0.04, 0.07, "50ep", 0.9)
         if t.name == "prototypes":
             assert t.freeze == ("2ep" if c.preset == "swav" else "1ep")
+
+
+@dataclass
+class Lightly:
+    """A row of lightly's benchmarks (docs/source/getting_started/benchmarks, March 2023)."""
+
+    epochs: int
+    batch: int
+    optimizer: str
+    rate: float  # as its script has it for this batch
+    decay: float
+    head: tuple[int, int, int, str]  # layers, hidden, out, last norm
+    predictor: int | None
+    ema: float | None
+    prototypes: int | None
+    scale: tuple[float, float]
+    jitter: tuple[float, ...]
+    solarize: tuple[float, float]
+    interpolation: str
+    views: int = 2
+
+
+def lightly(c: Config, batch: int) -> Lightly:
+    views, method = c.loader.views, c.method
+    (predictor,) = [t.hidden for t in method.online if t.name == "predictor"] or [None]
+    counts = {t.count for t in (*method.online, *method.target) if t.name == "prototypes"} or {None}
+    (jitter,) = {(v.brightness, v.contrast, v.saturation, v.hue) for v in views}
+    head = method.projector
+    return Lightly(
+        epochs=int(c.train.length.removesuffix("ep")),
+        batch=c.loader.batch_size,
+        optimizer=c.optim.name,
+        rate=pytest.approx(c.optim.lr * batch / 256),  # type: ignore[arg-type]
+        decay=c.optim.weight_decay,
+        head=(head.layers, head.hidden, head.out, head.last_norm),
+        predictor=predictor,
+        ema=method.ema and method.ema.momentum,
+        prototypes=counts.pop(),
+        scale=views[0].scale,
+        jitter=jitter,
+        solarize=(views[0].solarize, views[1].solarize),
+        interpolation=views[0].interpolation,
+        views=len(views),
+    )
+
+
+SIAM, BYOL2, SWAV2, DINO2 = (2, 2048, 2048, "affine"), (2, 1024, 256, "none"), (2, 512, 128, "none"), (2, 2048, 256)
+LARGE_CROPS, BYOL_CROPS, SWAV_CROPS, DINO_CROPS = (0.2, 1.0), (0.08, 1.0), (0.14, 1.0), (0.4, 1.0)
+LIGHTLY = {
+    "simsiam": ("sgd", 0.06, 5e-4, SIAM, 512, None, None, LARGE_CROPS, WEAK, NO, "bilinear"),
+    "byol": ("sgd", 0.06, 5e-4, BYOL2, 1024, 0.99, None, BYOL_CROPS, BYOL, SECOND, "bilinear"),
+    "swav": ("adamw", 1e-3, 1e-6, SWAV2, None, None, 512, SWAV_CROPS, WEAK, NO, "bilinear"),
+    "dino": ("sgd", 0.06, 5e-4, (*DINO2, "none"), None, 0.99, 2048, DINO_CROPS, BYOL, SECOND, "bicubic"),
+}  # at batch 128; the rate is in proportion to the batch but for SimSiam's
+
+
+@pytest.mark.parametrize(("batch", "epochs"), [(128, 200), (512, 200), (512, 800)])
+@pytest.mark.parametrize("preset", LIGHTLY)
+def test_lightlys_cifar10(preset: str, batch: int, epochs: int) -> None:
+    rows = [
+        run_config.load(shlex.split(c), published=True)
+        for c in COMMANDS
+        if c.startswith(f"cifar10/lightly_{preset}.yaml")
+    ]
+    (c,) = [c for c in rows if (c.loader.batch_size, c.train.length) == (batch, f"{epochs}ep")]
+    optimizer, rate, *others = LIGHTLY[preset]
+    scaled = rate if preset == "simsiam" else rate * batch / 128
+    assert lightly(c, batch) == Lightly(epochs, batch, optimizer, scaled, *others)
+    assert_lightlys(c, 32)
+    assert c.encoder.stem == "cifar" and {v.blur for v in c.loader.views} == {0.0}
+
+
+def assert_lightlys(c: Config, size: int) -> None:
+    """What all of lightly's small benchmarks share."""
+    assert (c.encoder.name, c.encoder.zero_init_residual, c.train.precision) == ("resnet18", False, "fp32")
+    assert (c.optim.warmup, c.optim.min_lr, c.optim.momentum, c.optim.exclude_bias_norm) == ("0ep", 0.0, 0.9, False)
+    assert (c.evaluate.every, c.evaluate.k, c.evaluate.temperature) == ("1ep", 200, 0.1)
+    assert not c.method.projector.bias and c.method.alignment.directions == "mean"
+    assert c.method.alignment.name == ("cross_entropy" if c.preset in ("swav", "dino") else "negative_cosine")
+    assert c.method.ema is None or c.method.ema.momentum == c.method.ema.final
+    v = c.loader.views[0]
+    assert (v.size, v.mean, v.std, v.grayscale, v.jitter, v.flip) == (size, *PHOTOGRAPHS, 0.2, 0.8, 0.5)
+    for t in (*c.method.online, *c.method.target):
+        if t.name == "predictor":
+            assert not t.constant_lr and not t.bias
+        if t.name == "sinkhorn":
+            assert (t.epsilon, t.iterations, t.queue) == (0.05, 3, 0)
+        if t.name == "center_sharpen":
+            assert (t.warmup_temperature, t.temperature, t.momentum) == (0.04, 0.04, 0.9)
+        if t.name == "prototypes":
+            assert t.freeze == "0ep"
+
+
+SIAM3, BYOL3, SWAV3, DINO3 = (3, 2048, 2048, "plain"), (2, 4096, 256, "none"), (2, 2048, 128, "none"), (3, 2048, 256)
+IMAGENETTE = {
+    "simsiam": ("sgd", 0.06, 5e-4, SIAM3, 512, None, None, LARGE_CROPS, WEAK, NO, "bilinear", 2),
+    "byol": ("sgd", 0.06, 5e-4, BYOL3, 4096, 0.99, None, BYOL_CROPS, BYOL, SECOND, "bilinear", 2),
+    "swav": ("adamw", 1e-3, 1e-6, SWAV3, None, None, 3000, SWAV_CROPS, WEAK, NO, "bilinear", 8),
+    "dino": ("sgd", 0.06, 5e-4, (*DINO3, "none"), None, 0.99, 2048, DINO_CROPS, BYOL, SECOND, "bicubic", 8),
+}
+
+
+@pytest.mark.parametrize("preset", IMAGENETTE)
+def test_lightlys_imagenette(preset: str) -> None:
+    c = run_config.load([f"imagenette/lightly_{preset}.yaml"], published=True)
+    assert lightly(c, 256) == Lightly(800, 256, *IMAGENETTE[preset])
+    assert_lightlys(c, 128)
+    blur = [v.blur for v in c.loader.views]
+    assert blur[:2] == ([0.5, 0.5] if preset in ("simsiam", "swav") else [1.0, 0.1]) and {*blur[2:]} <= {0.5}
+    assert [(v.size, v.scale) for v in c.loader.views[2:]] == [
+        (64, (0.05, 0.14) if preset == "swav" else (0.05, 0.4))
+    ] * (IMAGENETTE[preset][-1] - 2)
 
 
 def test_published_imagenet() -> None:
@@ -287,7 +400,9 @@ def two_steps(arguments: list[str], root: Path) -> None:
     trainer.loader.close()
     moved = {name for name, p in trainer.method.online.named_parameters() if not bool((p == before[name]).all())}
     assert "encoder.conv1.weight" in moved or "encoder.model.patch_embed.proj.weight" in moved
-    assert any(name.startswith("projector") for name in moved) and "prototypes.weight" not in moved, "frozen at first"
+    frozen = any(t.name == "prototypes" and t.freeze != "0ep" for t in c.method.online)
+    assert any(name.startswith("projector") for name in moved)
+    assert not frozen or "prototypes.weight" not in moved, "frozen at first"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -296,7 +411,10 @@ def test_every_preset_trains(preset: str, tmp_path: Path, monkeypatch: pytest.Mo
     two_steps(["cifar10/resnet18.yaml", f"preset={preset}"], tmp_path)
 
 
-@pytest.mark.parametrize("recipe", [name for name in NAMES if name != "cifar10/resnet18.yaml"])
+UNPUBLISHED = ["cifar10/race.yaml", "photos/96px.yaml", "photos/224px.yaml"]
+
+
+@pytest.mark.parametrize("recipe", [*(name for name in NAMES if name != "cifar10/resnet18.yaml"), *UNPUBLISHED])
 def test_every_recipe_trains(recipe: str, imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "vit" in recipe:
         pytest.importorskip("timm")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from benchmarks import common
 from benchmarks.cifar10.record import ALIASES, Files, files, publish
-from benchmarks.cifar10.rows import FIELDS, MEASURED, append, averaged, measured_row, trained_row
+from benchmarks.cifar10.rows import FIELDS, MEASURED, PUBLISHED_FIELDS, append, averaged, measured_row, trained_row
 from fastrdm.commands.catalog import shipped
 from fastrdm.methods.presets import PRESETS
 from fastrdm.report.run_files import read_runs
@@ -40,7 +40,18 @@ class Budget(NamedTuple):
     device: str
     minutes: int  # that a run is sized for
     jobs: int  # runs at a time, one thread each
+    published: bool = False  # runs of PUBLISHED alone, one seed each, on their own recipes
+    first: tuple[str, ...] = ()  # budgets whose runs come before these
 
+
+# presets that lightly's benchmark of CIFAR-10 has, and what makes each its run at batch 512
+PUBLISHED = {
+    "simsiam": ("cifar10/lightly_simsiam.yaml", "optim.lr=0.03"),
+    "byol": ("cifar10/lightly_byol.yaml",),
+    "swav": ("cifar10/lightly_swav.yaml",),
+    "dino": ("cifar10/lightly_dino.yaml",),
+}
+_LIGHTLY = ("loader.batch_size=512", "analysis.every=25%", "analysis.replicates=20", "train.device=cuda")
 
 BUDGETS = {
     "cpu": Budget(
@@ -56,6 +67,23 @@ BUDGETS = {
         "cuda",
         minutes=60,  # not measured
         jobs=1,
+        first=("lightly200",),
+    ),
+    "lightly200": Budget(
+        "ResNet-18, lightly's benchmark at batch 512, 200 epochs",
+        ("train.length=200ep", *_LIGHTLY),
+        "cuda",
+        minutes=10,  # not measured
+        jobs=1,
+        published=True,
+    ),
+    "lightly800": Budget(
+        "ResNet-18, lightly's benchmark at batch 512, 800 epochs",
+        ("train.length=800ep", *_LIGHTLY),
+        "cuda",
+        minutes=40,  # not measured
+        jobs=1,
+        published=True,
     ),
     "gpu400": Budget(
         "ResNet-18, 400 epochs, as the published RDM scripts",
@@ -87,6 +115,11 @@ def recipe(preset: str, device: str) -> str:
     return next(name for name, presets in files.items() if any(fnmatchcase(preset, pattern) for pattern in presets))
 
 
+def contestant(preset: str, budget: Budget) -> tuple[str, ...]:
+    """The recipe of a run of `budget`, and what changes in it."""
+    return PUBLISHED[preset] if budget.published else (recipe(preset, budget.device),)
+
+
 def jobs(presets: Sequence[str], seeds: int, found: Files, runs: Path) -> Iterator[Job]:
     """The runs without a row, in order of priority: all seeds of the first presets, then the others seed by seed."""
     known = {(row["preset"], int(row["seed"])) for row in common.read_rows(found.rows)}
@@ -100,7 +133,7 @@ def jobs(presets: Sequence[str], seeds: int, found: Files, runs: Path) -> Iterat
 
 def start(job: Job, budget: Budget, root: str, settings: Sequence[str]) -> subprocess.Popen[bytes]:
     """Its run in a process of its own, on one thread."""
-    command = [sys.executable, "-m", "fastrdm.cli", "train", recipe(job.preset, budget.device)]
+    command = [sys.executable, "-m", "fastrdm.cli", "train", *contestant(job.preset, budget)]
     command += [f"preset={job.preset}", f"train.seed={job.seed}", f"run={job.folder}", f"loader.root={root}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
     with Path(f"{job.folder}.log").open("a") as log:
@@ -125,7 +158,7 @@ def finish(job: Job, budget: Budget, found: Files) -> None:
     if run.analysis:
         took = run.last("analysis/seconds")
         append(found.measured, measured_row(job.preset, job.seed, run.analysis[-1], took, budget.device), MEASURED)
-    append(found.rows, row, FIELDS)
+    append(found.rows, row, PUBLISHED_FIELDS if budget.published else FIELDS)
     took_told = f"{seconds / 60:.1f} CPU minutes, sized for {budget.minutes}"
     print(f"{job.name}: k-NN {row['random']} -> {row['trained']}, {took_told}", flush=True)
 
@@ -142,15 +175,16 @@ def keep_curves(found: Files, runs: Path) -> None:
     found.curves.write_text(json.dumps(curves, separators=(",", ":")) + "\n")
 
 
-def work(waiting: list[Job], budget: Budget, arguments: argparse.Namespace, found: Files) -> list[Job]:
-    """Run them until `--minutes` are over; those that failed."""
-    end = time.monotonic() + 60 * arguments.minutes
+def work(waiting: list[Job], budget: Budget, arguments: argparse.Namespace, found: Files, minutes: float) -> list[Job]:
+    """Run them until `minutes` are over; those that failed."""
+    end = time.monotonic() + 60 * minutes
+    at_once = arguments.jobs or budget.jobs
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
     failed: list[Job] = []
     asked = False
     while running or (waiting and end - time.monotonic() > 60 * MINUTES_LEFT):
         left = end - time.monotonic()
-        while waiting and len(running) < arguments.jobs and left > 60 * MINUTES_LEFT:
+        while waiting and len(running) < at_once and left > 60 * MINUTES_LEFT:
             job = waiting.pop(0)
             child = start(job, budget, arguments.root, arguments.settings)
             running[child.pid] = job, child
@@ -189,21 +223,30 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main() -> None:
-    arguments = parser().parse_args()
-    budget, found = BUDGETS[arguments.budget], files(arguments.budget, arguments.out)
-    arguments.jobs = arguments.jobs or budget.jobs
+def reproduce(name: str, arguments: argparse.Namespace, minutes: float) -> list[str]:
+    """Make the runs of a budget that are missing, for at most `minutes`, and its record; a line for each failure."""
+    budget, found = BUDGETS[name], files(name, arguments.out)
     runs = Path(arguments.runs or f"runs/cifar10_{arguments.budget}")
+    runs = runs if name == arguments.budget else runs / name
     for folder in (runs, found.rows.parent, found.record.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    waiting = list(jobs(arguments.presets, arguments.seeds, found, runs))
-    failed = work(waiting, budget, arguments, found)
+    presets = [preset for preset in arguments.presets if not budget.published or preset in PUBLISHED]
+    waiting = list(jobs(presets, 1 if budget.published else arguments.seeds, found, runs))
+    failed = work(waiting, budget, arguments, found, minutes)
     keep_curves(found, runs)
-    option = "" if arguments.budget == "cpu" else f" --budget {arguments.budget}"
+    option = "" if name == "cpu" else f" --budget {name}"
     publish(found, budget.what, f"python -m benchmarks.cifar10.reproduce --root FOLDER{option}")
     print(f"{found.record}: {len(common.read_rows(found.rows))} rows, {len(waiting)} runs not begun")
+    return [f"{job.name} failed: see {job.folder}.log" for job in failed]
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
+    names = (*BUDGETS[arguments.budget].first, arguments.budget)
+    failed = [line for name in names for line in reproduce(name, arguments, (end - time.monotonic()) / 60)]
     if failed:
-        raise SystemExit("\n".join(f"{job.name} failed: see {job.folder}.log" for job in failed))
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from fastrdm.report.run_files import Measurement, Run, Series, read_runs
 BATCH = f"{HEADLINE_CONVENTION}/batch"
 FIELDS = ["preset", "seed", "random", "trained", "probe", "rank_online", "rank_target", "loss", "raw_pixels", "alarms"]
 FIELDS += ["cpu_seconds", "commit", "torch", "device"]
+PUBLISHED_FIELDS = [*FIELDS, "best", "minutes", "memory_gb"]  # of runs of a published schedule
 DIFFERENCE = f"difference/{HEADLINE_CONVENTION}"
 BRANCHES = [f"{branch}/{HEADLINE_CONVENTION}" for branch in ("online", "target")]
 NULLS = [f"null/{branch}" for branch in BRANCHES]
@@ -40,13 +41,15 @@ Curves = dict[str, dict[str, Series]]  # preset, name of the curve: numbers and 
 
 
 def append(file: Path, row: dict[str, Any], fields: Sequence[str]) -> None:
-    """Add a row, in the place of one of the same preset and seed; rows lie in the order of presets and seeds."""
+    """Add what `fields` name of a row, in the place of one of the same preset and seed; rows lie in the order of
+    presets and seeds.
+    """
     same = (row["preset"], str(row["seed"]))
     rows: list[dict[str, Any]] = [row, *(old for old in common.read_rows(file) if (old["preset"], old["seed"]) != same)]
     rows.sort(key=lambda row: (list(PRESETS).index(row["preset"]), int(row["seed"])))
     partial = file.with_suffix(".partial")
     with partial.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, fields, lineterminator="\n")
+        writer = csv.DictWriter(lines, fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(file)
@@ -66,6 +69,10 @@ def trained_row(preset: str, seed: int, run: Path, seconds: float, device: str) 
     metrics = {"random": f["knn_random_encoder"], "trained": f["knn"], "probe": f["probe"], "loss": f["loss"]}
     metrics |= {"rank_online": f[f"online/{BATCH}"], "rank_target": f[f"target/{BATCH}"]}
     metrics["raw_pixels"] = f["knn_raw_pixels"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics["best"] = max(line["knn"] for line in lines if "knn" in line)  # of all evaluations, as lightly tells
+    metrics["minutes"] = (lines[-1]["time"] - lines[0]["time"]) / 60
+    metrics["memory_gb"] = f["peak_memory_mib"] / 1024
     told = run / "alarms.jsonl"
     alarms = {json.loads(line)["alarm"] for line in told.read_text().splitlines()} if told.exists() else set()
     row = {"preset": preset, "seed": seed, "alarms": " ".join(sorted(alarms)), "cpu_seconds": round(seconds)}

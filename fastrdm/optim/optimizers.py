@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastrdm.kernels.optimizers import DecayingAdamW, Group, Lamb, Lars, norms, zero_momentum
-from fastrdm.optim.schedules import cosine_ramp, warmup_cosine
+from fastrdm.optim.schedules import cosine_ramp, warmup_decay
 from fastrdm.schema import STRICT, Duration, Pair, require
 
 
@@ -35,8 +35,13 @@ class OptimConfig:
     script uses 0.5.
     """
 
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Curve along which the learning rate falls after the warm-up, from `lr` to `min_lr`. `linear` with a warm-up of
+    30 % is a one-cycle schedule.
+    """
+
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine. It is not scaled by the batch size, as in the authors' code."""
+    """Learning rate at the end of the run. It is not scaled by the batch size, as in the authors' code."""
 
     warmup: Duration = "10ep"
     """Length of the linear warm-up from `warmup_lr` to `lr`."""
@@ -147,12 +152,12 @@ def learning_rates(groups: Iterable[Group], step: int, total: int, warmup: int, 
     """Learning rate of each group at `step` of `total`, the first `warmup` of which are the warm-up.
 
     Groups with a constant schedule keep their base rate, as SimSiam's predictor does in solo-learn
-    (solo/methods/base.py, lines 449 to 461). The others follow `warmup_cosine`.
+    (solo/methods/base.py, lines 449 to 461). The others follow `warmup_decay`.
     """
     return [
         group["base_lr"]
         if group["schedule"] == "constant"
-        else warmup_cosine(step, total, warmup, group["base_lr"], config.min_lr, config.warmup_lr)
+        else warmup_decay(step, total, warmup, group["base_lr"], config.min_lr, config.warmup_lr, config.schedule)
         for group in groups
     ]
 

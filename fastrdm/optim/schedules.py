@@ -1,6 +1,7 @@
 """Durations and what changes with the step, as plain numbers: every function here is pure."""
 
 import math
+from collections.abc import Callable
 
 from fastrdm.schema import require
 
@@ -24,13 +25,19 @@ def cosine_ramp(step: int, total: int, base: float, final: float) -> float:
     return _between((1 - math.cos(math.pi * share)) / 2, base, final)
 
 
-def warmup_cosine(step: int, total: int, warmup: int, base: float, final: float = 0.0, start: float = 3e-5) -> float:
-    """Linear from `start` at step 0 to `base` at the last of `warmup` steps, then a cosine to `final` at `total`.
+DECAYS: dict[str, Callable[[int, int, float, float], float]] = {"cosine": cosine_ramp, "linear": linear_ramp}
+"""Ways from a base to a final value over a number of steps, by the name that `optim.schedule` has for each."""
+
+
+def warmup_decay(
+    step: int, total: int, warmup: int, base: float, final: float = 0.0, start: float = 3e-5, decay: str = "cosine"
+) -> float:
+    """Linear from `start` at step 0 to `base` at the last of `warmup` steps, then by `decay` to `final` at `total`.
 
     Step `warmup` is at `base` as well, as in the scheduler of the authors' code, LinearWarmupCosineAnnealingLR of
-    lightning-bolts (solo/methods/base.py, lines 323 to 328). ValueError if warmup > total.
+    lightning-bolts (solo/methods/base.py, lines 323 to 328). `decay` is a name of DECAYS. ValueError if warmup > total.
     """
     require(0 <= warmup <= total, "warmup", f"at most the run's {total} steps", warmup)
     if step < warmup:
         return linear_ramp(step, max(warmup - 1, 1), start, base)
-    return cosine_ramp(step - warmup, total - warmup, base, final)
+    return DECAYS[decay](step - warmup, total - warmup, base, final)

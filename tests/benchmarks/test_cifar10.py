@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.cifar10 import reproduce
 from benchmarks.cifar10.record import ALIASES, files, present, publish, table
-from benchmarks.cifar10.reproduce import BUDGETS, FIRST, ORDER, jobs, recipe
+from benchmarks.cifar10.reproduce import BUDGETS, FIRST, ORDER, PUBLISHED, Budget, Job, contestant, jobs
 from benchmarks.cifar10.rows import DIFFERENCE, FIELDS, MEASURED, METRICS, append, at, over_directions
 from benchmarks.common import read_rows
 from fastrdm.config import run_config
@@ -30,16 +31,31 @@ def test_names_that_are_not_run_mean_the_same_run() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_run_is_a_configuration(preset: str) -> None:
-    for budget in BUDGETS.values():
-        c = run_config.load([recipe(preset, budget.device), f"preset={preset}", *budget.settings])
+    for budget in (budget for budget in BUDGETS.values() if not budget.published or preset in PUBLISHED):
+        c = run_config.load([*contestant(preset, budget), f"preset={preset}", *budget.settings])
         assert c.preset == preset and c.train.device == budget.device and c.analysis.every != "0st"
         assert (c.encoder.name, c.loader.subset) == (
             ("resnet18", None) if budget.device == "cuda" else ("resnet_small", 5000)
         )
-    assert {b.settings[0] for name, b in BUDGETS.items() if name != "cpu"} == {
-        "train.length=100ep",
-        "train.length=400ep",
-    }
+    lengths = {name: b.settings[0] for name, b in BUDGETS.items() if name != "cpu"}
+    epochs = {"gpu": 100, "gpu400": 400, "lightly200": 200, "lightly800": 800}
+    assert lengths == {name: f"train.length={n}ep" for name, n in epochs.items()}
+
+
+def test_a_gpu_starts_with_the_published_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def work(waiting: list[Job], budget: Budget, *others: Any) -> list[Job]:
+        begun.extend(" ".join(contestant(job.preset, budget)) for job in waiting)
+        return []
+
+    monkeypatch.setattr(reproduce, "work", work)
+    command = ["reproduce", "--root", "x", "--budget", "gpu", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", command)
+    reproduce.main()
+    assert begun[:4] == [" ".join(found) for found in PUBLISHED.values()]
+    assert begun[4:] == ["cifar10/resnet18.yaml"] * 3 * len(ORDER)
+    assert (tmp_path / "records" / "cifar10_lightly200.md").exists()
 
 
 def test_runs_come_in_order_of_priority_and_none_twice(tmp_path: Path) -> None:

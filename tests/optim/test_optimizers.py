@@ -447,6 +447,8 @@ def test_rates_of_groups() -> None:
     assert learning_rates(groups, 10, 100, 10, config) == [0.25, 0.05]
     assert learning_rates(groups, 55, 100, 10, config) == [pytest.approx((0.25 + 1e-3) / 2), 0.05]
     assert learning_rates(groups, 100, 100, 10, config) == [1e-3, 0.05]
+    config = OptimConfig(lr=0.5, min_lr=1e-3, schedule="linear")
+    assert learning_rates(groups, 40, 100, 10, config) == [pytest.approx(0.25 * 2 / 3 + 1e-3 / 3), 0.05]
 
 
 @pytest.mark.parametrize(

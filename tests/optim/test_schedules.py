@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from itertools import pairwise
 
 import pytest
 from pydantic import TypeAdapter
 
-from fastrdm.optim.schedules import cosine_ramp, linear_ramp, warmup_cosine
+from fastrdm.optim.schedules import cosine_ramp, linear_ramp, warmup_decay
 from fastrdm.schema import Duration, steps_of
 
 
@@ -32,7 +33,7 @@ def test_a_share_is_of_the_run_and_at_most_all_of_it() -> None:
         steps_of("5%", 195)
 
 
-def test_warmup_cosine_follows_its_formula() -> None:
+def test_warmup_decay_follows_its_formula() -> None:
     total, warmup, base, final, start = 1000, 100, 0.5, 1e-3, 3e-5
     for step in range(total + 1):
         if step < warmup:
@@ -40,13 +41,13 @@ def test_warmup_cosine_follows_its_formula() -> None:
         else:
             angle = math.pi * (step - warmup) / (total - warmup)
             expected = final + 0.5 * (base - final) * (1 + math.cos(angle))
-        assert warmup_cosine(step, total, warmup, base, final, start) == pytest.approx(expected, rel=1e-12)
+        assert warmup_decay(step, total, warmup, base, final, start) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("base", [0.5, 0.1, 1 / 3])
-def test_warmup_cosine_ends_are_exact(base: float) -> None:
+def test_warmup_decay_ends_are_exact(base: float) -> None:
     def rate(step: int, warmup: int = 10) -> float:
-        return warmup_cosine(step, 70, warmup, base, final=0.07, start=3e-5)
+        return warmup_decay(step, 70, warmup, base, final=0.07, start=3e-5)
 
     assert (rate(0), rate(9), rate(10), rate(70), rate(99)) == (3e-5, base, base, 0.07, 0.07)
     assert rate(0, warmup=0) == base
@@ -55,9 +56,15 @@ def test_warmup_cosine_ends_are_exact(base: float) -> None:
     assert rate(40) == pytest.approx((base + 0.07) / 2)
 
 
+def test_a_linear_decay_is_a_line_from_the_warmup_to_the_end() -> None:
+    rates = [warmup_decay(step, 70, 10, 0.5, final=0.2, start=0.1, decay="linear") for step in range(71)]
+    assert (rates[0], rates[9], rates[10], rates[70]) == (0.1, 0.5, 0.5, 0.2)
+    assert [round(b - a, 12) for a, b in pairwise(rates[10:])] == [-0.005] * 60
+
+
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup must be at most the run's 50 steps, got 60"):
-        warmup_cosine(0, 50, 60, 0.5)
+        warmup_decay(0, 50, 60, 0.5)
 
 
 def test_ema_ramp_is_byols() -> None:
