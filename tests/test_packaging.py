@@ -76,7 +76,7 @@ def test_wheel_holds_every_module_and_config_as_a_file(wheel: zipfile.ZipFile) -
         top = name.split("/")[0]
         if top in ("loaders", "kernels") and file.suffix in (".py", ".cpp", ".txt"):
             expected.add(f"fastrdm/{name}")
-        elif top == "fastrdm" and (file.suffix in (".py", ".yaml", ".html") or file.parent.name == "assets"):
+        elif top == "fastrdm" and (file.suffix in (".py", ".yaml", ".html", ".json") or file.parent.name == "assets"):
             expected.add(name)
     assert {
         "fastrdm/kernels/linalg/effective_rank.py",

@@ -44,7 +44,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK_START = RECIPES / "quickstart.yaml"
 PATHS = (
     *("run", "train.init", "loader.root", "loader.labels", "loader.cache", "loader.classes"),
-    *("evaluate.root", "evaluate.labels"),
+    *("evaluate.root", "evaluate.labels", "checkpoint.store"),
 )
 """Keys of paths: `~` and `$VARIABLE` are replaced in them, and what looks like a part of one's own names none."""
 

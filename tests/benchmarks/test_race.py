@@ -4,6 +4,7 @@ import csv
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -38,7 +39,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_the_base_leads_the_short_table() -> None:
     rows = read_rows(ROOT / "benchmarks" / "results" / "cifar10_cpu.csv")
-    presets = {row["preset"] for row in rows}
+    seeds = Counter(row["preset"] for row in rows)
+    presets = [preset for preset in seeds if seeds[preset] >= 3]  # one seed says little
     trained = {preset: mean(float(r["trained"]) for r in rows if r["preset"] == preset) for preset in presets}
     assert f"preset={max(trained, key=lambda preset: trained[preset])}" in BASE
 
