@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fastrdm.kernels.augment.layout import OPERATIONS
 from fastrdm.kernels.augment.ragged import Ragged
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
@@ -28,7 +29,9 @@ from fastrdm.loaders.sources.decode import Pixels, decode, new_pixels, plain_siz
 from fastrdm.loaders.sources.reader import Reader
 from fastrdm.loaders.sources.source import ReadTime, Source
 from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
+from fastrdm.schema import require
 
+IN_GRAPH = ("jitter", "grayscale", "blur", "solarize")  # operations of dali_graph.view
 JPEG_END = b"\xff\xd9"
 MISSING = "loader.engine=dali needs NVIDIA DALI: pip install 'fastrdm[dali]', or take loader.engine=native"
 
@@ -53,6 +56,10 @@ class DaliLoader(EpochLoader):
         process.check("dali")
         # The implementation of our own that makes the views; None: DALI's graph does.
         self.implementation = None if config.augment == "dali" else chosen(config.augment, process.device)
+        if self.implementation is None:
+            for name in (name for name in OPERATIONS if name not in IN_GRAPH):
+                most = max(getattr(view, name) for view in config.views)
+                require(most == 0, f"loader.views.*.{name}", "0 where loader.augment=dali, whose graph lacks it", most)
         shards = source.shards if config.order == "windowed" else None
         super().__init__(
             len(source), config.batch_size, *process[:3], shards=shards, window=config.window, source=source

@@ -1,5 +1,6 @@
 """DALI: every operation against the reference, pixel by pixel; damaged files; what is refused."""
 
+import contextlib
 import io
 import sys
 from dataclasses import replace
@@ -334,6 +335,17 @@ def test_refused(settings: dict[str, Any], device: str, message: str, monkeypatc
     config = LoaderConfig(**{"engine": "dali", **settings})
     with pytest.raises(ValueError, match=message):
         build_loader(config, open_source(config, "train"), seed=0, device=torch.device(device))
+
+
+def test_an_operation_that_the_graph_lacks_is_refused_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali, "_pipeline", lambda: None)
+    monkeypatch.setattr(dali, "IN_GRAPH", ("jitter", "grayscale", "solarize"))
+    for how, blur in (("dali", 0.0), ("auto", 0.5), ("dali", 0.5)):
+        views = (ViewSpec(size=8), ViewSpec(size=8, blur=blur))
+        config = LoaderConfig(engine="dali", augment=how, batch_size=16, views=views)  # type: ignore[arg-type]
+        refused = pytest.raises(ValueError, match=r"views\.\*\.blur must be 0 where loader\.augment=dali, .* got 0\.5")
+        with refused if how == "dali" and blur else contextlib.nullcontext():
+            build_loader(config, open_source(config, "train"), seed=0).close()
 
 
 def test_a_pixmap_is_read_back() -> None:
