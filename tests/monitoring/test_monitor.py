@@ -56,7 +56,7 @@ def output(images: int = 16, seed: int = 0, **widths: int) -> Output:
     target = draw(2, images, widths.get("target", 12), seed=seed)
     online = target * torch.cat([torch.tensor([4.0]), torch.ones(target.shape[-1] - 1)])
     hidden, features = (draw(2, images, widths.get(n, 12), seed=seed + i) for i, n in ((1, "hidden"), (2, "features")))
-    return Output(torch.zeros(()), online, target, None, features, hidden)
+    return Output(torch.zeros(()), online, target, None, features, hidden, {})
 
 
 def watch(tmp_path: Path, *arguments: str) -> RankMonitor:

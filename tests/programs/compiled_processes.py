@@ -38,6 +38,8 @@ def settings(preset: str, *more: str) -> run_config.Config:
         for number, transform in enumerate(getattr(method, side)):
             if transform.name == "prototypes":
                 more += tuple(f"method.{side}.{number}.{key}" for key in ("count=24", "freeze=3st"))
+            if transform.name == "whiten":
+                more += ("method.projector.out=8",)  # fewer dimensions than rows
             if transform.name == "sinkhorn":
                 more += (f"method.{side}.{number}.queue=0",)
     return run_config.load([f"preset={preset}", *SMALL, *more])

@@ -43,7 +43,7 @@ SCORED = {  # small prototypes and a queue that is full from the second step on
     "dino_online": [f"method.online=[{_LOG1P}, {_SCORES}]", f"method.target=[{_SCORES}, {_SHARPEN}]"],
 }
 # Whitening takes more rows than dimensions; AdamW takes the rounding in a gradient that is zero for a gradient.
-NARROW = {"w_mse": ["method.projector.out=8", "optim.name=sgd"]}
+NARROW = {"w_mse": ["method.projector.out=8", "optim.name=sgd"], "lejepa": ["optim.name=sgd"]}
 MORE = {
     "power_anneals": [
         "preset=rdm_simsiam",
