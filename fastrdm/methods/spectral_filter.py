@@ -61,6 +61,12 @@ class FilterConfig(TransformConfig):
     closed-form predictor that is orthogonal at power 0.
     """
 
+    gradient: Literal["filtered", "isotropic"] = "filtered"
+    """Gradient of the online filter with respect to x: filtered, the output's gradient times W; isotropic, the output's
+    gradient as it is, so that every direction learns at the same rate (IsoLoss, Halvagal et al. 2023). Isotropic
+    divides the weights by the largest one, as `epsilon` does.
+    """
+
     scale: Literal["raw", "rms"] = "raw"
     """The argument of f: raw singular values of the gathered batch, as in the paper, or rms, these divided by the
     square root of the number of rows. Powers do not depend on it, logarithms do.
@@ -92,7 +98,7 @@ class FilterConfig(TransformConfig):
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)
         if _has_weighting(self) or self.momentum is not None:
             solvers = ("auto", "eigh")
-            why = "with strength, power_end, epsilon or momentum"
+            why = "with strength, power_end, epsilon, momentum or gradient=isotropic"
             require(self.solver in solvers, "filter.solver", f"{' or '.join(solvers)} {why}", self.solver)
 
 
@@ -120,7 +126,7 @@ class Weighting:
 
     def __call__(self, s: Tensor) -> Tensor:
         weights = self._plain(s)
-        return weights / weights.abs().amax(-1, keepdim=True) if self.config.epsilon else weights
+        return weights / weights.abs().amax(-1, keepdim=True) if _is_normalized(self.config) else weights
 
     def _plain(self, s: Tensor) -> Tensor:
         if self.own is not None:
@@ -131,7 +137,7 @@ class Weighting:
 
 
 class SpectralFilter(Transform):
-    """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
+    """Online: x W with W constant, so that the gradient is g W (isotropic: g). Target: the same without gradient."""
 
     wide_loss = True
     moment: Tensor
@@ -140,6 +146,8 @@ class SpectralFilter(Transform):
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__(config, context)
         self.config, self.side = config, context.side
+        isotropic = config.gradient == "isotropic"
+        require(self.side == "online" or not isotropic, "filter.gradient", "filtered on the target", config.gradient)
         own = own_function(config.kind) if parts.is_own(config.kind) else None
         self.weighting = Weighting(config, own) if _has_weighting(config) else None
         self.function: str | Weights = self.weighting or own or config.kind
@@ -151,7 +159,8 @@ class SpectralFilter(Transform):
     @staticmethod
     def waits(config: TransformConfig) -> bool:
         assert isinstance(config, FilterConfig)
-        return parts.is_own(config.kind) or config.momentum is not None or config.epsilon > 0 or _has_weighting(config)
+        normalized = _is_normalized(config)
+        return parts.is_own(config.kind) or config.momentum is not None or normalized or _has_weighting(config)
 
     def set_step(self, step: int) -> None:
         if self.weighting is not None and self.config.power_end is not None:
@@ -166,7 +175,15 @@ class SpectralFilter(Transform):
         """A shorter run takes its whole length."""
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
-        x = x if self.side == "online" else x.detach()
+        if self.side == "target":
+            return self._weighted(x.detach(), branch)
+        if self.config.gradient == "isotropic":
+            # The values of the output with the gradient of x: what is added is zero.
+            return self._weighted(x.detach(), branch) + (x - x.detach())
+        return self._weighted(x, branch)
+
+    def _weighted(self, x: Tensor, branch: BranchContext) -> Tensor:
+        """x W, its floor included."""
         out = self._crossed(x, branch) if self.config.basis == "cross" else self._filtered(x, branch)
         return out + self.config.epsilon * x if self.config.epsilon else out
 
@@ -201,7 +218,7 @@ class SpectralFilter(Transform):
         assert branch.other is not None and c.power is not None
         both = self._moving(x.detach().flatten(0, 1), branch.other.flatten(0, 1))
         w = spectral_filter(both, "power", c.power - 1, side="target", cutoff=c.cutoff, solver=c.solver)
-        if c.epsilon:
+        if _is_normalized(c):
             w = w / torch.linalg.matrix_norm(w, 2)
         return x @ w
 
@@ -219,7 +236,12 @@ class SpectralFilter(Transform):
         return moving
 
 
+def _is_normalized(config: FilterConfig) -> bool:
+    """Whether weights are divided by the largest one, where their scale would matter."""
+    return config.epsilon > 0 or config.gradient == "isotropic"
+
+
 def _has_weighting(config: FilterConfig) -> bool:
     return config.basis != "cross" and (
-        config.strength is not None or config.power_end is not None or config.epsilon > 0
+        config.strength is not None or config.power_end is not None or _is_normalized(config)
     )
