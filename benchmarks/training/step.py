@@ -9,7 +9,7 @@
 All contestants of a preset take one step each in turn, on noise that lies on the device. step: the trainer's, whole.
 ceiling: the same encoder passes alone, forward and backward for the online network, forward for an EMA target, compiled
 and captured as the step is. reference: as the authors' codes do it: eager, NCHW, a pass for each view, filters by
-torch.linalg.svd; the same precision, optimizer and batch. svd: the step, its filters by torch.linalg.svd (presets with
+torch.linalg.svd (of a moving moment by eigh); the same losses, precision, optimizer and batch. svd: the step, its filters by torch.linalg.svd (presets with
 filters; not captured). base, only where it is asked for: the step of the method that a preset varies. Under torchrun:
 the steps of all processes together, --optimize-ddp as torch.compile takes it.
 
@@ -43,7 +43,7 @@ from fastrdm.loaders.spec import Batch
 from fastrdm.methods import spectral_filter
 from fastrdm.methods.dual_branch import Network
 from fastrdm.methods.presets import PRESETS
-from fastrdm.methods.spectral_filter import FilterConfig
+from fastrdm.methods.spectral_filter import FilterConfig, Weighting
 from fastrdm.runtime import distributed
 from fastrdm.trainer import Trainer
 
@@ -126,11 +126,29 @@ def encoder_passes(trainer: Trainer, batch: Batch, compiled: bool, captured: boo
 
 
 def svd_filter(
-    x: Tensor, kind: str, power: float | None, *, basis: Tensor | None = None, side: str = "online", **_: Any
+    x: Tensor,
+    kind: str | Callable[[Tensor], Tensor],
+    power: float | None,
+    *,
+    basis: Tensor | None = None,
+    gram: Tensor | None = None,
+    side: str = "online",
+    **_: Any,
 ) -> Tensor:
-    """The authors' filter: W from a full SVD, without gradient."""
+    """The authors' filter, W without gradient: of a full SVD, or of a moving moment's eigenvectors (DirectPred).
+
+    DirectCopy's W is the moment itself over its norm, without a decomposition.
+    """
     with torch.no_grad():
-        w = svd_weights(x if basis is None else basis, kind, power)
+        if gram is None:
+            assert isinstance(kind, str)
+            w = svd_weights(x if basis is None else basis, kind, power)
+        elif isinstance(kind, Weighting) and kind.config.power == 2:
+            w = gram / gram.norm()
+        else:
+            assert callable(kind)
+            values, vectors = torch.linalg.eigh(gram)
+            w = (vectors * kind(values.clamp_min(0).sqrt().unsqueeze(0))) @ vectors.mT
     return x @ w if side == "online" else x.detach() @ w
 
 
