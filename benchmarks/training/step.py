@@ -9,8 +9,8 @@
 All contestants of a preset take one step each in turn, on noise that lies on the device. step: the trainer's, whole.
 ceiling: the same encoder passes alone, forward and backward for the online network, forward for an EMA target, compiled
 and captured as the step is. reference: as the authors' codes do it: eager, NCHW, a pass for each view, filters by
-torch.linalg.svd (of a moving moment by eigh); the same losses, precision, optimizer and batch. svd: the step, its filters by torch.linalg.svd (presets with
-filters; not captured). base, only where it is asked for: the step of the method that a preset varies. Under torchrun:
+torch.linalg.svd (of a moving moment by eigh); the same losses, precision, optimizer and batch. svd: the step, its
+filters by torch.linalg.svd (presets with filters; not captured). base, only where it is asked for: the step of the method that a preset varies. Under torchrun:
 the steps of all processes together, --optimize-ddp as torch.compile takes it.
 
 ms, p20, p80: median, 20th and 80th percentile; with --clock cpu processor time, for a machine that others use. to_X:
