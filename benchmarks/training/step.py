@@ -10,8 +10,9 @@ All contestants of a preset take one step each in turn, on noise that lies on th
 ceiling: the same encoder passes alone, forward and backward for the online network, forward for an EMA target, compiled
 and captured as the step is. reference: as the authors' codes do it: eager, NCHW, a pass for each view, filters by
 torch.linalg.svd (of a moving moment by eigh); the same losses, precision, optimizer and batch. svd: the step, its
-filters by torch.linalg.svd (presets with filters; not captured). base, only where it is asked for: the step of the method that a preset varies. Under torchrun:
-the steps of all processes together, --optimize-ddp as torch.compile takes it.
+filters by torch.linalg.svd (presets with filters; not captured). base, only where it is asked for: the step of the
+method that a preset varies. Under torchrun: the steps of all processes together, --optimize-ddp as torch.compile takes
+it.
 
 ms, p20, p80: median, 20th and 80th percentile; with --clock cpu processor time, for a machine that others use. to_X:
 X's time over this one's, the median over turns, so that a machine that slows down slows both; to_ceiling is at most 1,
