@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method", help="of knn, linear, finetune, separated by commas; default knn,linear")
     p.add_argument("--recipe", choices=RECIPES, help="published settings, see docs/evaluation.md")
     p.add_argument("--labels", help="shares of the labels for finetune, such as 0.01,0.1,1")
-    p.add_argument("--out", type=Path, help="folder of the result files; default: beside the checkpoint")
+    p.add_argument("-o", "--out", type=Path, help="folder of the result files; default: beside the checkpoint")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder")
     p.add_argument("--batch-size", type=int, default=256, help="images a pass where nothing is trained")
