@@ -110,9 +110,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     view = sized(pretrained.view, options.size)
     found = open_sets(data, judged)
+    measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for note in found.notes:
         live.say(f"note: {note}")
-    measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for method in methods.split(","):
         for name, part, result in measured(measures, config, method):
             record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}
