@@ -4,8 +4,8 @@ import ctypes
 import os
 import platform
 
-# Parameters of glibc's mallopt (malloc.h), a C int each. Memory is kept up to the first; blocks as large as the third go
-# back to the kernel one by one; the heap grows by the second.
+# Parameters of glibc's mallopt (malloc.h), a C int each. Free memory is kept up to the first, blocks as large as the
+# third go back to the kernel one by one, and the heap grows by the second.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 KEPT = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 * 2**20, MMAP_THRESHOLD: 2**30}
 
