@@ -231,7 +231,7 @@ WEAK: dict[str, Callable[[Tensor], Tensor]] = {"0.3 s": lambda s: 0.3 * s / s.ma
 
 @pytest.mark.parametrize("name", WEAK)
 def test_an_isotropic_gradient_needs_no_assumption(name: str) -> None:
-    """IsoLoss hands the output's gradient to the features: s -> s (1 + rate (h - (1 + e) p)), for predictors too weak."""
+    """IsoLoss hands the output's gradient to the features: s -> s (1 + rate (h - (1 + e) p)), for weak predictors."""
     w, online = start(), WEAK[name]
     ranks = [feature_rank(w)]
     for _ in range(50):
