@@ -63,7 +63,9 @@ def base_of(preset: str) -> str | None:
 
 
 def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: bool, *more: str) -> Trainer:
-    """A trainer on noise. A preset's queue is made so short that it is full from the first step on."""
+    """A trainer on noise. A preset's queue is made so short that it is full from the first step on; whitening takes
+    fewer dimensions than rows.
+    """
     resnet = "/" not in args.encoder
     settings = [
         "quickstart.yaml",
@@ -83,6 +85,10 @@ def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: 
         for i, transform in enumerate(places):
             if isinstance(transform, dict) and transform.get("queue"):
                 settings.append(f"method.{side}.{i}.queue={args.batch * max(transform['queue'] // args.batch, 1)}")
+            if isinstance(transform, dict) and transform["name"] == "whiten":
+                settings.append(
+                    f"method.projector.out={min(PRESETS[preset]['method']['projector']['out'], args.batch // 2)}"
+                )
     settings += [f"train.compile={str(compiled).lower()}", f"train.capture={str(captured).lower()}"]
     return Trainer(run_config.load([*settings, "evaluate.probe=false", *args.settings, *more]))
 
