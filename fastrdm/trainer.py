@@ -365,7 +365,7 @@ class Trainer:
             return
         encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
         (bank, query), *of_target = self.features_of(encoders)
-        metrics = {"knn": self.knn(bank, query)}
+        metrics = {"knn": self.knn(bank, query), "knn_images": float(len(query.labeled().labels))}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
         for sets in of_target:
