@@ -243,7 +243,7 @@ def rules(runs: Sequence[Labelled]) -> list[str]:
 
 def confusion(runs: Sequence[Labelled]) -> list[str]:
     """Labels in rows, verdicts in columns."""
-    counts = Counter((named(run), run.verdict.state) for run in runs)
+    counts = Counter[tuple[str, str]]((named(run), run.verdict.state) for run in runs)
     labels = sorted({label for label, _ in counts}, key=lambda label: (label.count(" or "), rank_of(label)))
     rows = [f"| label | {' | '.join(STATES)} |", "|---" * (len(STATES) + 1) + "|"]
     rows += [f"| {label} | {' | '.join(str(counts[label, state]) for state in STATES)} |" for label in labels]

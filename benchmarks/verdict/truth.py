@@ -5,6 +5,7 @@ training, in batches of a quarter of them, and centered views of all images give
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -138,7 +139,7 @@ def gain(outcome: Outcome) -> float:
     return outcome.knn - outcome.random_knn + outcome.linear - outcome.random_linear
 
 
-def label(outcome: Outcome, images: int, best: float, errors: tuple[float, float, float] = (0, 0, 0)) -> str:
+def label(outcome: Outcome, images: int, best: float, errors: Sequence[float] = (0, 0, 0)) -> str:
     """The state that an outcome on a number of test images stands for; `best` is the run's highest k-NN accuracy.
 
     Complete collapse: unit-length embeddings spread by less than 0.5 % of their length's square, or the targets tell
