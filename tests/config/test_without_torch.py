@@ -1,4 +1,4 @@
-"""The settings are read, checked and shown without torch, and the tables that they are checked by say what the code says."""
+"""Settings are read, checked and shown without torch, by tables that say what the code of their parts says."""
 
 import subprocess
 import sys
