@@ -47,6 +47,12 @@ def load(name: str, key: str, suits: Callable[[Any], bool], expected: str) -> An
     return found
 
 
+def of_ours(code: str) -> Any:
+    """The object that `package.module:Name` stands for in a table of ours."""
+    module, _, attribute = code.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def makes(found: object, base: type) -> bool:
     """Whether `found` is a class derived from `base`, or a function annotated as returning `base` or such a class."""
     if inspect.isfunction(found):

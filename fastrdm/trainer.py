@@ -27,6 +27,7 @@ from fastrdm.methods.dual_branch import Output
 from fastrdm.monitoring import alarms
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
+from fastrdm.monitoring.settings import Action
 from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
@@ -83,7 +84,7 @@ class Trainer:
         self.stop = distributed.StopSignal(settings.train.hang_timeout + 60)
         self.slow = StragglerDetector(self.processes)
         self.watch = Watchdog(self.processes, settings.train.hang_timeout)
-        self.halt: alarms.Action = "warn"  # what an alarm asks for
+        self.halt: Action = "warn"  # what an alarm asks for
 
     def _open_data(self) -> None:
         p, evaluate = self.processes, self.settings.evaluate
@@ -366,7 +367,7 @@ class Trainer:
             return
         encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
         (bank, query), *of_target = self.features_of(encoders)
-        metrics = {"knn": self.knn(bank, query)}
+        metrics = {"knn": self.knn(bank, query), "knn_images": float(len(query.labeled().labels))}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
         for sets in of_target:

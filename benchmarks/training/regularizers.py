@@ -18,8 +18,9 @@ from torch import Tensor
 
 from benchmarks import common
 from fastrdm.methods.alignment import AlignmentConfig, CrossCorrelationConfig, align, cross_correlation
-from fastrdm.methods.regularizer import RegularizerContext
-from fastrdm.methods.regularizers import Sliced, find_regularizer, regularizer_settings
+from fastrdm.methods.loss_settings import regularizer_settings
+from fastrdm.methods.regularizer import RegularizerContext, find_regularizer
+from fastrdm.methods.regularizers import Sliced
 
 Loss = Callable[[Tensor], Tensor]
 FIELDS = ["loss", "rows", "width", "views", "plain_ms", "ours_ms", "times", "difference", *common.ENVIRONMENT]

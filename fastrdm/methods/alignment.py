@@ -2,64 +2,20 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm import parts
 from fastrdm.kernels.collectives import process_count
-from fastrdm.methods.transform import Kind
+from fastrdm.methods.loss_settings import AlignmentConfig as AlignmentConfig
+from fastrdm.methods.loss_settings import CrossCorrelationConfig as CrossCorrelationConfig
+from fastrdm.methods.loss_settings import CrossEntropyConfig as CrossEntropyConfig
+from fastrdm.methods.loss_settings import loss_row
+from fastrdm.methods.transform_settings import Kind
 from fastrdm.runtime.distributed import sum_with_gradient
-from fastrdm.schema import STRICT, nearest
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class AlignmentConfig:
-    """Which loss compares two views, and how pairs of views are joined; a loss with settings has a subclass of this."""
-
-    name: str = "negative_cosine"
-    """Loss of one online view against the target of another: negative_cosine (SimSiam), byol (squared distance of unit
-    vectors), mse (VICReg, LeJEPA), cross_correlation (Barlow Twins), cross_entropy (SwAV, DINO), or package.module:NAME
-    for one of your own.
-    """
-
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of this loss beside the regularizers. VICReg uses 25, LeJEPA 1 minus the weight of its regularizer."""
-
-    targets: Literal["pairs", "mean", "center"] = "pairs"
-    """What an online view is compared with: pairs, each target of another view; mean, the mean of the targets of the
-    other views (FastSiam); center, the mean of all targets, its own among them (LeJEPA).
-    """
-
-    directions: Literal["mean", "sum"] = "mean"
-    """Whether the losses of all pairs of views are averaged or summed. SimSiam, SwAV and DINO average, BYOL sums."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CrossEntropyConfig(AlignmentConfig):
-    """Cross-entropy between the target's probabilities and the softmax of the online scores (SwAV, DINO)."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-
-    temperature: float = Field(default=0.1, gt=0)
-    """Temperature by which the online scores are divided before the softmax. SwAV and DINO use 0.1."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CrossCorrelationConfig(AlignmentConfig):
-    """Distance of the cross-correlation of both outputs from the identity (Barlow Twins, equation 1)."""
-
-    name: Literal["cross_correlation"] = "cross_correlation"
-
-    redundancy: float = Field(default=0.0051, ge=0)
-    """Factor of the entries off the diagonal, lambda of Barlow Twins, whose code uses 0.0051."""
-
-    epsilon: float = Field(default=1e-5, gt=0)
-    """Added to each variance by which the outputs are divided, as in the BatchNorm of the published code."""
 
 
 class LossRange(NamedTuple):
@@ -123,35 +79,27 @@ def softmax(online: Tensor, config: CrossEntropyConfig) -> Tensor:
     return torch.softmax(online / config.temperature, dim=-1)
 
 
-ALIGNMENTS: dict[str, Loss] = {
-    "negative_cosine": Loss(negative_cosine, range=lambda config, width: LossRange(-1.0, 0.0)),
-    "byol": Loss(byol, range=lambda config, width: LossRange(0.0, 2.0)),
-    "cross_entropy": Loss(
-        cross_entropy, "scores", "probabilities", lambda config, width: LossRange(0.0, math.log(width)), softmax
-    ),
-    "mse": Loss(mse, symmetric=True),
-    "cross_correlation": Loss(
-        cross_correlation, range=lambda config, width: LossRange(0.0, float(width)), symmetric=True
-    ),
-}
+NEGATIVE_COSINE = Loss(negative_cosine, range=lambda config, width: LossRange(-1.0, 0.0))
+BYOL = Loss(byol, range=lambda config, width: LossRange(0.0, 2.0))
+CROSS_ENTROPY = Loss(
+    cross_entropy, "scores", "probabilities", lambda config, width: LossRange(0.0, math.log(width)), softmax
+)
+MSE = Loss(mse, symmetric=True)
+CROSS_CORRELATION = Loss(cross_correlation, range=lambda config, width: LossRange(0.0, float(width)), symmetric=True)
+
+
+def own_loss(name: str) -> Loss:
+    """The object that package.module:NAME stands for; ValueError where there is none."""
+    own: Loss = parts.load(name, "", lambda found: isinstance(found, Loss), "an object of fastrdm's class Loss")
+    return own
 
 
 def find_loss(name: str) -> Loss:
-    """The row of that name, or the one that package.module:NAME stands for; ValueError where there is none."""
+    """The loss of that name, or the one that package.module:NAME stands for; ValueError where there is none."""
     if parts.is_own(name):
-        own: Loss = parts.load(name, "", lambda found: isinstance(found, Loss), "an object of fastrdm's class Loss")
-        return own
-    if name not in ALIGNMENTS:
-        raise ValueError(f"must be a loss, got {name!r}: {nearest(name, ALIGNMENTS)}")
-    return ALIGNMENTS[name]
-
-
-def loss_settings(name: str) -> type[AlignmentConfig]:
-    """The settings of the loss of that name. ValueError where they take `weight`, by which every loss is multiplied."""
-    kind: type[AlignmentConfig] = parts.settings_of(find_loss(name).formula, AlignmentConfig)
-    if kind is not AlignmentConfig and "weight" in vars(kind).get("__annotations__", {}):
-        raise ValueError(f"{name} must call its setting other than weight, by which every loss is multiplied already")
-    return kind
+        return own_loss(name)
+    found: Loss = parts.of_ours(loss_row(name).code)
+    return found
 
 
 def align(

@@ -15,9 +15,9 @@ from fastrdm.methods.alignment import (
     byol,
     cross_entropy,
     find_loss,
-    loss_settings,
     negative_cosine,
 )
+from fastrdm.methods.loss_settings import loss_settings
 
 T = 0.1
 COSINE = AlignmentConfig()
