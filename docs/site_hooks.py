@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fastrdm.config import help, run_config
-from fastrdm.methods.loss_settings import ALIGNMENTS, loss_settings
+from fastrdm.methods.losses import ALIGNMENTS, loss_settings
 from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings
 
 ROOT = Path(__file__).parents[1]

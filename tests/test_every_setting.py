@@ -28,7 +28,7 @@ from fastrdm.errors import RunError
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.methods.dual_branch import DualBranch
-from fastrdm.methods.loss_settings import ALIGNMENTS, loss_settings
+from fastrdm.methods.losses import ALIGNMENTS, loss_settings
 from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings
 from fastrdm.models import encoders
 from fastrdm.runtime import checkpoint

@@ -30,7 +30,7 @@ from benchmarks.verdict.truth import (
     possible_labels,
 )
 from fastrdm.kernels.linalg.effective_rank import effective_rank, entropy_rank
-from fastrdm.methods.alignment import LossRange
+from fastrdm.methods.losses import LossRange
 from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, replay
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.verdict import (

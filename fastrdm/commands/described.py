@@ -21,7 +21,7 @@ def collect() -> dict[str, Any]:
     """The content of the file by the settings as they are, which takes torch."""
     from fastrdm.commands.train_cli import compose_help
     from fastrdm.config import help, run_config
-    from fastrdm.methods.loss_settings import ALIGNMENTS
+    from fastrdm.methods.losses import ALIGNMENTS
     from fastrdm.methods.transform_settings import TRANSFORMS
 
     names = ["", "all", "preset", "run", *run_config.sections(), *TRANSFORMS, *ALIGNMENTS]

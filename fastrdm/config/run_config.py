@@ -25,15 +25,9 @@ from fastrdm.config.tree import Tree
 from fastrdm.evaluation.settings import EvaluateConfig
 from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
-from fastrdm.methods.loss_settings import (
-    ALIGNMENTS,
-    REGULARIZERS,
-    AlignmentConfig,
-    RegularizerConfig,
-    loss_settings,
-    regularizer_settings,
-)
+from fastrdm.methods.losses import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.presets import PRESETS
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerConfig, regularizer_settings
 from fastrdm.methods.settings import MethodConfig
 from fastrdm.methods.transform_settings import TRANSFORMS, FilterConfig, SinkhornConfig, transform_settings
 from fastrdm.models.settings import EncoderConfig, encoder_settings

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
-from fastrdm.methods.alignment import align, find_loss
-from fastrdm.methods.loss_settings import Of
+from fastrdm.methods.alignment import align
+from fastrdm.methods.losses import find_loss
 from fastrdm.methods.prototypes import PrototypeLayer, PrototypesConfig
 from fastrdm.methods.regularizer import RegularizerContext, find_regularizer
+from fastrdm.methods.regularizer_settings import Of
 from fastrdm.methods.settings import MethodConfig as MethodConfig
 from fastrdm.methods.transform import BranchContext, Side, TransformContext, find_transform
 from fastrdm.models.encoders import Encoder

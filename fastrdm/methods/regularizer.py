@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fastrdm import parts
 from fastrdm.kernels.collectives import process_count
-from fastrdm.methods.loss_settings import RegularizerConfig as RegularizerConfig
-from fastrdm.methods.loss_settings import regularizer_row
+from fastrdm.methods.regularizer_settings import RegularizerConfig as RegularizerConfig
+from fastrdm.methods.regularizer_settings import regularizer_row
 from fastrdm.runtime.distributed import sum_with_gradient
 
 

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from fastrdm.kernels.collectives import process_rank
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
-from fastrdm.methods.loss_settings import (
+from fastrdm.methods.regularizer import (
+    Regularizer,
+    RegularizerContext,
+    centered,
+    off_diagonal,
+    row_count,
+    second_moment,
+)
+from fastrdm.methods.regularizer_settings import (
     CodingRateConfig,
     CovarianceConfig,
     FrobeniusConfig,
@@ -20,14 +28,6 @@ from fastrdm.methods.loss_settings import (
     TicoConfig,
     VarianceConfig,
     VisRegConfig,
-)
-from fastrdm.methods.regularizer import (
-    Regularizer,
-    RegularizerContext,
-    centered,
-    off_diagonal,
-    row_count,
-    second_moment,
 )
 from fastrdm.runtime.distributed import (
     gather_rows,

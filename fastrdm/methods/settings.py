@@ -7,15 +7,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fastrdm import parts
-from fastrdm.methods.loss_settings import (
-    ALIGNMENTS,
-    REGULARIZERS,
-    AlignmentConfig,
-    RegularizerConfig,
-    loss_row,
-    loss_settings,
-    regularizer_settings,
-)
+from fastrdm.methods.losses import ALIGNMENTS, AlignmentConfig, find_loss, loss_settings
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerConfig, regularizer_settings
 from fastrdm.methods.transform_settings import (
     TRANSFORMS,
     Kind,
@@ -82,7 +75,7 @@ class MethodConfig:
     """
 
     def __post_init__(self) -> None:
-        loss = loss_row(self.alignment.name)
+        loss = find_loss(self.alignment.name)
         _check_kinds(self.online, "method.online", loss.online, self.alignment.name)
         _check_kinds(self.target, "method.target", loss.target, self.alignment.name)
         if any(t.name == "stop" for t in self.online):

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fastrdm.methods.alignment import LossRange, find_loss, pairs_of
+from fastrdm.methods.alignment import pairs_of
 from fastrdm.methods.dual_branch import MethodConfig
+from fastrdm.methods.losses import LossRange, find_loss
 from fastrdm.methods.prototypes import PrototypesConfig
 from fastrdm.monitoring.advice import ADVICE, Advice
 from fastrdm.monitoring.settings import AlarmsConfig as AlarmsConfig

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from fastrdm import parts
-from fastrdm.methods.alignment import find_loss
-from fastrdm.methods.loss_settings import ALIGNMENTS, REGULARIZERS, AlignmentConfig, RegularizerConfig
+from fastrdm.methods.losses import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.regularizer import find_regularizer
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerConfig
 from fastrdm.methods.transform import find_transform
 from fastrdm.methods.transform_settings import TRANSFORMS, TransformConfig
 from fastrdm.models.settings import ENCODERS
@@ -76,10 +76,11 @@ def test_the_row_of_a_transform_says_what_its_class_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
-def test_the_row_of_a_loss_says_what_its_formula_says(name: str) -> None:
-    row, loss = ALIGNMENTS[name], find_loss(name)
-    assert parts.settings_of(loss.formula, AlignmentConfig) is row.settings
-    assert (loss.online, loss.target) == (row.online, row.target)
+def test_the_settings_of_a_loss_are_found_without_torch(name: str) -> None:
+    """Its formula is annotated with tensors, whose class is not there yet."""
+    kind = loss_settings(name)
+    assert kind is AlignmentConfig or kind.name == name
+    assert (kind is AlignmentConfig) == (name not in ("cross_entropy", "cross_correlation"))
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.methods.alignment import (
+from fastrdm.methods.alignment import align
+from fastrdm.methods.losses import (
     AlignmentConfig,
     CrossEntropyConfig,
-    align,
     byol,
     cross_entropy,
     find_loss,
+    loss_settings,
     negative_cosine,
 )
-from fastrdm.methods.loss_settings import loss_settings
 
 T = 0.1
 COSINE = AlignmentConfig()

@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.methods.alignment import (
+from fastrdm.methods.alignment import align
+from fastrdm.methods.dual_branch import DualBranch, MethodConfig
+from fastrdm.methods.losses import (
+    ALIGNMENTS,
     AlignmentConfig,
     CrossCorrelationConfig,
-    align,
     cross_correlation,
     find_loss,
+    loss_settings,
     mse,
     negative_cosine,
 )
-from fastrdm.methods.dual_branch import DualBranch, MethodConfig
-from fastrdm.methods.loss_settings import ALIGNMENTS, loss_settings
 from fastrdm.monitoring.alarms import loss_range
 
 

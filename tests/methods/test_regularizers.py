@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fastrdm.kernels.linalg.effective_rank import effective_rank
-from fastrdm.methods.alignment import AlignmentConfig, CrossCorrelationConfig, align, cross_correlation, mse
+from fastrdm.methods.alignment import align
 from fastrdm.methods.dual_branch import DualBranch
-from fastrdm.methods.loss_settings import REGULARIZERS, RegularizerRow, regularizer_settings
+from fastrdm.methods.losses import AlignmentConfig, CrossCorrelationConfig, cross_correlation, mse
 from fastrdm.methods.regularizer import Regularizer, RegularizerConfig, RegularizerContext, find_regularizer
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerRow, regularizer_settings
 from fastrdm.methods.regularizers import Sliced
 
 Build = Callable[..., DualBranch]

@@ -1,4 +1,4 @@
-"""Settings of losses and regularizers, and the tables by which a configuration knows them. No torch."""
+"""Settings of regularizers, and the table by which a configuration knows them. No torch."""
 
 from typing import Literal, NamedTuple
 
@@ -6,98 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fastrdm import parts
-from fastrdm.methods.transform_settings import Kind
 from fastrdm.schema import STRICT, nearest
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class AlignmentConfig:
-    """Which loss compares two views, and how pairs of views are joined; a loss with settings has a subclass of this."""
-
-    name: str = "negative_cosine"
-    """Loss of one online view against the target of another: negative_cosine (SimSiam), byol (squared distance of unit
-    vectors), mse (VICReg, LeJEPA), cross_correlation (Barlow Twins), cross_entropy (SwAV, DINO), or package.module:NAME
-    for one of your own.
-    """
-
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of this loss beside the regularizers. VICReg uses 25, LeJEPA 1 minus the weight of its regularizer."""
-
-    targets: Literal["pairs", "mean", "center"] = "pairs"
-    """What an online view is compared with: pairs, each target of another view; mean, the mean of the targets of the
-    other views (FastSiam); center, the mean of all targets, its own among them (LeJEPA).
-    """
-
-    directions: Literal["mean", "sum"] = "mean"
-    """Whether the losses of all pairs of views are averaged or summed. SimSiam, SwAV and DINO average, BYOL sums."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CrossEntropyConfig(AlignmentConfig):
-    """Cross-entropy between the target's probabilities and the softmax of the online scores (SwAV, DINO)."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-
-    temperature: float = Field(default=0.1, gt=0)
-    """Temperature by which the online scores are divided before the softmax. SwAV and DINO use 0.1."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CrossCorrelationConfig(AlignmentConfig):
-    """Distance of the cross-correlation of both outputs from the identity (Barlow Twins, equation 1)."""
-
-    name: Literal["cross_correlation"] = "cross_correlation"
-
-    redundancy: float = Field(default=0.0051, ge=0)
-    """Factor of the entries off the diagonal, lambda of Barlow Twins, whose code uses 0.0051."""
-
-    epsilon: float = Field(default=1e-5, gt=0)
-    """Added to each variance by which the outputs are divided, as in the BatchNorm of the published code."""
-
-
-class LossRow(NamedTuple):
-    """What a configuration knows of a loss."""
-
-    code: str
-    """Its object of class Loss, as package.module:NAME."""
-
-    settings: type[AlignmentConfig] = AlignmentConfig
-    online: Kind = "features"
-    target: Kind = "features"
-
-
-ALIGNMENTS: dict[str, LossRow] = {
-    "negative_cosine": LossRow("fastrdm.methods.alignment:NEGATIVE_COSINE"),
-    "byol": LossRow("fastrdm.methods.alignment:BYOL"),
-    "cross_entropy": LossRow("fastrdm.methods.alignment:CROSS_ENTROPY", CrossEntropyConfig, "scores", "probabilities"),
-    "mse": LossRow("fastrdm.methods.alignment:MSE"),
-    "cross_correlation": LossRow("fastrdm.methods.alignment:CROSS_CORRELATION", CrossCorrelationConfig),
-}
-
-
-def loss_row(name: str) -> LossRow:
-    """The row of that name, or that of the loss which package.module:NAME stands for; ValueError where there is none.
-
-    Code of one's own is loaded to look at it. ValueError where its settings are called as one that every loss has.
-    """
-    if parts.is_own(name):
-        from fastrdm.methods.alignment import own_loss
-
-        own = own_loss(name)
-        kind: type[AlignmentConfig] = parts.settings_of(own.formula, AlignmentConfig)
-        if kind is not AlignmentConfig and "weight" in vars(kind).get("__annotations__", {}):
-            taken = "must call its setting other than weight, by which every loss is multiplied already"
-            raise ValueError(f"{name} {taken}")
-        return LossRow(name, kind, own.online, own.target)
-    if name not in ALIGNMENTS:
-        raise ValueError(f"must be a loss, got {name!r}: {nearest(name, ALIGNMENTS)}")
-    return ALIGNMENTS[name]
-
-
-def loss_settings(name: str) -> type[AlignmentConfig]:
-    """The settings of the loss of that name."""
-    return loss_row(name).settings
-
 
 Of = Literal["projection", "features", "output"]
 
