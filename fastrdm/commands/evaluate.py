@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     view = sized(pretrained.view, options.size)
     found = open_sets(data, judged)
-    for note in found.notes:
+    for note in found.notes if len(found.test) else []:  # without test images the refusal below says what to do
         live.say(f"note: {note}")
     measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for method in methods.split(","):

@@ -443,8 +443,8 @@ def test_the_verdict_of_a_run_is_told_with_its_cause(tmp_path: Path, capsys: pyt
         assert f"{name}: {state}: " in said
         assert f" {name} simsiam {state} " in told
     assert "batches of 8 images are too small" in told
-    assert ADVICE["dimensional_collapse"].cause in told
-    assert ADVICE["non_finite_loss"].cause in told
+    assert ADVICE["dimensional_collapse"].text in told
+    assert ADVICE["non_finite_loss"].text in told
 
 
 def test_the_heading_names_a_few_runs_and_counts_many(tmp_path: Path) -> None:
