@@ -348,7 +348,7 @@ class Trainer:
         images = (self.horizon.total - self.step) * self.settings.loader.batch_size
         left = f"  {duration(images / f['images_per_second'])} left" if images else ""
         return (
-            f"epoch {self.epoch:.1f}/{epochs:g}{left}  {f['images_per_second']:,.0f} images/s  "
+            f"epoch {self.epoch:.1f}/{round(epochs, 2):g}{left}  {f['images_per_second']:,.0f} images/s  "
             f"data wait {100 * f['data_wait']:.0f} %  lr {f['learning_rate']:.2g}  loss {f['loss']:.4f}  "
             f"rank online {online:.1f} target {target:.1f}  deviation {f['target/std/batch']:.2f}  "
             f"k-NN {knn}  {self.judge.verdict().state}"

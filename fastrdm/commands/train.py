@@ -152,7 +152,9 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     verdict = trainer.judge.verdict()
     lines = [
         f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
-        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn) or 'not measured, there are no labels'}",
+        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn)}"
+        if knn
+        else f"k-NN accuracy: not measured, {trainer.unmeasured}",
         f"effective rank of the last batch ({CENTERED_CONVENTION}): online {online:.1f}, target {target:.1f}, "
         f"difference {target - online:+.1f}, deviation of the target {f['target/std/batch']:.2f}",
         f"verdict: {verdict.text}",

@@ -74,7 +74,7 @@ def test_two_processes_train_and_what_a_worker_refuses_is_one_line(tmp_path: Pat
     assert done.stdout.count("finished 10 steps") == 1 and "on 2 x cpu" in done.stdout
     done = run("--processes", "2", *SMALL, "loader.source=folder", "loader.root=none", f"run={tmp_path / 'run'}")
     assert done.returncode == cli.EXIT_REFUSED
-    assert done.stderr == "fastrdm: loader.root must be the folder of folder, got 'none', which is no folder\n"
+    assert done.stderr == "fastrdm: loader.root must be a folder of images, got 'none', which is no folder\n"
 
 
 def started(run: Path, words: list[str]) -> subprocess.Popen[str]:
