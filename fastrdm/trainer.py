@@ -41,7 +41,7 @@ from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import fingerprint
 from fastrdm.training.fit import Given, evaluation_bank, fit_batch, fit_views, fit_warmup
-from fastrdm.training.initial_weights import initialize
+from fastrdm.training.initial_weights import check, initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
 from fastrdm.training.run_state import RunState
@@ -114,6 +114,8 @@ class Trainer:
         stored = distributed.on_main(
             lambda: checkpoint.newest_settings(folder) or (self.copies.newest_settings() if self.copies else {})
         )
+        if not stored and (init := self.settings.train.init):
+            distributed.on_main(lambda: check(init))
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
         self.notes += told

@@ -8,6 +8,7 @@ from typing import NoReturn
 from fastrdm.cli import EXIT_STOPPED, STOP_SIGNALS
 from fastrdm.commands.described import kept
 from fastrdm.config import run_config
+from fastrdm.config.layers import user_sets
 from fastrdm.methods.transform_settings import TRANSFORMS
 from fastrdm.runtime.run_folder import RunFolder
 from fastrdm.schema import require
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         from fastrdm.commands.train import run
 
         return run(loaded).status
-    return _launch(loaded.config, options, [*words, *["--published"] * options.published])
+    return _launch(loaded, options, [*words, *["--published"] * options.published])
 
 
 def _unknown(option: str) -> str:
@@ -78,9 +79,9 @@ def _unknown(option: str) -> str:
     return f"unknown option {option}" + (f": write {meant}" if meant else "; settings are written a.b=c, see --help")
 
 
-def _launch(settings: run_config.Config, options: argparse.Namespace, words: Sequence[str]) -> int:
+def _launch(loaded: run_config.Loaded, options: argparse.Namespace, words: Sequence[str]) -> int:
     """Check what needs no worker, then start them; the exit status is the run's."""
-    number = options.processes
+    settings, number = loaded.config, options.processes
     if number == "gpu":
         import torch
 
@@ -92,8 +93,9 @@ def _launch(settings: run_config.Config, options: argparse.Namespace, words: Seq
     alone = options.nodes == 1 or options.rdzv_endpoint is not None
     require(alone, "--rdzv-endpoint", f"HOST:PORT of the first of {options.nodes} nodes", options.rdzv_endpoint)
     world, parts, batch = int(number) * options.nodes, settings.train.accumulate, settings.loader.batch_size
-    whole = f"a multiple of {world} processes x train.accumulate={parts}"
-    require(batch % (world * parts) == 0, "loader.batch_size", whole, batch)
+    # A batch that nobody set is made to fit by the workers.
+    fits = batch % (world * parts) == 0 or not user_sets(loaded.layers)("loader.batch_size")
+    require(fits, "loader.batch_size", f"a multiple of {world} processes x train.accumulate={parts}", batch)
     RunFolder(run_config.run_folder(settings)).check()
     from fastrdm.runtime.launch import Launch, launch
 

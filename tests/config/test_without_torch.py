@@ -38,7 +38,7 @@ ANSWERED = {  # what is asked for: exit status, and words of the answer
     "train preset=swav method.online=[]": (2, "alignment cross_entropy takes scores here"),
     "train method.regularize=[varianse]": (2, "did you mean 'variance'?"),
     "train encoder.name=resnet51": (2, "encoder.name must be one of"),
-    "train --processes 3": (2, "loader.batch_size must be a multiple of 3 processes"),
+    "train --processes 3 loader.batch_size=256": (2, "loader.batch_size must be a multiple of 3 processes"),
     "schema": (0, '"AlarmsConfig": {'),
     "presets": (0, "rdm_simsiam"),
     "recipes": (0, "cifar10/cpu.yaml"),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from fastrdm.methods.loss_settings import REGULARIZERS
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "gradients.py"

@@ -55,6 +55,11 @@ def test_what_is_wrong_is_told_before_any_worker_starts(
     assert capsys.readouterr().err == f"fastrdm: {REFUSED[word]}\n"
 
 
+def test_a_batch_that_nobody_set_is_left_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fastrdm.runtime.launch.launch", lambda words, how, *rest: 100 + how.processes)
+    assert cli.train(["--processes", "3", "preset=byol", f"run={tmp_path / 'run'}"]) == 103
+
+
 def test_options_of_several_processes_need_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--nodes", "2"]) == cli.EXIT_REFUSED
     assert "--nodes must be given together with --processes, got 2" in capsys.readouterr().err
