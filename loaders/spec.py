@@ -154,13 +154,13 @@ class LoaderConfig:
 
     source: str = "digits"
     """The data set: digits, fashion_mnist, cifar10, cifar100, folder (images in a folder of any shape), packed (made by
-    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), webdataset, parquet, or your own as
-    pkg.mod:Class.
+    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), tar (folders of images in tar files), webdataset,
+    parquet, or your own as pkg.mod:Class.
     """
 
     root: str | None = None
-    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. WebDataset and parquet take
-    a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
+    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. tar, webdataset and parquet
+    take a file or a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
     """
 
     labels: str = "auto"

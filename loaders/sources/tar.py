@@ -24,32 +24,36 @@ class Member(NamedTuple):
     size: int  # bytes
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path, links: list[str] | None = None) -> Iterator[Member]:
     """The regular files of a tar file, in its order, those of tar files within it too.
 
-    ValueError names a file that is compressed, cut short or no tar file.
+    Names of links, which are no files, go to `links`. ValueError names a file that is compressed, cut short or no tar
+    file.
     """
     try:
         with path.open("rb") as file:
-            yield from _members(file, "", 0, path.stat().st_size)
+            yield from _members(file, "", 0, path.stat().st_size, [] if links is None else links)
     except (tarfile.TarError, ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a tar file: {_reason(path, error)}") from None
 
 
-def _members(file: IO[bytes], prefix: str, start: int, size: int) -> Iterator[Member]:
+def _members(file: IO[bytes], prefix: str, start: int, size: int, links: list[str]) -> Iterator[Member]:
     """Members of the tar file that are `size` bytes from `start` of `file`."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
+            name = prefix + member.name.removeprefix("./")
+            if member.issym() or member.islnk():
+                links.append(name)
             if not member.isreg():
                 continue
-            name = prefix + member.name.removeprefix("./")
             if member.issparse():
                 raise ValueError(f"{name} is stored with holes, which cannot be read in place: write it anew")
             if name.endswith(".tar"):
                 inner = tar.extractfile(member)
                 assert inner is not None
-                yield from _members(inner, name.removesuffix(".tar") + "/", start + member.offset_data, member.size)
+                folder = name.removesuffix(".tar") + "/"
+                yield from _members(inner, folder, start + member.offset_data, member.size, links)
             else:
                 yield Member(name, start + member.offset_data, member.size)
         file.seek(tar.offset)

@@ -46,8 +46,12 @@ def open_webdataset(config: LoaderConfig, split: Split) -> Source:
     )
     named = _class_names(paths[0].parent / CLASS_NAMES, classes)
     source = TarSource("webdataset", paths, shards, offset, length, labels, named)
+    notes = []
     if passed := sum(int(index["passed"]) for index in found):
-        source.note = f"passed over: {passed:,} samples without an image, or further images of a sample"
+        notes.append(f"passed over: {passed:,} samples without an image, or further images of a sample")
+    if not classes and config.labels == "auto":
+        notes.append("no sample has a label in .cls or .json; loader.source=tar takes folders as classes")
+    source.note = "; ".join(notes) or None
     return source
 
 
