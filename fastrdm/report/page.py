@@ -176,8 +176,8 @@ def _overview(all_runs: Runs) -> str:
 
 
 def _brief(all_runs: Runs) -> str:
-    """How many runs are in which state, and a line a run: most of the overview's columns, and as much of each verdict as
-    there is room for. The charts of many runs then begin on the first screen.
+    """How many runs are in which state, and a line a run: most of the overview's columns, and as much of each verdict
+    as there is room for. The charts of many runs then begin on the first screen.
     """
     states: dict[str, list[str]] = {}
     for run in all_runs.runs:
