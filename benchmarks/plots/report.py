@@ -1,6 +1,6 @@
 """Picture of a report of six runs of the record, by a headless Chromium.
 
-    python -m benchmarks.plots.report docs/report.jpg
+python -m benchmarks.plots.report docs/report.jpg
 """
 
 import json
