@@ -5,9 +5,9 @@
 FOLDER holds JPEG files, one folder a class. Part `reading` writes them as tar files of folders and of tar files,
 WebDataset, parquet and a pack behind a web server on 127.0.0.1, whose shards are in the cache when the clock starts.
 Each contestant reads each image once in a turn, on one thread; a turn is one pass of each, so that what slows the
-machine slows all. --peers: Pythons that have webdataset, litdata, datasets or mosaicml-streaming, whose own readers then
-read the same files; each of them by the first Python that has it. Part `waiting` is how long training at 1,000 images/s
-waits for a store of 100 MB/s that answers after 20 ms, part `listing` how long it takes to list 1,000,000 files.
+machine slows all. --peers: Pythons that have webdataset, litdata, datasets or mosaicml-streaming, whose own readers
+then read the same files; each of them by the first Python that has it. Part `waiting` is how long training at 1,000
+images/s waits for a store of 100 MB/s that answers after 20 ms, part `listing` how long listing 1,000,000 files takes.
 """
 
 import io
