@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fastrdm.loaders.sources.decode import CorruptImage
 from fastrdm.loaders.sources.index_cache import stamp
-from fastrdm.loaders.sources.ranges import Descriptor, RangeSource, keep_open
+from fastrdm.loaders.sources.ranges import Descriptor, RangeSource
+from fastrdm.loaders.sources.shard_cache import ShardCache
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -78,22 +79,25 @@ class TarSource(RangeSource):
     def __init__(
         self,
         name: str,
-        paths: Sequence[Path],
+        paths: Sequence[str | Path],
         shards: NDArray[np.int64],
         offset: NDArray[np.int64],
         length: NDArray[np.int64],
         labels: NDArray[np.int64],
         classes: list[str],
+        cache: ShardCache | None = None,
     ) -> None:
-        """`shards`, `offset`, `length`, `labels`: (N,), as in RangeSource."""
+        """`shards`, `offset`, `length`, `labels`: (N,), and `cache`, as in RangeSource."""
+        self.cache = cache
         self.name, self.paths, self.shards = name, [str(path) for path in paths], shards
         self.offset, self.length, self.labels, self.classes = offset, length, labels, classes
-        self._stamps = {str(path): stamp(path) for path in paths}
-        self.stored_bytes = sum(size for size, _ in self._stamps.values())
+        self._stamps = {} if cache else {path: stamp(Path(path)) for path in self.paths}
+        self.stored_bytes = sum(shard.bytes for shard in cache.shards) if cache else 0
+        self.stored_bytes += sum(size for size, _ in self._stamps.values())
         self._opening()
 
     def _opening(self) -> None:
-        self._open = keep_open(self._open_unchanged)
+        self._open = self._keep_open(self._open_unchanged if self.cache is None else Descriptor)
 
     def _open_unchanged(self, path: str) -> Descriptor:
         """The open file, if it is the one that was indexed; OSError if it has changed since."""
@@ -104,7 +108,9 @@ class TarSource(RangeSource):
         return file
 
     def key(self, index: int) -> str:
-        """The member's name behind that of its file, from the header before its bytes."""
+        """The member's name behind that of its file, from the header before its bytes; on a store, its offset there."""
+        if self.cache is not None:
+            return super().key(index)
         path = self.paths[self.shards.item(index)]
         try:
             header = os.pread(self._open(path).number, BLOCK, self.offset.item(index) - BLOCK)

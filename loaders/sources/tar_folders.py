@@ -2,8 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +11,14 @@ from numpy.typing import NDArray
 
 from fastrdm.loaders.sources.archives import Split
 from fastrdm.loaders.sources.folder import SPLIT_FOLDERS, class_names, label_by_file, name_splits
-from fastrdm.loaders.sources.index_cache import Arrays, indexed, text_array, texts_of
+from fastrdm.loaders.sources.index_cache import Arrays, text_array, texts_of
 from fastrdm.loaders.sources.listing import SYSTEM_FOLDERS, PassedOver, is_image
-from fastrdm.loaders.sources.shard_files import shard_files
+from fastrdm.loaders.sources.shard_set import ShardSet, open_shards
 from fastrdm.loaders.sources.source import NoImages, Source
 from fastrdm.loaders.sources.tar import TarSource, members
 from fastrdm.loaders.spec import LoaderConfig
+
+SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 class Image(NamedTuple):
@@ -32,7 +33,7 @@ class Image(NamedTuple):
 class Listing(NamedTuple):
     """The images of some tar files."""
 
-    paths: Sequence[Path]
+    files: ShardSet
     images: list[Image]
     passed: int  # members that are no images, and links
 
@@ -43,29 +44,30 @@ def open_tar(config: LoaderConfig, split: Split) -> Source:
     The first folder of an image's path is its class, under the rules of FolderSource; a tar file inside a tar file is a
     folder of its name.
     """
-    train, test = (shard_files(config.root, ".tar", "tar", name) for name in ("train", "test"))
-    found = {"train": _listed(train, config)}
-    if test:
-        found["val"] = _listed(test, config)
+    train, test = (open_shards(config, ".tar", "tar", name) for name in SPLITS)
+    found = {"train": _listed(train)}
+    if test.names:
+        found["val"] = _listed(test)
     else:
         found = _by_folder(found["train"])
         if "train" not in found:
             raise ValueError(
-                f"loader.root must hold images of a folder train, got those of {', '.join(found)} in {train[0]}"
+                f"loader.root must hold images of a folder train, got those of {', '.join(found)} in {train.names[0]}"
             )
     wanted = found["train"] if split == "train" else found.get("val", found.get("test"))
     if wanted is None:
         return NoImages("tar")
     others = {_top(image.name) for listing in found.values() if listing is not wanted for image in listing.images}
-    return TarFolders(wanted, config.labels, others - {""} if config.labels in ("auto", "folders") else ())
+    return TarFolders(wanted, config, others - {""} if config.labels in ("auto", "folders") else ())
 
 
 class TarFolders(TarSource):
     """Encoded images in tar files, labeled by their folders or by a file."""
 
-    def __init__(self, listing: Listing, labels: str, classes_elsewhere: Collection[str]) -> None:
-        """`labels` and `classes_elsewhere` as for FolderSource."""
-        place = str(listing.paths[0].parent if len(listing.paths) > 1 else listing.paths[0])
+    def __init__(self, listing: Listing, config: LoaderConfig, classes_elsewhere: Collection[str]) -> None:
+        """`config.labels` and `classes_elsewhere` as for FolderSource."""
+        labels, files = config.labels, listing.files
+        place = files.names[0] if len(files.names) == 1 else str(config.root)
         images, notes, passed = listing.images, list[str](), PassedOver()
         classes = class_names([_top(image.name) for image in images], labels, classes_elsewhere, place)
         if classes:
@@ -84,7 +86,7 @@ class TarFolders(TarSource):
             else:
                 codes, classes = label_by_file(Path(labels), [image.name for image in images], place, notes)
         shards, offset, length = np.array([image[1:] for image in images], np.int64).T
-        super().__init__("tar", listing.paths, shards, offset, length, codes, classes or [])
+        super().__init__("tar", files.names, shards, offset, length, codes, classes or [], files.cache)
         self.names: NDArray[np.bytes_] = text_array([image.name for image in images])
         other = f"passed over: {listing.passed:,} members that are links or no images" if listing.passed else ""
         self.note = "; ".join(filter(None, (*notes, str(passed), other))) or None
@@ -105,9 +107,9 @@ def _top(name: str) -> str:
     return name[: max(name.find("/"), 0)]
 
 
-def _listed(paths: Sequence[Path], config: LoaderConfig) -> Listing:
+def _listed(files: ShardSet) -> Listing:
     """The images of tar files, named below the folders that all of them lie in."""
-    found = [indexed(path, "tar", config.cache, partial(_build, path)) for path in paths]
+    found = files.indexes("tar", _build)
     images = [
         Image(*image)
         for shard, index in enumerate(found)
@@ -120,13 +122,13 @@ def _listed(paths: Sequence[Path], config: LoaderConfig) -> Listing:
         )
     ]
     if not images:
-        raise ValueError(f"loader.root must hold images, got none in {paths[0]}")
+        raise ValueError(f"loader.root must hold images, got none in {files.names[0]}")
     # `tar cf set.tar SET` puts SET/ before every name. A folder that holds images itself may be a class.
     while len(tops := {_top(image.name) for image in images}) == 1 and "" not in tops:
         if not tops <= SPLIT_FOLDERS and any(image.name.count("/") < 2 for image in images):
             break
         images = [image._replace(name=image.name.partition("/")[2]) for image in images]
-    return Listing(paths, images, sum(int(index["passed"]) for index in found))
+    return Listing(files, images, sum(int(index["passed"]) for index in found))
 
 
 def _build(path: Path) -> Arrays:
