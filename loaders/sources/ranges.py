@@ -115,7 +115,9 @@ class RangeSource(Source):
             self.cache.reached(shards)
         elif hasattr(os, "posix_fadvise"):
             for shard in shards:
-                os.posix_fadvise(self._open(self.paths[shard]).number, 0, 0, os.POSIX_FADV_WILLNEED)
+                # held until the call is over: of two threads that open a file at once, only one has it remembered
+                file = self._open(self.paths[shard])
+                os.posix_fadvise(file.number, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def planned(self, groups: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
         return nullcontext() if self.cache is None else self.cache.following(groups)

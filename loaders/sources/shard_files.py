@@ -15,7 +15,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that `a-{000..012}.tar` and `{a,b}.tar` stand for; a name without braces stands for itself."""
+    """The names that `a-{000..012}.tar` and `{a,b}.tar` stand for, each once; a name without braces is its own."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -26,11 +26,8 @@ def expand_braces(pattern: str) -> list[str]:
         choices: Sequence[str] = [f"{k:0{width}}" for k in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")
-    return list(
-        chain.from_iterable(
-            expand_braces(f"{pattern[: found.start()]}{choice}{pattern[found.end() :]}") for choice in choices
-        )
-    )
+    expanded = (expand_braces(f"{pattern[: found.start()]}{choice}{pattern[found.end() :]}") for choice in choices)
+    return list(dict.fromkeys(chain.from_iterable(expanded)))  # braces within braces would name some twice
 
 
 def shard_files(root: str | None, suffix: str, source: str, split: Split) -> list[Path]:

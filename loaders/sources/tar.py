@@ -113,7 +113,8 @@ class TarSource(RangeSource):
             return super().key(index)
         path = self.paths[self.shards.item(index)]
         try:
-            header = os.pread(self._open(path).number, BLOCK, self.offset.item(index) - BLOCK)
+            file = self._open(path)
+            header = os.pread(file.number, BLOCK, self.offset.item(index) - BLOCK)
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (OSError, tarfile.TarError) as error:
             raise CorruptImage(f"{path}, image {index}: {error}") from None

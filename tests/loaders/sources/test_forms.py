@@ -239,6 +239,8 @@ def test_brace_patterns() -> None:
     assert expand_braces("{8..10}") == ["8", "9", "10"]
     assert expand_braces("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
+    assert sorted(expand_braces("{t-{0..1},v}.tar")) == ["t-0.tar", "t-1.tar", "v.tar"]
+    assert expand_braces("{a,a}.tar") == ["a.tar"], "no image comes twice an epoch"
 
 
 def test_which_file_is_of_which_split(tmp_path: Path) -> None:
