@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import MOST_BYTES, CorruptImage
 from fastrdm.loaders.sources.label_file import read_labels
 from fastrdm.loaders.sources.listing import (
     EXTENSIONS,
@@ -26,7 +26,6 @@ from fastrdm.loaders.sources.source import Source
 
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test",)
 SPLIT_FOLDERS = {*TRAIN, *VAL, *TEST}
-MOST_BYTES = 1 << 30  # of one file: what is larger is no image
 
 
 class FolderSource(Source):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import MOST_BYTES, CorruptImage
 from fastrdm.loaders.sources.shard_cache import ShardCache
 from fastrdm.loaders.sources.source import Source
 
@@ -79,6 +79,8 @@ class RangeSource(Source):
 
     def fetch(self, index: int) -> tuple[bytes, str]:
         size = self.length.item(index)
+        if size > MOST_BYTES:
+            raise CorruptImage(f"{self.called(index)}: {size:,} bytes are too many for an image")
         try:
             file = self._open(self.paths[self.shards.item(index)])
             data = os.pread(file.number, size, self.offset.item(index))

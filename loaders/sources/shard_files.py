@@ -49,6 +49,8 @@ def shard_files(root: str | None, suffix: str, source: str, split: Split) -> lis
                 f"loader.root must be a folder of {suffix} files or their pattern for loader.source={source}, got "
                 f"{root!r}" + (f": there is no {missing[0]}" if root else "")
             )
+    if strange := next((path for path in files if not path.is_file()), None):
+        raise ValueError(f"{strange} must be a regular file for loader.source={source}")
     if not files:
         raise ValueError(f"loader.root must hold {suffix} files for loader.source={source}, got none in {root}")
     relative = [str(path.relative_to(below) if path.is_relative_to(below) else path.name) for path in files]

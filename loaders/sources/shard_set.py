@@ -13,6 +13,7 @@ import numpy as np
 from fastrdm.files import sha256
 from fastrdm.loaders.sources.archives import Split
 from fastrdm.loaders.sources.index_cache import Arrays, cache_folder, indexed, indexed_at, read_index
+from fastrdm.loaders.sources.label_file import decode_text, read_text
 from fastrdm.loaders.sources.shard_cache import Shard, ShardCache
 from fastrdm.loaders.sources.shard_files import expand_braces, of_split, shard_files
 from fastrdm.loaders.sources.store import Store, is_remote
@@ -40,7 +41,7 @@ class ShardSet:
     def beside(self, name: str) -> tuple[str, str] | None:
         """Path and text of a file beside the first one, None where there is none."""
         path = Path(self.names[0]).parent / name
-        return (str(path), path.read_text(encoding="utf-8")) if path.is_file() else None
+        return (str(path), read_text(path)) if path.is_file() else None
 
 
 class RemoteShardSet(ShardSet):
@@ -92,8 +93,8 @@ class RemoteShardSet(ShardSet):
 
     def beside(self, name: str) -> tuple[str, str] | None:
         file = posixpath.join(posixpath.dirname(self.files[0]), name)
-        data = self.store.read(file)
-        return None if data is None else (f"{self.store.url}/{file}", data.decode())
+        data, name = self.store.read(file), f"{self.store.url}/{file}"
+        return None if data is None else (name, decode_text(data, name))
 
 
 def open_shards(config: LoaderConfig, suffix: str, source: str, split: Split) -> ShardSet:

@@ -1,8 +1,8 @@
 """Folders of images inside tar files, as `tar cf set.tar SET` makes them, read in place."""
 
 import os
-from collections import Counter
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,8 +140,7 @@ def _build(path: Path) -> Arrays:
             images.append(member)
         else:
             passed.append(member.name)
-    names = Counter(member.name for member in images)
-    if twice := next((name for name, count in names.items() if count > 1), None):
+    if twice := next((a for a, b in pairwise(sorted(member.name for member in images)) if a == b), None):
         raise ValueError(f"{path} holds {twice} twice")
     return {
         "names": text_array([member.name for member in images]),

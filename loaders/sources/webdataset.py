@@ -67,7 +67,7 @@ def _indexes(files: ShardSet, config: LoaderConfig) -> list[Arrays]:
 
 def _build(path: Path, labels: str) -> Arrays:
     """Offset and length of each sample's image, and code and names of the classes, of one tar file."""
-    images: list[Member] = []
+    images: dict[str, Member] = {}
     told: list[str | None] = []
     passed = 0
     with path.open("rb") as file:
@@ -81,13 +81,15 @@ def _build(path: Path, labels: str) -> Arrays:
             pictures = [member for suffix, member in parts.items() if f".{suffix.rpartition('.')[2]}" in EXTENSIONS]
             passed += abs(len(pictures) - 1)
             if pictures:
-                images.append(pictures[0])
+                if pictures[0].name in images:
+                    raise ValueError(f"{path} holds {pictures[0].name} twice")
+                images[pictures[0].name] = pictures[0]
                 told.append(next(_labels(file.fileno(), path, parts, labels), None))
     classes = sorted({label for label in told if label is not None})
     number = {name: k for k, name in enumerate(classes)}
     return {
-        "offset": np.array([member.offset for member in images], np.int64),
-        "length": np.array([member.size for member in images], np.int64),
+        "offset": np.array([member.offset for member in images.values()], np.int64),
+        "length": np.array([member.size for member in images.values()], np.int64),
         "code": np.array([-1 if label is None else number[label] for label in told], np.int64),
         "classes": text_array(classes),
         "passed": np.array(passed),
@@ -108,7 +110,7 @@ def _labels(file: int, path: Path, parts: dict[str, Member], labels: str) -> Ite
             continue
         member = parts[suffix]
         try:
-            text = os.pread(file, member.size, member.offset).decode().strip()
+            text = os.pread(file, member.size, member.offset).decode("utf-8-sig").strip()
             value = _of_json(json.loads(text)) if suffix == "json" else text
         except ValueError as error:
             raise ValueError(f"{path}, {member.name}: {error}") from None

@@ -125,7 +125,7 @@ def test_columns_of_a_table(made: tuple[Path, Path, Path], tmp_path: Path) -> No
     names = content(made[2])["names"]
     table = tmp_path / "table.csv"
     table.write_text(
-        "name,year,place\n" + "".join(f"{name},{1990 + i},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+        "\ufeffname,year,place\n" + "".join(f"{name},{1990 + i},{'ab'[i % 2]}\n" for i, name in enumerate(names))
     )
     year, place = explore.read_columns(table, names)
     assert np.frombuffer(base64.b64decode(year["values"]["data"]), np.float32).tolist() == list(range(1990, 2049))
