@@ -21,7 +21,7 @@ from fastrdm.loaders.sources.folder import FolderSource, class_folders
 from fastrdm.loaders.sources.index_cache import Arrays, indexed, text_array, texts_of
 from fastrdm.loaders.sources.label_file import Labels, read_labels
 from fastrdm.loaders.sources.source import NoImages, Source
-from fastrdm.loaders.sources.tar import TarSource, members
+from fastrdm.loaders.sources.tar import TarSource, members, one_line
 from fastrdm.loaders.spec import LoaderConfig
 
 FOLDERS = {
@@ -118,7 +118,7 @@ def _build(path: Path) -> Arrays:
     if not found:
         raise ValueError(f"{path} holds no image")
     if twice := next((a.name for a, b in pairwise(found) if a.name == b.name), None):
-        raise ValueError(f"{path} holds {twice} twice")
+        raise ValueError(f"{path} holds {one_line(twice)} twice")
     own = path.stem if path.stem.startswith("n") else ""
     names = [member.name.rpartition("/")[0] or own for member in found]
     classes = sorted(set(names) - {""})

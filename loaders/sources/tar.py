@@ -62,6 +62,11 @@ def _members(file: IO[bytes], prefix: str, start: int, size: int, links: list[st
             raise ValueError(f"{prefix.rstrip('/') or 'it'} has no end mark: it is cut short, copy it again")
 
 
+def one_line(name: str) -> str:
+    """A member's name for a message: it may hold any character, those that begin a line among them."""
+    return " ".join(name.split())
+
+
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, tarfile.ReadError):
         with path.open("rb") as file:
@@ -70,7 +75,7 @@ def _reason(path: Path, error: Exception) -> str:
             return "it is compressed, so that no image can be found without reading all before it: uncompress it"
         if "end of data" in str(error):
             return "it is cut short: copy it again"
-    return str(error)
+    return one_line(str(error))
 
 
 class TarSource(RangeSource):

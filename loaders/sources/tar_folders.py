@@ -15,7 +15,7 @@ from fastrdm.loaders.sources.index_cache import Arrays, text_array, texts_of
 from fastrdm.loaders.sources.listing import SYSTEM_FOLDERS, PassedOver, is_image
 from fastrdm.loaders.sources.shard_set import ShardSet, open_shards
 from fastrdm.loaders.sources.source import NoImages, Source
-from fastrdm.loaders.sources.tar import TarSource, members
+from fastrdm.loaders.sources.tar import TarSource, members, one_line
 from fastrdm.loaders.spec import LoaderConfig
 
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -92,7 +92,7 @@ class TarFolders(TarSource):
         self.note = "; ".join(filter(None, (*notes, str(passed), other))) or None
 
     def called(self, index: int) -> str:
-        return f"{self.paths[self.shards.item(index)]}, {self._name(index)}"
+        return f"{self.paths[self.shards.item(index)]}, {one_line(self._name(index))}"
 
     def key(self, index: int) -> str:
         name = self._name(index)
@@ -141,7 +141,7 @@ def _build(path: Path) -> Arrays:
         else:
             passed.append(member.name)
     if twice := next((a for a, b in pairwise(sorted(member.name for member in images)) if a == b), None):
-        raise ValueError(f"{path} holds {twice} twice")
+        raise ValueError(f"{path} holds {one_line(twice)} twice")
     return {
         "names": text_array([member.name for member in images]),
         "offset": np.array([member.offset for member in images], np.int64),

@@ -15,7 +15,7 @@ from fastrdm.loaders.sources.label_file import sort_classes
 from fastrdm.loaders.sources.listing import EXTENSIONS
 from fastrdm.loaders.sources.shard_set import ShardSet, open_shards
 from fastrdm.loaders.sources.source import NoImages, Source
-from fastrdm.loaders.sources.tar import Member, TarSource, members
+from fastrdm.loaders.sources.tar import Member, TarSource, members, one_line
 from fastrdm.loaders.spec import LoaderConfig
 
 CLASS_NAMES = "classes.txt"  # beside the files: the names of the classes 0, 1, ..., one a line
@@ -76,13 +76,13 @@ def _build(path: Path, labels: str) -> Arrays:
             for member in sample:
                 suffix = _parts(member.name)[1]
                 if suffix in parts:
-                    raise ValueError(f"{path} holds {member.name} twice")
+                    raise ValueError(f"{path} holds {one_line(member.name)} twice")
                 parts[suffix] = member
             pictures = [member for suffix, member in parts.items() if f".{suffix.rpartition('.')[2]}" in EXTENSIONS]
             passed += abs(len(pictures) - 1)
             if pictures:
                 if pictures[0].name in images:
-                    raise ValueError(f"{path} holds {pictures[0].name} twice")
+                    raise ValueError(f"{path} holds {one_line(pictures[0].name)} twice")
                 images[pictures[0].name] = pictures[0]
                 told.append(next(_labels(file.fileno(), path, parts, labels), None))
     classes = sorted({label for label in told if label is not None})
@@ -113,7 +113,7 @@ def _labels(file: int, path: Path, parts: dict[str, Member], labels: str) -> Ite
             text = os.pread(file, member.size, member.offset).decode("utf-8-sig").strip()
             value = _of_json(json.loads(text)) if suffix == "json" else text
         except ValueError as error:
-            raise ValueError(f"{path}, {member.name}: {error}") from None
+            raise ValueError(f"{path}, {one_line(member.name)}: {error}") from None
         if value:
             yield value
 
