@@ -39,7 +39,7 @@ from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import fingerprint
-from fastrdm.training.fit import Given, evaluation_bank, fit_views, fit_warmup
+from fastrdm.training.fit import Given, evaluation_bank, fit_batch, fit_views, fit_warmup
 from fastrdm.training.initial_weights import initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
@@ -86,13 +86,14 @@ class Trainer:
         self.halt: alarms.Action = "warn"  # what an alarm asks for
 
     def _open_data(self) -> None:
-        c, train, p = self.settings.loader, self.settings.train, self.processes
-        self.sets = open_sets(c, self.settings.evaluate)
+        p, evaluate = self.processes, self.settings.evaluate
+        self.sets = open_sets(self.settings.loader, evaluate)
         self.source, self.test = self.sets.train, self.sets.test
-        self.bank, notes = evaluation_bank(
-            self.sets.bank, self.settings.evaluate.bank
-        )  # where k-NN looks for neighbors
-        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes]
+        # where k-NN looks for neighbors
+        self.bank, notes = evaluation_bank(self.sets.bank, evaluate.bank)
+        self.settings, told = fit_batch(self.settings, len(self.source), p.world, self.given)
+        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes, *told]
+        c, train = self.settings.loader, self.settings.train
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,

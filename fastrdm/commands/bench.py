@@ -20,7 +20,7 @@ from fastrdm.loaders.sources.store import is_remote
 from fastrdm.runtime import distributed
 from fastrdm.schema import require
 from fastrdm.training import automatic
-from fastrdm.training.fit import fit_views
+from fastrdm.training.fit import fit_batch, fit_views
 
 SECONDS = 100.0  # of measuring; starting Python and listing the images come on top
 LEAST_SECONDS = 20.0
@@ -96,7 +96,8 @@ def measure(loaded: Loaded, seconds: float = SECONDS) -> Bench:
         source = sets.train
         require(len(source) > 1, "SOURCE", "at least two images", len(source))
         settings = speed.plain(automatic.choose(settings, processes, source)[0])
-        settings = fit_views(settings, source, user_sets(loaded.layers))[0]
+        given = user_sets(loaded.layers)
+        settings = fit_views(fit_batch(settings, len(source), 1, given)[0], source, given)[0]
         most = min(settings.loader.batch_size, len(source) - len(source) % settings.train.accumulate)
         step = speed.training_step(settings, source, processes, len(source.classes) if sets.probed else 0)
         budget = Budget(seconds)

@@ -384,8 +384,10 @@ def _find(name: str) -> Path:
     """Path of a configuration file: `name` itself if there is such a file, else the shipped recipe of that name."""
     path = next((path for path in (Path(name), RECIPES / name) if path.is_file()), None)
     if path is None:
-        known = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml"))
-        raise ValueError(f"no configuration file {name!r}, {nearest(name, known)}; settings are written a.b=c")
+        shipped = [str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml")]
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`fastrdm recipes` lists the shipped ones"
+        raise ValueError(f"no configuration file {name!r}, {hint}; settings are written a.b=c")
     return path
 
 
@@ -633,8 +635,11 @@ MEANT = {
     "lr": "optim.lr=0.1",
     "learning-rate": "optim.lr=0.1",
     "weight-decay": "optim.weight_decay=1e-4",
+    "wd": "optim.weight_decay=1e-4",
     "optimizer": "optim.name=sgd",
     "batch-size": "loader.batch_size=256",
+    "batch": "loader.batch_size=256",
+    "bs": "loader.batch_size=256",
     "workers": "loader.workers=8",
     "num-workers": "loader.workers=8",
     "data": "loader.root=FOLDER",
@@ -657,6 +662,7 @@ MEANT = {
     "bf16": "train.precision=bf16",
     "image-size": "loader.views.*.size=224",
     "img-size": "loader.views.*.size=224",
+    "crop-size": "loader.views.*.size=224",
     "pretrained": "train.init=FILE",
     "init": "train.init=RUN",
     "wandb": "log.wandb=PROJECT",

@@ -35,7 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="fastrdm report", description="A page of HTML on one run or several.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, finished or not.")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="The page. By default RUN/report.html, for several runs report.html."
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="The page. By default RUN/report.html, for several runs report.html.",
     )
     parser.add_argument(
         "--watch", action="store_true", help="Serve the page on this machine's loopback address; it follows the runs."

@@ -211,6 +211,7 @@ MEANT = {
     "--epochs": "train.length=",
     "--lr": "optim.lr=",
     "--batch-size=8": "loader.batch_size=",
+    "--batch": "loader.batch_size=",
     "--probe-lr": "evaluate.probe_lr=",
     "--gpus": "--processes N",
 }
