@@ -10,12 +10,14 @@ processor times, loader alone / (embed - encoder alone). Part `report` is a page
 
 import json
 import resource
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,11 +101,9 @@ def explored(root: Path, images: Path, options: Namespace) -> list[dict[str, obj
     spent = command("explore", run, str(images), "-o", str(page), "--images", str(explore.MOST_IMAGES))
     size = f"{page.stat().st_size / 1e6:.1f}"
     rows = [row(f"explore, {options.images:,} images of {SIDE} px seen at 64 by a small ResNet", spent, megabytes=size)]
-    sys.path.insert(0, str(common.ROOT))
-    from tests.explore.browser import CHROMIUM, Browser
-
-    if CHROMIUM:
-        browser = Browser(root / "chromium")
+    found = runpy.run_path(str(common.ROOT / "tests" / "explore" / "chromium.py"))
+    if found["CHROMIUM"]:
+        browser = found["Browser"](root / "chromium")
         opened = [browser.show(page, 1280, 900) for _ in range(options.turns)]
         browser.process.terminate()
         browser.process.wait()
@@ -140,12 +140,13 @@ def embedded(root: Path, images: Path, options: Namespace) -> list[dict[str, obj
         for turn in range(options.turns + 1):  # the first is not counted
             out = root / f"features{width}-{turn}"
             words = [run, str(some), "-o", str(out), "--size", str(SIDE), "--batch-size", "100", "--device", "cpu"]
-            calls = {"loader alone": loading, "encoder alone": encode, "embed": lambda words=words: embed.main(words)}
+            calls: dict[str, Callable[[], object]] = {"loader alone": loading, "encoder alone": encode}
+            calls["embed"] = partial(embed.main, words)
             for what, call in calls.items():
                 found = measure(call)
                 spent[what] += [found] if turn else []
-        for what, found in spent.items():
-            seconds, cpu = (float(np.median(values)) for values in zip(*found, strict=True))
+        for what, times in spent.items():
+            seconds, cpu = (float(np.median(values)) for values in zip(*times, strict=True))
             rows.append(row(f"{what}, {count:,} images of {SIDE} px, {name}", Spent(seconds, cpu)))
         shares = [
             a.cpu / (c.cpu - b.cpu)
@@ -158,7 +159,7 @@ def embedded(root: Path, images: Path, options: Namespace) -> list[dict[str, obj
 
 def reported(root: Path, lines: int = 2000) -> dict[str, object]:
     """A report of ten runs: those of the record, their lines repeated."""
-    folders = []
+    folders: list[str] = []
     for run in load()[:10]:
         folder = root / f"{run.arm}-{run.seed}-{len(folders)}"
         folder.mkdir()

@@ -25,8 +25,10 @@ from fastrdm.report.run_set import Alarm, Runs, alarm_name, with_alarms
 
 CHART_LIBRARY = "uplot-1.6.32"
 MOST_NAMED = 3  # runs whose names make the heading, and which have a full row each above the charts
-OVERVIEW = ("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "probe")
-OVERVIEW += ("rank online", "rank target", "deviation", "images/s", "loss", "epochs")
+OVERVIEW = (
+    *("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "probe"),
+    *("rank online", "rank target", "deviation", "images/s", "loss", "epochs"),
+)
 BRIEF = ("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "rank online", "rank target", "images/s")
 
 

@@ -72,9 +72,9 @@ class RemoteShardSet(ShardSet):
             for file, digest in zip(self.files, digests, strict=True)
         ]
         found = {k: read_index(place, stamp) for k, (place, stamp) in enumerate(zip(places, known, strict=True))}
-        missing = [k for k, index in found.items() if index is None]
-        with cache.following([[k] for k in missing]) if missing else nullcontext():
-            for k in missing:
+        unknown = [k for k, index in found.items() if index is None]
+        with cache.following([[k] for k in unknown]) if unknown else nullcontext():
+            for k in unknown:
                 found[k] = indexed_at(places[k], known[k], partial(self._build, cache, k, build))
         whole = [index for index in found.values() if index is not None]
         cache.shards = [shard._replace(sha256=str(index["sha256"])) for shard, index in zip(shards, whole, strict=True)]

@@ -21,7 +21,7 @@ from fastrdm.explore.page import packed, page
 from fastrdm.explore.thumbnails import sheets
 from fastrdm.trainer import Trainer
 
-from .browser import CHROMIUM, Browser
+from .chromium import CHROMIUM, Browser
 
 SMALL = [
     "quickstart.yaml",

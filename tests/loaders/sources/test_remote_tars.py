@@ -77,7 +77,11 @@ def server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def config(server: Any, name: str, tmp_path: Path, **more: Any) -> LoaderConfig:
-    settings = {"source": name, "root": f"{server.url}/{PATTERNS[name]}", "cache": str(tmp_path / "cache")}
+    settings: dict[str, Any] = {
+        "source": name,
+        "root": f"{server.url}/{PATTERNS[name]}",
+        "cache": str(tmp_path / "cache"),
+    }
     settings |= {"order": "windowed", "window": 2, "batch_size": 4, "workers": 2, "views": VIEWS}
     return LoaderConfig(**(settings | more))  # type: ignore[arg-type]
 

@@ -25,6 +25,7 @@ class Browser:
             os.dup2(103, 3)
             os.dup2(104, 4)
 
+        assert CHROMIUM is not None
         given = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         given += [f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(given, preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL)
