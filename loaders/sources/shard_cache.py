@@ -148,9 +148,11 @@ class ShardCache:
         """One thread: fetch the next shard of the newest plan that is missing, until no plan is left."""
         while True:
             with self.changed:
-                while self.plans and (number := self._next()) is None:
+                number = self._next()
+                while number is None and self.plans:
                     self.changed.wait(RETRY if self.later else None)
-                if not self.plans:
+                    number = self._next()
+                if number is None:
                     self.threads.remove(threading.current_thread())
                     return
                 self.fetching.add(number)
