@@ -162,13 +162,14 @@ class LoaderConfig:
 
     source: str = "digits"
     """The data set: digits, fashion_mnist, cifar10, cifar100, folder (images in a folder of any shape), packed (made by
-    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), webdataset, parquet, or your own as
-    pkg.mod:Class.
+    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), tar (folders of images in tar files), webdataset,
+    parquet, or your own as pkg.mod:Class.
     """
 
     root: str | None = None
-    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. WebDataset and parquet take
-    a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
+    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. tar, webdataset and parquet
+    take a file or a brace pattern of files too. Packs, tar and webdataset take the URL of a store, such as
+    s3://bucket/pack.
     """
 
     labels: str = "auto"
@@ -178,12 +179,12 @@ class LoaderConfig:
     """
 
     cache: str | None = None
-    """Folder for indexes of tar files and for shards of remote packs. null keeps an index beside its file where that
-    can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
+    """Folder for indexes of tar files and for shards that come from a store. null keeps an index beside its file where
+    that can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
     """
 
     cache_gb: float = 100.0
-    """Gigabytes (10^9 bytes) that the shards of a remote pack may take in the cache of one machine."""
+    """Gigabytes (10^9 bytes) that shards from a store may take in the cache of one machine."""
 
     download: bool = False
     """Download the CIFAR archives when they are not in `root`."""

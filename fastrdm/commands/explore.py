@@ -186,7 +186,7 @@ def _views(found: Gathered, source: Source, first: Pretrained, count: int) -> di
 def read_columns(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Columns of a CSV for the images `names`: numbers where every value is one, else classes."""
     require(file.is_file(), "--columns", "a CSV file", str(file))
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
         table = list(csv.DictReader(opened))
     require(bool(table) and "name" in table[0], "--columns", "a CSV with a column `name`", str(file))
     rows = {row["name"]: row for row in table}

@@ -97,8 +97,8 @@ def _baselines(all_runs: Runs) -> list[Level]:
         for value in dict.fromkeys(values.values()):
             names = [name for name, v in values.items() if v == value]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            of = "" if len(names) == len(values) else f" of {names[0]}{more}"
-            levels.append(Level(value, f"{name}{of} {100 * value:.1f} %"))
+            of = "" if len(names) == len(values) else f" ({names[0]}{more})"
+            levels.append(Level(value, f"{name} {100 * value:.1f} %{of}"))
     return levels
 
 

@@ -19,6 +19,7 @@ from fastrdm.loaders.sources.parquet import open_parquet
 from fastrdm.loaders.sources.remote import open_remote
 from fastrdm.loaders.sources.source import ArraySource, NoImages, Source, Subset
 from fastrdm.loaders.sources.store import is_remote
+from fastrdm.loaders.sources.tar_folders import open_tar
 from fastrdm.loaders.sources.webdataset import open_webdataset
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.schema import require
@@ -185,6 +186,7 @@ SOURCES: dict[str, Callable[[LoaderConfig, Split], Source]] = {
     "folder": _open_folder,
     "packed": _open_packed,
     "imagenet": open_imagenet,
+    "tar": open_tar,
     "webdataset": open_webdataset,
     "parquet": open_parquet,
 }

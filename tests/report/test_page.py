@@ -159,6 +159,27 @@ def test_the_first_screen_has_at_most_a_dozen_charts(tmp_path: Path) -> None:
         assert "metric7" not in first and "metric7" in charts(html)
 
 
+def test_many_runs_have_a_line_each_above_the_charts_and_a_full_row_below(tmp_path: Path) -> None:
+    alarms = jsonl(alarm(2))
+    runs = [make(tmp_path / name, alarms_jsonl=alarms if name == "d" else None) for name in "abcd"]
+    html = page(read_runs(runs))
+    first, folded = html.split("<summary>Verdicts and numbers in full", 1)
+    assert first.index('class="runs brief"') < first.index('<div class="figures">')
+    rows = re.findall(r"<tr>(<td.*?)</tr>", first)
+    assert len(rows) == 4 and [words(cell) for cell in re.findall(r"<td.*?</td>", rows[3])][2:6] == [
+        "62.5%",
+        "62.5%",
+        "50.0%",
+        "25.0%",
+    ]
+    assert "<p>4 not judged (a, b, c, ...)</p>" in first
+    assert words(folded).count("5 of 5") == 4 and "probe" not in words(
+        first.partition("<tbody>")[0].rpartition("<thead>")[2]
+    )
+    few = page(read_runs(runs[:3]))
+    assert "brief" not in few.split("<body>", 1)[1].split("<script", 1)[0] and "numbers in full" not in few
+
+
 def test_nothing_is_loaded(tmp_path: Path) -> None:
     files = {"alarms_jsonl": jsonl(alarm(2)), "spectra_jsonl": jsonl(spectrum(1), spectrum(2))}
     html = page(read_runs([make(tmp_path / "a", **files), make(tmp_path / "b")]))
