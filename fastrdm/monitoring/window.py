@@ -178,8 +178,13 @@ def bytes_of(shape: Shape, device: torch.device, size: int = 4) -> int:
 
 
 def read(window: Window, step: int, device: torch.device | None = None) -> WindowReport:
-    """Decompose a full window, on `device` where given; waits. Rows that are not finite give no metrics."""
+    """Decompose a full window, on `device` where given, and empty it; waits.
+
+    Rows that are not finite give no metrics. Where rows are paired, taps beside the branches are read first, so that
+    their moments are gone when the branches' eigenvectors need room.
+    """
     moments = {name: m.to(device) if device else m for name, m in window.moments.items()}
+    window.moments = {}
     sums = [*(panel.sum() for m in moments.values() for panel in m.panels), *(x.sum() for x in window.samples.values())]
     if not all(x.isfinite().item() for x in sums):
         return WindowReport(step, {}, [])
@@ -188,10 +193,36 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
     if "features/sum" in moments:
         moments["features/raw"] = join_views(moments["features/sum"], moments["features/difference"])
 
-    pairs: dict[str, float] = {}
     found: dict[tuple[str, bool], Eigen] = {}
+    spectrum = _spectrum_of(moments, found)
+    reports: dict[str, _Report] = {}
+    pairs: dict[str, float] = {}
     if window.pairs is not None:
-        pairs, found = paired_rows.read(window.pairs, moments, intervals=window.shape.groups > 1)
+        for tap in window.shape.widths.keys() - {"online", "target", "features"}:
+            reports[tap] = _report(window, tap, moments, spectrum)
+            for name in [name for name in moments if name.startswith(f"{tap}/")]:
+                del moments[name]
+        pairs, of_pairs = paired_rows.read(window.pairs, moments, intervals=window.shape.groups > 1)
+        found |= of_pairs
+    metrics: dict[str, float] = {}
+    spectra = []
+    for tap in window.shape.widths:
+        own, line = reports.get(tap) or _report(window, tap, moments, spectrum)
+        metrics |= own
+        spectra.append(line)
+    return WindowReport(step, metrics | pairs | _of_pairs(moments, spectrum), spectra)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about the mean or not
+_Report = tuple[dict[str, float], dict[str, Any]]  # metrics of a tap, its line of spectra.jsonl
+
+
+def _spectrum_of(moments: dict[str, Moments], found: dict[tuple[str, bool], Eigen]) -> Spectrum:
+    """Spectra of `moments` by name, each decomposed once; those `found` already are taken from there."""
 
     @cache
     def spectrum(name: str, center: bool) -> Eigen:
@@ -201,27 +232,19 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
             return rank_statistics.lean_eigen(moments[name], center, vectors=False)
         return rank_statistics.eigen(moments[name], center)
 
-    metrics: dict[str, float] = {}
-    spectra = []
-    for tap in window.shape.widths:
-        if window.shape.wide(tap):
-            own, headline = _of_sample(tap, window.samples[tap].double(), window.shape.conventions)
-            rows = len(window.samples[tap])
-        else:
-            own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
-            rows = window.seen
-        metrics |= own
-        spectra.append(
-            {"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.spectrum_points(headline)}
-        )
-    return WindowReport(step, metrics | pairs | _of_pairs(moments, spectrum), spectra)
+    return spectrum
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about the mean or not
+def _report(window: Window, tap: str, moments: dict[str, Moments], spectrum: Spectrum) -> _Report:
+    """Metrics of one tap, and its line of spectra.jsonl without step and epoch."""
+    if window.shape.wide(tap):
+        own, headline = _of_sample(tap, window.samples[tap].double(), window.shape.conventions)
+        rows = len(window.samples[tap])
+    else:
+        own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
+        rows = window.seen
+    points = rank_statistics.spectrum_points(headline)
+    return own, {"rows": rows, "tap": tap, "convention": "unit/moment", **points}
 
 
 def _of_moments(
