@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastrdm.methods.loss_settings import REGULARIZERS
+
+from fastrdm.methods.regularizer_settings import REGULARIZERS
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "gradients.py"
 WORLDS = (1, 2, 4)
