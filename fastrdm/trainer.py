@@ -32,6 +32,7 @@ from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.checkpoint_store import CheckpointStore
+from fastrdm.runtime.host_memory import keep_freed_memory
 from fastrdm.runtime.log import RunLog
 from fastrdm.runtime.profiler import StepProfiler
 from fastrdm.runtime.run_folder import RunFolder
@@ -59,6 +60,8 @@ class Trainer:
 
         folder = RunFolder(run_config.run_folder(settings))
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
+        if self.processes.device.type == "cpu":
+            keep_freed_memory()
         distributed.agree(run_config.to_yaml(settings))
         distributed.on_main(folder.check)
         url = settings.checkpoint.store

@@ -248,6 +248,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {  # key: another value of it, a
         ("method.target=[{name: filter, kind: whiten, strength: 0.5}]",),
     ),
     "filter.epsilon": ("method.target.0.epsilon=0.5", FILTER),
+    "filter.gradient": ("method.online.0.gradient=isotropic", ("preset=rdm_simsiam_power1",)),
     "filter.momentum": ("method.target.0.momentum=0.5", FILTER),
     "sinkhorn.warmup_epsilon": ("method.target.1.warmup_epsilon=0.5", SCORES),
     "sinkhorn.warmup": ("method.target.1.warmup=1st", (*SCORES, "method.target.1.warmup_epsilon=0.5")),

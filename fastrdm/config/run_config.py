@@ -86,9 +86,7 @@ class TrainConfig:
     """
 
     channels_last: Switch = "auto"
-    """Store images and convolution weights with the channels last in memory. `auto` does so except on a CPU with
-    fp32.
-    """
+    """Store images and convolution weights with the channels last in memory. `auto` does so."""
 
     cudnn_benchmark: Switch = "auto"
     """Let cuDNN time its algorithms for each convolution and take the fastest. Results then differ in rounding from one

@@ -12,9 +12,10 @@ from fastrdm.kernels.spectral.filter_factors import CUTOFF, filter_function
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 from fastrdm.methods.transform import BranchContext, Transform, TransformContext
 from fastrdm.methods.transform_settings import FilterConfig as FilterConfig
-from fastrdm.methods.transform_settings import TransformConfig, has_weighting
+from fastrdm.methods.transform_settings import TransformConfig, has_weighting, is_normalized
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import gather_rows, sum_over_processes
+from fastrdm.schema import require
 
 
 def own_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -41,7 +42,7 @@ class Weighting:
 
     def __call__(self, s: Tensor) -> Tensor:
         weights = self._plain(s)
-        return weights / weights.abs().amax(-1, keepdim=True) if self.config.epsilon else weights
+        return weights / weights.abs().amax(-1, keepdim=True) if is_normalized(self.config) else weights
 
     def _plain(self, s: Tensor) -> Tensor:
         if self.own is not None:
@@ -52,7 +53,7 @@ class Weighting:
 
 
 class SpectralFilter(Transform):
-    """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
+    """Online: x W with W constant, so that the gradient is g W (isotropic: g). Target: the same without gradient."""
 
     wide_loss = True
     moment: Tensor
@@ -61,6 +62,8 @@ class SpectralFilter(Transform):
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__(config, context)
         self.config, self.side = config, context.side
+        isotropic = config.gradient == "isotropic"
+        require(self.side == "online" or not isotropic, "filter.gradient", "filtered on the target", config.gradient)
         own = own_function(config.kind) if parts.is_own(config.kind) else None
         self.weighting = Weighting(config, own) if has_weighting(config) else None
         self.function: str | Weights = self.weighting or own or config.kind
@@ -72,7 +75,8 @@ class SpectralFilter(Transform):
     @staticmethod
     def waits(config: TransformConfig) -> bool:
         assert isinstance(config, FilterConfig)
-        return parts.is_own(config.kind) or config.momentum is not None or config.epsilon > 0 or has_weighting(config)
+        normalized = is_normalized(config)
+        return parts.is_own(config.kind) or config.momentum is not None or normalized or has_weighting(config)
 
     def set_step(self, step: int) -> None:
         if self.weighting is not None and self.config.power_end is not None:
@@ -87,7 +91,15 @@ class SpectralFilter(Transform):
         """A shorter run takes its whole length."""
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
-        x = x if self.side == "online" else x.detach()
+        if self.side == "target":
+            return self._weighted(x.detach(), branch)
+        if self.config.gradient == "isotropic":
+            # The values of the output with the gradient of x: what is added is zero.
+            return self._weighted(x.detach(), branch) + (x - x.detach())
+        return self._weighted(x, branch)
+
+    def _weighted(self, x: Tensor, branch: BranchContext) -> Tensor:
+        """x W, its floor included."""
         out = self._crossed(x, branch) if self.config.basis == "cross" else self._filtered(x, branch)
         return out + self.config.epsilon * x if self.config.epsilon else out
 
@@ -122,7 +134,7 @@ class SpectralFilter(Transform):
         assert branch.other is not None and c.power is not None
         both = self._moving(x.detach().flatten(0, 1), branch.other.flatten(0, 1))
         w = spectral_filter(both, "power", c.power - 1, side="target", cutoff=c.cutoff, solver=c.solver)
-        if c.epsilon:
+        if is_normalized(c):
             w = w / torch.linalg.matrix_norm(w, 2)
         return x @ w
 

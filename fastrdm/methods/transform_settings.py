@@ -83,6 +83,12 @@ class FilterConfig(TransformConfig):
     closed-form predictor that is orthogonal at power 0.
     """
 
+    gradient: Literal["filtered", "isotropic"] = "filtered"
+    """Gradient of the online filter with respect to x: filtered, the output's gradient times W; isotropic, the output's
+    gradient as it is, so that every direction learns at the same rate (IsoLoss, Halvagal et al. 2023). Isotropic
+    divides the weights by the largest one, as `epsilon` does.
+    """
+
     scale: Literal["raw", "rms"] = "raw"
     """The argument of f: raw singular values of the gathered batch, as in the paper, or rms, these divided by the
     square root of the number of rows. Powers do not depend on it, logarithms do.
@@ -116,13 +122,19 @@ class FilterConfig(TransformConfig):
         require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)
         if has_weighting(self) or self.momentum is not None:
             solvers = ("auto", "eigh")
-            why = "with strength, power_end, epsilon or momentum"
+            why = "with strength, power_end, epsilon, momentum or gradient=isotropic"
             require(self.solver in solvers, "filter.solver", f"{' or '.join(solvers)} {why}", self.solver)
 
 
+def is_normalized(config: FilterConfig) -> bool:
+    """Whether weights are divided by the largest one, where their scale would matter."""
+    return config.epsilon > 0 or config.gradient == "isotropic"
+
+
 def has_weighting(config: FilterConfig) -> bool:
+    """Whether weights are more than a fixed function of the singular values."""
     return config.basis != "cross" and (
-        config.strength is not None or config.power_end is not None or config.epsilon > 0
+        config.strength is not None or config.power_end is not None or is_normalized(config)
     )
 
 

@@ -254,6 +254,18 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{CLOSED}a_floor_alone_keeps_each_views_own_spectrum",
         ),
         (
+            "an isotropic gradient goes through the filter",
+            'if self.config.gradient == "isotropic":\n            # The values',
+            'if self.config.gradient == "none":\n            # The values',
+            f"{CLOSED}an_isotropic_gradient_is_isoloss[None]",
+        ),
+        (
+            "weights of an isotropic gradient keep their scale",
+            'return config.epsilon > 0 or config.gradient == "isotropic"',
+            "return config.epsilon > 0",
+            f"{CLOSED}an_isotropic_gradient_is_isoloss[0.998]",
+        ),
+        (
             "the moving moment begins at zero",
             "kept = (self.steps > 0).to(batch.dtype) * self.config.momentum",
             "kept = torch.full_like(batch[0, 0], self.config.momentum)",
