@@ -27,8 +27,9 @@ from fastrdm.config import help, run_config
 from fastrdm.errors import RunError
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.loaders.evaluation import evaluation_batches
-from fastrdm.methods.alignment import ALIGNMENTS, loss_settings
-from fastrdm.methods.dual_branch import TRANSFORMS, DualBranch, transform_settings
+from fastrdm.methods.dual_branch import DualBranch
+from fastrdm.methods.losses import ALIGNMENTS, loss_settings
+from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings
 from fastrdm.models import encoders
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer

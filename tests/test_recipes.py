@@ -15,7 +15,7 @@ from fastrdm.config import run_config
 from fastrdm.config.run_config import RECIPES, Config
 from fastrdm.loaders.sources.archives import Arrays
 from fastrdm.loaders.sources.class_list import read_class_list
-from fastrdm.loaders.sources.source import STATISTICS
+from fastrdm.loaders.spec import STATISTICS
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 

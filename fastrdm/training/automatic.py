@@ -11,7 +11,7 @@ import torch
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.build import engine_of
 from fastrdm.loaders.sources.source import Source
-from fastrdm.methods.dual_branch import find_transform
+from fastrdm.methods.transform import find_transform
 from fastrdm.runtime.distributed import Processes
 
 

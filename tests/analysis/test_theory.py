@@ -17,8 +17,9 @@ from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
-from fastrdm.methods.dual_branch import DualBranch, MethodConfig, TransformConfig
+from fastrdm.methods.dual_branch import DualBranch, MethodConfig
 from fastrdm.methods.spectral_filter import FilterConfig
+from fastrdm.methods.transform import TransformConfig
 from fastrdm.models.heads import HeadConfig
 from fastrdm.schema import Horizon
 
