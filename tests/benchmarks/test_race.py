@@ -173,13 +173,17 @@ def test_every_entry_is_a_configuration(name: str) -> None:
 
 
 def test_the_races_recipe_is_what_its_head_says() -> None:
-    race, base, lightly = (
-        run_config.load(names) for names in (["cifar10/race.yaml"], [*BASE], ["cifar10/lightly_byol.yaml"])
+    joined = TOGETHER[0].settings
+    race, short, lever, lightly = (
+        run_config.load(names)
+        for names in (["cifar10/race.yaml"], ["cifar10/race_cpu.yaml"], [*joined], ["cifar10/lightly_byol.yaml"])
     )
-    assert (race.preset, race.optim.name, race.optim.lr) == (base.preset, base.optim.name, base.optim.lr)
-    assert [(v.size, v.scale, v.solarize) for v in race.loader.views] == [
-        (v.size, v.scale, v.solarize) for v in base.loader.views
-    ]
+    for c in (race, short):
+        assert (c.preset, c.optim.name, c.optim.lr) == (lever.preset, lever.optim.name, lever.optim.lr)
+        assert (c.optim.schedule, c.method.bn_views) == (lever.optim.schedule, lever.method.bn_views)
+        assert [(v.size, v.scale, v.solarize) for v in c.loader.views] == [
+            (v.size, v.scale, v.solarize) for v in lever.loader.views
+        ]
     assert race.optim.lr * race.optim.weight_decay == pytest.approx(lightly.optim.lr * lightly.optim.weight_decay)
 
 
