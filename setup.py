@@ -103,7 +103,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "bench": [*VISION, *PLOTS, "kornia>=0.8"],
+        "bench": [*VISION, *PLOTS, "kornia>=0.8", "albumentations>=2.0"],
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient", "nbformat", "ipykernel"],
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6"],

@@ -25,7 +25,7 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 ENVIRONMENT = ["device", "threads", "torch", "commit"]
 MACHINE = ["device", "cpu", "cores", "versions", "commit"]
 LIBRARIES = ["nvidia-dali-cuda130", "ffcv", "simplejpeg", "opencv-python-headless", "pillow", "torchvision"]
-LIBRARIES += ["torchcodec", "kornia", "numpy", "torch"]
+LIBRARIES += ["torchcodec", "kornia", "albumentations", "numpy", "torch"]
 Row = Mapping[str, object]
 Name = TypeVar("Name", bound=str)
 

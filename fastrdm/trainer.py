@@ -27,10 +27,12 @@ from fastrdm.methods.dual_branch import Output
 from fastrdm.monitoring import alarms
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
+from fastrdm.monitoring.settings import Action
 from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.checkpoint_store import CheckpointStore
+from fastrdm.runtime.host_memory import keep_freed_memory
 from fastrdm.runtime.log import RunLog
 from fastrdm.runtime.profiler import StepProfiler
 from fastrdm.runtime.run_folder import RunFolder
@@ -40,7 +42,7 @@ from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import fingerprint
 from fastrdm.training.fit import Given, evaluation_bank, fit_batch, fit_views, fit_warmup
-from fastrdm.training.initial_weights import initialize
+from fastrdm.training.initial_weights import check, initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
 from fastrdm.training.run_state import RunState
@@ -58,6 +60,8 @@ class Trainer:
 
         folder = RunFolder(run_config.run_folder(settings))
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
+        if self.processes.device.type == "cpu":
+            keep_freed_memory()
         distributed.agree(run_config.to_yaml(settings))
         distributed.on_main(folder.check)
         url = settings.checkpoint.store
@@ -83,7 +87,7 @@ class Trainer:
         self.stop = distributed.StopSignal(settings.train.hang_timeout + 60)
         self.slow = StragglerDetector(self.processes)
         self.watch = Watchdog(self.processes, settings.train.hang_timeout)
-        self.halt: alarms.Action = "warn"  # what an alarm asks for
+        self.halt: Action = "warn"  # what an alarm asks for
 
     def _open_data(self) -> None:
         p, evaluate = self.processes, self.settings.evaluate
@@ -113,6 +117,8 @@ class Trainer:
         stored = distributed.on_main(
             lambda: checkpoint.newest_settings(folder) or (self.copies.newest_settings() if self.copies else {})
         )
+        if not stored and (init := self.settings.train.init):
+            distributed.on_main(lambda: check(init))
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
         self.notes += told
@@ -347,7 +353,7 @@ class Trainer:
         images = (self.horizon.total - self.step) * self.settings.loader.batch_size
         left = f"  {duration(images / f['images_per_second'])} left" if images else ""
         return (
-            f"epoch {self.epoch:.1f}/{epochs:g}{left}  {f['images_per_second']:,.0f} images/s  "
+            f"epoch {self.epoch:.1f}/{round(epochs, 2):g}{left}  {f['images_per_second']:,.0f} images/s  "
             f"data wait {100 * f['data_wait']:.0f} %  lr {f['learning_rate']:.2g}  loss {f['loss']:.4f}  "
             f"rank online {online:.1f} target {target:.1f}  deviation {f['target/std/batch']:.2f}  "
             f"k-NN {knn}  {self.judge.verdict().state}"
@@ -366,7 +372,7 @@ class Trainer:
             return
         encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
         (bank, query), *of_target = self.features_of(encoders)
-        metrics = {"knn": self.knn(bank, query)}
+        metrics = {"knn": self.knn(bank, query), "knn_images": float(len(query.labeled().labels))}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
         for sets in of_target:

@@ -138,6 +138,14 @@ class ViewSpec:
         return replace(self, size=size, progressive=()) if self.progressive else self
 
 
+STATISTICS: dict[str, tuple[Triple, Triple]] = {
+    "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),
+    "fashion_mnist": ((0.286, 0.286, 0.286), (0.353, 0.353, 0.353)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Mean and standard deviation of the training images of each set that is held in memory, on the scale 0 to 1."""
+
 MOST_WORKERS = 16  # threads of a process; more were never faster
 
 

@@ -24,7 +24,7 @@ Case = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]  # name, 
 FIELDS = ["kernel", "arch", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
 
 
-def products() -> Iterator[Case]:
+def products(arch: int) -> Iterator[Case]:
     """Steps of chains, and products of a square matrix with features, at tiles for small and for large ones."""
     from fastrdm.kernels.linalg import fp16x3_triton
 
@@ -37,7 +37,7 @@ def products() -> Iterator[Case]:
     shapes = ((True, 512), (True, 2048), (False, 512), (False, 2048))
     variants = [*((*shape, "") for shape in shapes), (True, 512, "combined"), (True, 512, "squares")]
     for symmetric_, size, extra in variants:
-        tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024))
+        tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024), arch >= 90)
         how: dict[str, Any] = {
             "UNITS": False,
             "SYMMETRIC": symmetric_,
@@ -95,11 +95,11 @@ def around() -> Iterator[Case]:
         yield f"rows out{' of a power' * power}", kernels._rows_out_kernel, out, flags, {}
 
 
-def cases() -> list[Case]:
-    """Every variant that runs."""
+def cases(arch: int) -> list[Case]:
+    """Every variant that runs on this architecture."""
     from fastrdm.kernels.linalg import gram_triton
 
-    out, tile = [*products(), *around()], {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
+    out, tile = [*products(arch), *around()], {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
     for kind in TYPES:
         gram = {"x_ptr": kind, "scale_ptr": FLOAT, "mean_ptr": FLOAT, "part_ptr": FLOAT}
         gram |= dict.fromkeys(("height", "width", "share", "splits"), "i32")
@@ -178,7 +178,7 @@ def versions() -> dict[str, str]:
 
 def rows(arch: int) -> Iterator[Row]:
     """A row for each variant."""
-    for name, kernel, types, constants, options in cases():
+    for name, kernel, types, constants, options in cases(arch):
         built = compiled(kernel, types, constants, options, integers=True, arch=arch)
         yield {**used(name, built), "arch": f"sm_{arch}", **versions()}
 

@@ -9,9 +9,9 @@ packed folder of them (jpeg), and from one of 256 px squares (raw), against plai
 file, call a decoder, drop the result, or keep those of two batches as the engine does; and against copies of the
 squares, each image eight times. views: files to finished batches of two 224 px views, those of
 benchmarks.loaders.augment. memory: CIFAR-10 held in memory to two views of 32 px. FOLDER holds one folder of images a
-class, CIFAR is what loader.root takes. Everybody gets our order and our parameters, but for DALI's own operators, which
-draw theirs, and the order of kornia's jitter. A contestant has a process of its own with `workers` threads or child
-processes.
+class, CIFAR is what loader.root takes. Everybody gets our order and our parameters, but for DALI's own operators and
+albumentations, which draw theirs, and the order of kornia's jitter. A contestant has a process of its own with
+`workers` threads or child processes.
 
 first: images a second of the first epoch, making the loader included (files lie in the page cache). rate, p20, p80: of
 the epochs after it, median and percentiles over rounds; of a GPU where device is one. views: of finished views.

@@ -1,6 +1,7 @@
 """Contestants of benchmarks.loaders.throughput that make finished batches of two views: engines, floors, others."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.loaders.augment import BARS, TASKS, torchvision_view
-from benchmarks.loaders.contestants import Batches, Contestant, Epoch, Setup, by_torchvision, in_threads, paths_of
+from benchmarks.loaders.contestants import (
+    Batches,
+    Contestant,
+    Epoch,
+    Setup,
+    by_opencv,
+    by_torchvision,
+    in_threads,
+    paths_of,
+)
 from benchmarks.loaders.pillow_view import pillow_view
 from fastrdm.kernels.augment.layout import Column
 from fastrdm.loaders.augment.parameters import sample_parameters
@@ -31,6 +41,7 @@ LARGE, SMALL = TASKS["imagenet 224 px"], TASKS["cifar10 32 px"]
 # nor gives each image its own order of the jitter
 ENGINE_BARS = {"dali": 0.2, "ffcv": 2.5}
 KORNIA_BAR = 12.0
+ALBUMENTATIONS = "OpenCV + albumentations"  # draws its own parameters
 BATCH = 100
 IMAGES = 200  # at the end of an epoch's order; more would take minutes a round where views take 30 ms each
 SUBSET = 5000  # images of CIFAR-10, of which all are taken
@@ -77,6 +88,7 @@ class Images(Dataset[Any]):
         height, width = sizes.unbind(1)
         index = torch.arange(len(sizes))
         self.drawn = [sample_parameters(s, 0, EPOCH, index, v, height, width) for v, s in enumerate(views)]
+        self.chains = [albumentations_chain(s) for s in views] if library == ALBUMENTATIONS else []
 
     def __len__(self) -> int:
         return len(self.drawn[0])
@@ -84,6 +96,9 @@ class Images(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         if self.library == "kornia":
             return self._decoded(number), number
+        if self.library == ALBUMENTATIONS:
+            pixels = self.pixels[number] if self.pixels is not None else by_opencv()(self.paths[number].read_bytes())
+            return *(chain(image=pixels)["image"] for chain in self.chains), number
         view: Callable[[Any, list[float], ViewSpec], Tensor]
         view = pillow_view if self.library == "Pillow" else torchvision_view
         image: Any = self._pillow(number) if self.library == "Pillow" else self._planes(number)
@@ -105,6 +120,36 @@ class Images(Dataset[Any]):
         if self.pixels is not None:
             return torch.from_numpy(self.pixels[number])
         return torch.from_numpy(simplejpeg.decode_jpeg(self.paths[number].read_bytes(), "RGB"))
+
+
+def albumentations_chain(spec: ViewSpec) -> Callable[..., Any]:
+    """A view as albumentations' users write it, on 8-bit images by OpenCV in one thread, with parameters of its own."""
+    # It would look for a newer version of itself on the network.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+    import cv2
+
+    cv2.setNumThreads(0)
+    modes = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+    chain: Callable[..., Any] = albumentations.Compose(
+        [
+            albumentations.RandomResizedCrop(
+                (spec.size, spec.size), spec.scale, spec.ratio, interpolation=modes[spec.interpolation]
+            ),
+            albumentations.ColorJitter(
+                *((1 - x, 1 + x) for x in (spec.brightness, spec.contrast, spec.saturation)),
+                hue=(-spec.hue, spec.hue),
+                p=spec.jitter,
+            ),
+            albumentations.ToGray(p=spec.grayscale),
+            albumentations.GaussianBlur((spec.blur_kernel, spec.blur_kernel), spec.blur_sigma, p=spec.blur),
+            albumentations.Solarize((spec.solarize_threshold / 255,) * 2, p=spec.solarize),
+            albumentations.HorizontalFlip(p=spec.flip),
+            albumentations.Normalize(spec.mean, spec.std),
+            albumentations.ToTensorV2(),
+        ]
+    )
+    return chain
 
 
 def cifar(root: Path) -> Any:
@@ -242,6 +287,9 @@ def others(views: tuple[ViewSpec, ...]) -> dict[str, Contestant]:
         )
         for library in ("torchvision v2", "Pillow")
     }
+    table[f"DataLoader {ALBUMENTATIONS}"] = Contestant(
+        partial(by_loader, ALBUMENTATIONS, views), PLAIN, BARS["kornia"], own=True, needs=("cv2", "albumentations")
+    )
     table["DataLoader kornia"] = Contestant(partial(by_kornia, views), PLAIN, KORNIA_BAR, needs=("kornia",))
     return table
 

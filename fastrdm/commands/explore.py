@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrdm.commands.embed import add_images, loader_of
+from fastrdm.commands.embed import add_images
 from fastrdm.commands.pretrained import Pretrained, add_trust, from_path
+from fastrdm.commands.source_word import HELP, loader_of
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.explore import space
 from fastrdm.explore.gather import DRAWS, Gathered, gather, views_of
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "views. RUN is a run folder, a step folder, or a file of `fastrdm export`; without SOURCE, the images of the "
         "first run are shown.",
     )
-    p.add_argument("words", nargs="+", metavar="RUN SOURCE", help="SOURCE: a folder, or a name as in loader.source")
+    p.add_argument("words", nargs="+", metavar="RUN SOURCE", help=HELP)
     p.add_argument("-o", "--out", type=Path, metavar="PAGE", default=Path("explore.html"), help="default explore.html")
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
     p.add_argument("--map", default="pca", help="of pca, umap, separated by commas; the page switches between them")

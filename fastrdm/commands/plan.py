@@ -17,7 +17,7 @@ from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.evaluation.sets import open_sets
-from fastrdm.models.encoders import find_encoder
+from fastrdm.models.settings import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
 from fastrdm.report.run_files import read_runs

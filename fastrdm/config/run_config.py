@@ -16,28 +16,25 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fastrdm import parts
-from fastrdm.analysis.spectral_analysis import AnalysisConfig
+from fastrdm.analysis.settings import AnalysisConfig
 from fastrdm.config import help
 from fastrdm.config import tree as trees
 from fastrdm.config.layers import Layer, last_to_set
 from fastrdm.config.source_defaults import assume
 from fastrdm.config.tree import Tree
-from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.evaluation.settings import EvaluateConfig
 from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
-from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, loss_settings
-from fastrdm.methods.dual_branch import TRANSFORMS, MethodConfig, transform_settings
+from fastrdm.methods.losses import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.presets import PRESETS
-from fastrdm.methods.regularizer import RegularizerConfig
-from fastrdm.methods.regularizers import REGULARIZERS, regularizer_settings
-from fastrdm.methods.sinkhorn import SinkhornConfig
-from fastrdm.methods.spectral_filter import FilterConfig
-from fastrdm.models.encoders import EncoderConfig, encoder_settings
-from fastrdm.monitoring.monitor import MonitorConfig
-from fastrdm.optim.optimizers import OptimConfig
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerConfig, regularizer_settings
+from fastrdm.methods.settings import MethodConfig
+from fastrdm.methods.transform_settings import TRANSFORMS, FilterConfig, SinkhornConfig, transform_settings
+from fastrdm.models.settings import EncoderConfig, encoder_settings
+from fastrdm.monitoring.settings import MonitorConfig
+from fastrdm.optim.settings import OptimConfig
 from fastrdm.renamed import RENAMED
-from fastrdm.runtime.checkpoint import CheckpointConfig
-from fastrdm.runtime.log import LogConfig
+from fastrdm.runtime.settings import CheckpointConfig, LogConfig
 from fastrdm.schema import STRICT, Duration, nearest, require, steps_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -89,9 +86,7 @@ class TrainConfig:
     """
 
     channels_last: Switch = "auto"
-    """Store images and convolution weights with the channels last in memory. `auto` does so except on a CPU with
-    fp32.
-    """
+    """Store images and convolution weights with the channels last in memory. `auto` does so."""
 
     cudnn_benchmark: Switch = "auto"
     """Let cuDNN time its algorithms for each convolution and take the fastest. Results then differ in rounding from one

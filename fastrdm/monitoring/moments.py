@@ -48,10 +48,29 @@ class Moments(NamedTuple):
             start = end
         return out
 
-    def matrix(self, center: bool = False) -> Tensor:
-        """(D, D) second moment over all groups, about the mean where `center`."""
-        second = self.second() / self.rows.sum().item()
-        return second - torch.outer(self.mean, self.mean) if center else second
+    def matrix(self, center: bool = False, dtype: torch.dtype = torch.float64) -> Tensor:
+        """(D, D) second moment over all groups, about the mean where `center`.
+
+        In another `dtype` than float64 it is made in place, from one panel in float64 at a time.
+        """
+        if dtype == torch.float64:
+            second = self.second() / self.rows.sum().item()
+            return second - torch.outer(self.mean, self.mean) if center else second
+        width, start = self.first.shape[1], 0
+        out = self.first.new_empty(width, width, dtype=dtype)
+        for panel in self.panels:
+            end = start + panel.shape[1]
+            rows = panel.sum(0, dtype=torch.float64) / self.rows.sum().item()
+            out[start:end, start:] = rows - torch.outer(self.mean[start:end], self.mean[start:]) if center else rows
+            out[end:, start:end] = out[start:end, end:].mT
+            start = end
+        return out
+
+    @property
+    def deviations(self) -> Tensor:
+        """(D,) standard deviation of each dimension over all groups."""
+        squares = torch.cat([panel.diagonal(dim1=1, dim2=2).sum(0, dtype=torch.float64) for panel in self.panels])
+        return (squares / self.rows.sum().item() - self.mean.square()).clamp_min(0).sqrt()
 
     def to(self, device: torch.device) -> "Moments":
         return Moments(self.rows, self.first.to(device), tuple(panel.to(device) for panel in self.panels))

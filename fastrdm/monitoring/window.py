@@ -9,9 +9,13 @@ from torch import Tensor
 
 from fastrdm.kernels.linalg import gram
 from fastrdm.kernels.linalg.effective_rank import statistics
-from fastrdm.monitoring import rank_statistics
+from fastrdm.monitoring import paired_rows, rank_statistics
 from fastrdm.monitoring.moments import Moments, add, join_views, panel_rows, pooled, unit_rows, zeros
+from fastrdm.monitoring.paired_rows import PairedRows
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, HEADLINE_CONVENTION, Eigen
+
+# dimensions up to which moments are kept apart in groups; above, a sample of paired rows takes their place
+GROUPED_WIDTH = 1024
 
 
 class Shape(NamedTuple):
@@ -26,6 +30,15 @@ class Shape(NamedTuple):
     def wide(self, tap: str) -> bool:
         return self.widths[tap] > self.max_width
 
+    @property
+    def paired(self) -> bool:
+        """Whether rows of both branches are sampled, because moments in groups would take too much memory."""
+        return GROUPED_WIDTH < self.widths["online"] <= self.max_width
+
+    def groups_of(self, tap: str) -> int:
+        """Groups in which a tap's moments are kept."""
+        return self.groups if tap in ("online", "target") and not self.paired else 1
+
 
 class WindowReport(NamedTuple):
     """Metrics and spectra of one full window."""
@@ -38,13 +51,15 @@ class WindowReport(NamedTuple):
 class Window:
     """Moments of every tap's rows on the rows' device; of wide taps the first `max_width` rows themselves.
 
-    In float32, and in float64 where the rows are.
+    In float32, and in float64 where the rows are. Both branches keep their moments in groups up to GROUPED_WIDTH, and a
+    sample of paired rows above.
     """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape, self.device, self.seen = shape, device, 0
         self.moments: dict[str, Moments] = {}
         self.samples: dict[str, Tensor] = {}
+        self.pairs: PairedRows | None = None
 
     @property
     def full(self) -> bool:
@@ -73,7 +88,11 @@ class Window:
                     )
                 place = self.samples[tap][self.seen - count : self.seen]
                 place.copy_(x.flatten(0, 1)[: len(place)])
-        for name, (x, y, groups) in self._kinds(rows):
+        units = {tap: gram.unit_rows(_wide(x)) for tap, x in rows.items() if not self.shape.wide(tap)}
+        if self.shape.paired:
+            self.pairs = self.pairs or PairedRows(self.shape.widths["online"], self.device)
+            self.pairs.add(units["online"], units["target"], self.shape.rows, self.shape.groups, turn)
+        for name, (x, y, groups) in self._kinds(rows, units):
             if name not in self.moments:
                 self.moments[name] = zeros(
                     x.shape[-1],
@@ -84,39 +103,41 @@ class Window:
                 )
             add(self.moments[name], x, y, turn)
 
-    def _kinds(self, rows: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor | None, int]]]:
+    def _kinds(
+        self, rows: dict[str, Tensor], units: dict[str, Tensor]
+    ) -> Iterator[tuple[str, tuple[Tensor, Tensor | None, int]]]:
         """Every kind of rows whose moments are kept: its name, rows, what they are multiplied with, groups."""
         raw = any("/raw/" in convention for convention in self.shape.conventions)
         narrow = {tap: _wide(x) for tap, x in rows.items() if not self.shape.wide(tap)}
-        units = {tap: gram.unit_rows(x) for tap, x in narrow.items()}
         for tap, x in narrow.items():
             unit = units[tap]
             if tap == "target":
-                yield "target/view1", (unit[:1], None, self.shape.groups)
-                yield "target/view2", (unit[1:], None, self.shape.groups)
+                yield "target/view1", (unit[:1], None, self.shape.groups_of(tap))
+                yield "target/view2", (unit[1:], None, self.shape.groups_of(tap))
             else:
-                yield f"{tap}/unit", (unit, None, self.shape.groups if tap == "online" else 1)
+                yield f"{tap}/unit", (unit, None, self.shape.groups_of(tap))
             if tap == "features":
                 a, b = (x / 2).chunk(2)
                 yield "features/sum", (a + b, None, 1)
                 yield "features/difference", (a - b, None, 1)
             elif raw:
                 yield f"{tap}/raw", (x, None, 1)
-        if "online" in narrow:
+        if "online" in narrow and not self.shape.paired:
             yield "cross", (units["online"], units["target"], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, made of tensors, numbers and lists only."""
         return {
-            "shape": repr(self.shape),
+            "shape": self._kept,
             "seen": self.seen,
             "moments": {name: [m.rows, m.first, *m.panels] for name, m in self.moments.items()},
             "samples": {name: x[: self.seen].clone() for name, x in self.samples.items()},
+            "pairs": self.pairs.state_dict() if self.pairs else None,
         }
 
     def load_state_dict(self, state: dict[str, Any], keep: bool) -> bool:
         """Go on from `state_dict`, without its rows unless `keep`; False if it has another shape."""
-        if state["shape"] != repr(self.shape):
+        if state["shape"] != self._kept:
             return False
         self.seen = state["seen"]
         if keep:
@@ -127,7 +148,15 @@ class Window:
             for name, x in state["samples"].items():
                 self.samples[name] = x.new_empty(self.shape.max_width, x.shape[1], device=self.device)
                 self.samples[name][: len(x)] = x
+            if self.shape.paired and state["pairs"] is not None:
+                self.pairs = PairedRows(self.shape.widths["online"], self.device)
+                self.pairs.load_state_dict(state["pairs"])
         return True
+
+    @property
+    def _kept(self) -> str:
+        """Description of what a window keeps; one of another description is not gone on with."""
+        return f"{self.shape!r}{', paired rows' if self.shape.paired else ''}"
 
 
 def bytes_of(shape: Shape, device: torch.device, size: int = 4) -> int:
@@ -139,16 +168,23 @@ def bytes_of(shape: Shape, device: torch.device, size: int = 4) -> int:
             continue
         symmetric = zeros(width, 1, torch.device("meta"), block=panel_rows(device, width))
         held = sum(panel.numel() for panel in symmetric.panels)
-        matrices = {"online": shape.groups, "target": 2 * shape.groups, "features": 3}.get(tap, 1)
+        matrices = {"target": 2, "features": 3}.get(tap, 1) * shape.groups_of(tap)
         matrices += tap != "features" and any("/raw/" in convention for convention in shape.conventions)
         total += matrices * (size * held + 8 * width)
-        total += (size * width + 8) * width if tap == "online" else 0  # with the target's rows
+        if tap == "online":
+            # with the target's rows
+            total += paired_rows.bytes_of(width) if shape.paired else (size * width + 8) * width
     return total
 
 
 def read(window: Window, step: int, device: torch.device | None = None) -> WindowReport:
-    """Decompose a full window, on `device` where given; waits. Rows that are not finite give no metrics."""
+    """Decompose a full window, on `device` where given, and empty it; waits.
+
+    Rows that are not finite give no metrics. Where rows are paired, taps beside the branches are read first, so that
+    their moments are gone when the branches' eigenvectors need room.
+    """
     moments = {name: m.to(device) if device else m for name, m in window.moments.items()}
+    window.moments = {}
     sums = [*(panel.sum() for m in moments.values() for panel in m.panels), *(x.sum() for x in window.samples.values())]
     if not all(x.isfinite().item() for x in sums):
         return WindowReport(step, {}, [])
@@ -157,24 +193,24 @@ def read(window: Window, step: int, device: torch.device | None = None) -> Windo
     if "features/sum" in moments:
         moments["features/raw"] = join_views(moments["features/sum"], moments["features/difference"])
 
-    @cache
-    def spectrum(name: str, center: bool) -> Eigen:
-        return rank_statistics.eigen(moments[name], center)
-
+    found: dict[tuple[str, bool], Eigen] = {}
+    spectrum = _spectrum_of(moments, found)
+    reports: dict[str, _Report] = {}
+    pairs: dict[str, float] = {}
+    if window.pairs is not None:
+        for tap in window.shape.widths.keys() - {"online", "target", "features"}:
+            reports[tap] = _report(window, tap, moments, spectrum)
+            for name in [name for name in moments if name.startswith(f"{tap}/")]:
+                del moments[name]
+        pairs, of_pairs = paired_rows.read(window.pairs, moments, intervals=window.shape.groups > 1)
+        found |= of_pairs
     metrics: dict[str, float] = {}
     spectra = []
     for tap in window.shape.widths:
-        if window.shape.wide(tap):
-            own, headline = _of_sample(tap, window.samples[tap].double(), window.shape.conventions)
-            rows = len(window.samples[tap])
-        else:
-            own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
-            rows = window.seen
+        own, line = reports.get(tap) or _report(window, tap, moments, spectrum)
         metrics |= own
-        spectra.append(
-            {"rows": rows, "tap": tap, "convention": "unit/moment", **rank_statistics.spectrum_points(headline)}
-        )
-    return WindowReport(step, metrics | _of_pairs(moments, spectrum), spectra)
+        spectra.append(line)
+    return WindowReport(step, metrics | pairs | _of_pairs(moments, spectrum), spectra)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -182,6 +218,33 @@ def _wide(x: Tensor) -> Tensor:
 
 
 Spectrum = Callable[[str, bool], Eigen]  # of the moments of that name, about the mean or not
+_Report = tuple[dict[str, float], dict[str, Any]]  # metrics of a tap, its line of spectra.jsonl
+
+
+def _spectrum_of(moments: dict[str, Moments], found: dict[tuple[str, bool], Eigen]) -> Spectrum:
+    """Spectra of `moments` by name, each decomposed once; those `found` already are taken from there."""
+
+    @cache
+    def spectrum(name: str, center: bool) -> Eigen:
+        if (name, center) in found:
+            return found[name, center]
+        if moments[name].first.shape[-1] > GROUPED_WIDTH:
+            return rank_statistics.lean_eigen(moments[name], center, vectors=False)
+        return rank_statistics.eigen(moments[name], center)
+
+    return spectrum
+
+
+def _report(window: Window, tap: str, moments: dict[str, Moments], spectrum: Spectrum) -> _Report:
+    """Metrics of one tap, and its line of spectra.jsonl without step and epoch."""
+    if window.shape.wide(tap):
+        own, headline = _of_sample(tap, window.samples[tap].double(), window.shape.conventions)
+        rows = len(window.samples[tap])
+    else:
+        own, headline = _of_moments(tap, moments[f"{tap}/unit"], spectrum, window.shape.conventions)
+        rows = window.seen
+    points = rank_statistics.spectrum_points(headline)
+    return own, {"rows": rows, "tap": tap, "convention": "unit/moment", **points}
 
 
 def _of_moments(
@@ -193,7 +256,7 @@ def _of_moments(
         kind, scale, about = convention.split("/")
         metrics[f"{tap}/{convention}/window"] = rank_statistics.rank(spectrum(f"{tap}/{scale}", about == "cov"), kind)
     headline = spectrum(f"{tap}/unit", False)
-    deviation = unit.matrix(center=True).diagonal().clamp_min(0).sqrt().mean() * unit.first.shape[-1] ** 0.5
+    deviation = unit.deviations.mean() * unit.first.shape[-1] ** 0.5
     return metrics | _shape_of(tap, headline, "window") | {f"{tap}/std/window": deviation.item()}, headline
 
 

@@ -147,12 +147,15 @@ def _swatch(index: int) -> str:
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """Verdict on a run as HTML: the state in a badge, then its reason and cause, the alarms, and how far it came."""
+    """Verdict on a run as HTML: the state in a badge, then its reason, cause and remedy, the page of the documentation
+    that shows such runs, the alarms, and how far the run came.
+    """
     found = run.verdict()
     rang = [f"{a.words} at epoch {_epoch(a.first['epoch'])}" for a in alarms if a.run is run]
     alarmed = f"Alarms: {'; '.join(rang)}." if rang else ""
     unfinished = "" if run.summary else f"Unfinished, {progress(run)} epochs."
-    told = " ".join(filter(None, (f"{found.reason}.", found.cause, alarmed, unfinished)))
+    advice = f"{found.cause} {found.remedy} See {found.page}." if found.cause else ""
+    told = " ".join(filter(None, (f"{found.reason}.", advice, alarmed, unfinished)))
     return f'<span class="state" data-state="{found.state}">{found.state}</span> {escape(told)}'
 
 

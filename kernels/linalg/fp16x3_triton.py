@@ -5,6 +5,7 @@ the result, so that chains of products never split again. Of symmetric results o
 stored with their mirror images.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -221,13 +222,27 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(symmetric: bool, m: int, n: int) -> Tile:
-    """The fastest of benchmarks/results/products_h200.csv for a result (m, n): small ones where tiles are few."""
+@cache
+def has_wgmma(device: torch.device) -> bool:
+    """Whether tensor cores read operands from shared memory, as on sm_90 and sm_100; elsewhere registers hold them.
+
+    True where there is no such device to ask: kernels that are only counted or interpreted are those of sm_90.
+    """
+    asked = device.type == "cuda" and torch.cuda.is_available()
+    return not asked or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def tile_of(symmetric: bool, m: int, n: int, wgmma: bool = True) -> Tile:
+    """The fastest of benchmarks/results/products_h200.csv for a result (m, n): small ones where tiles are few.
+
+    Without `wgmma` the large tiles of other shapes are half as deep: at full depth they spill registers on sm_80.
+    """
     if symmetric:
         return Tile(32, 32, 64, 2, 4) if m <= 256 else Tile(64, 64, 64, 4, 3)
     if m <= 128 or n <= 512:
         return Tile(64, 64, 64, 4, 4)
-    return Tile(64, 128, 64, 4, 3) if m <= 256 else Tile(128, 128, 64, 8, 3)
+    depth = 64 if wgmma else 32
+    return Tile(64, 128, depth, 4, 3) if m <= 256 else Tile(128, 128, depth, 8, 3)
 
 
 def multiply(
@@ -251,7 +266,7 @@ def multiply(
     """
     count, m, depth = a.high.shape
     n = b.high.shape[-1]
-    tile = tile_of(symmetric, m, n)
+    tile = tile_of(symmetric, m, n, has_wgmma(a.high.device))
     out = a.high.new_empty((count, m, n), dtype=torch.float32)
     high, low = (torch.empty_like(out, dtype=torch.float16) if keep else out for _ in range(2))
     weights, terms = (out, (out, out, out)) if combined is None else _dense_combination(combined, count)

@@ -92,7 +92,8 @@ def balanced(source: Source, size: int, key: str) -> Subset:
 def _root(config: LoaderConfig) -> Path:
     fetched = config.download and config.source in CIFAR
     if config.root is None or not (Path(config.root).is_dir() or fetched):
-        raise ValueError(f"loader.root must be the folder of {config.source}, got {config.root!r}, which is no folder")
+        wanted = "a folder of images" if config.source == "folder" else f"the folder of {config.source}"
+        raise ValueError(f"loader.root must be {wanted}, got {config.root!r}, which is no folder")
     return Path(config.root)
 
 

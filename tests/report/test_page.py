@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm.commands import train
+from fastrdm.commands import train, train_cli
 from fastrdm.monitoring.advice import ADVICE
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION as CENTERED
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
@@ -355,17 +355,17 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
         "loader.batch_size=16",
         "evaluate.baselines=false",
     ]
-    assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
+    assert train_cli.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
-    assert train.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
+    assert train_cli.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
     assert not (tmp_path / "b" / "report.html").exists()
 
     def fail(paths: Any) -> None:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(train.page, "write", fail)
-    assert train.main([*short, f"run={tmp_path / 'c'}"]) == 0
+    assert train_cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
     assert "no report: RuntimeError: broken" in capsys.readouterr().out
 
 
@@ -464,8 +464,8 @@ def test_the_verdict_of_a_run_is_told_with_its_cause(tmp_path: Path, capsys: pyt
         assert f"{name}: {state}: " in said
         assert f" {name} simsiam {state} " in told
     assert "batches of 8 images are too small" in told
-    assert ADVICE["dimensional_collapse"].cause in told
-    assert ADVICE["non_finite_loss"].cause in told
+    assert ADVICE["dimensional_collapse"].text in told
+    assert ADVICE["non_finite_loss"].text in told
 
 
 def test_the_heading_names_a_few_runs_and_counts_many(tmp_path: Path) -> None:

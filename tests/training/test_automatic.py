@@ -50,9 +50,10 @@ def test_a_gpu_gets_bf16_compiled_and_captured(gpu: dict[str, bool]) -> None:
     ("device", "words", "channels_last"),
     [
         (CUDA, (), True),
-        (CPU, ("train.precision=fp32",), False),
+        (CPU, ("train.precision=fp32",), True),
         (CPU, ("train.precision=fp64",), True),
         (CPU, ("train.channels_last=true",), True),
+        (CPU, ("train.channels_last=false",), False),
         (CUDA, ("train.channels_last=false",), False),
     ],
 )

@@ -265,7 +265,7 @@ def test_damage_in_the_cache_is_mended(packed: Path, server: Any, tmp_path: Path
 def test_what_is_not_allowed_or_known_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"loader\.root=nothing://bucket/pack cannot be opened: .*nothing"):
         Store("nothing://bucket/pack")
-    with pytest.raises(ValueError, match=r"loader\.root must be the folder of folder, got 's3://bucket'"):
+    with pytest.raises(ValueError, match=r"loader\.root must be a folder of images, got 's3://bucket'"):
         open_source(LoaderConfig(source="folder", root="s3://bucket"), "train")
 
 
