@@ -29,6 +29,7 @@ from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
+from fastrdm.runtime.allocator import keep_freed_memory
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.checkpoint_store import CheckpointStore
 from fastrdm.runtime.log import RunLog
@@ -58,6 +59,8 @@ class Trainer:
 
         folder = RunFolder(run_config.run_folder(settings))
         self.processes = distributed.start(settings.train.device, settings.train.hang_timeout + 60)
+        if self.processes.device.type == "cpu":
+            keep_freed_memory()
         distributed.agree(run_config.to_yaml(settings))
         distributed.on_main(folder.check)
         url = settings.checkpoint.store
