@@ -44,7 +44,7 @@ TEST = [*VISION, "pytest>=8", "pytest-timeout", "pytest-xdist"]
 TEST += ["setuptools>=70.1", "timm>=1.0.20", "lightly>=1.5", "tensorboard", *PLOTS]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 TEST += [*ONNX, "transformers>=4.51"]
-TEST += ["pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
+TEST += ["h5py>=3.11", "pyarrow>=18", "fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "moto[server]>=5"]
 
 setup(
     name="fastrdm",

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from fastrdm.config import help, run_config
-from fastrdm.methods.alignment import ALIGNMENTS, loss_settings
-from fastrdm.methods.dual_branch import TRANSFORMS, transform_settings
+from fastrdm.methods.losses import ALIGNMENTS, loss_settings
+from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.md"))

@@ -33,7 +33,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(
-        "commands.train_help", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
+        "commands.train_cli", "Train an encoder; without arguments, a small one on the digits of scikit-learn."
     ),
     "eval": Command("commands.evaluate", "Measure a trained encoder by k-NN, a linear probe or fine-tuning."),
     "embed": Command("commands.embed", "Write the features of all images of a source, with names and labels."),

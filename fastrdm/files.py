@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PIECE = 1 << 20  # bytes hashed at a time
 
@@ -32,8 +32,10 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def read_npy(path: Path) -> NDArray[Any]:
+def read_npy(path: Path) -> "NDArray[Any]":
     """The array in a .npy file; ValueError names the file where it is none or claims more than the file holds."""
+    import numpy as np  # here, since the command line reads its files without it
+
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping compares the claim with the file's size
         if not isinstance(mapped, np.memmap):

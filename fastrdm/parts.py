@@ -8,6 +8,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -47,10 +48,16 @@ def load(name: str, key: str, suits: Callable[[Any], bool], expected: str) -> An
     return found
 
 
+def of_ours(code: str) -> Any:
+    """The object that `package.module:Name` stands for in a table of ours."""
+    module, _, attribute = code.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def makes(found: object, base: type) -> bool:
     """Whether `found` is a class derived from `base`, or a function annotated as returning `base` or such a class."""
     if inspect.isfunction(found):
-        found = _hints(found).get("return")
+        found = _annotation(found, "return")
         found = typing.get_origin(found) or found
     return isinstance(found, type) and issubclass(found, base)
 
@@ -61,7 +68,7 @@ def settings_of(part: Any, base: type[T]) -> type[T]:
     ValueError unless that is a pydantic dataclass, derived from `base`, that refuses keys it does not have.
     """
     function = inspect.getattr_static(part, "__init__") if isinstance(part, type) else part
-    kind = _hints(function).get("config", base)
+    kind = _annotation(function, "config") or base
     known = isinstance(kind, type) and issubclass(kind, base) and is_pydantic_dataclass(kind)
     if not known or vars(kind).get("__pydantic_config__", {}).get("extra") != "forbid":
         raise ValueError(
@@ -72,11 +79,15 @@ def settings_of(part: Any, base: type[T]) -> type[T]:
     return settings
 
 
-def _hints(function: Any) -> dict[str, Any]:
+def _annotation(function: Any, name: str) -> Any:
+    """What annotates a parameter or the result; None without an annotation, or where it is a type checker's only."""
+    annotations = getattr(function, "__annotations__", {})
+    alone = SimpleNamespace(__annotations__={name: annotations.get(name)})
     try:
-        return typing.get_type_hints(function)
-    except Exception:  # names that exist for type checkers only
-        return {}
+        found = typing.get_type_hints(alone, getattr(inspect.unwrap(function), "__globals__", {}))[name]
+    except NameError:
+        return None
+    return found if name in annotations else None
 
 
 def validated(kind: type, value: object, at: str = "") -> Any:

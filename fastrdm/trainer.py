@@ -27,11 +27,13 @@ from fastrdm.methods.dual_branch import Output
 from fastrdm.monitoring import alarms
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
+from fastrdm.monitoring.settings import Action
 from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.allocator import keep_freed_memory
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.checkpoint_store import CheckpointStore
+from fastrdm.runtime.host_memory import keep_freed_memory
 from fastrdm.runtime.log import RunLog
 from fastrdm.runtime.profiler import StepProfiler
 from fastrdm.runtime.run_folder import RunFolder
@@ -40,8 +42,8 @@ from fastrdm.runtime.watchdog import StragglerDetector, Watchdog, mixed_devices
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import fingerprint
-from fastrdm.training.fit import Given, evaluation_bank, fit_views, fit_warmup
-from fastrdm.training.initial_weights import initialize
+from fastrdm.training.fit import Given, evaluation_bank, fit_batch, fit_views, fit_warmup
+from fastrdm.training.initial_weights import check, initialize
 from fastrdm.training.learner import DTYPES, build_learner, build_method, dummy_batch
 from fastrdm.training.periodic_analysis import PeriodicAnalysis
 from fastrdm.training.run_state import RunState
@@ -86,16 +88,17 @@ class Trainer:
         self.stop = distributed.StopSignal(settings.train.hang_timeout + 60)
         self.slow = StragglerDetector(self.processes)
         self.watch = Watchdog(self.processes, settings.train.hang_timeout)
-        self.halt: alarms.Action = "warn"  # what an alarm asks for
+        self.halt: Action = "warn"  # what an alarm asks for
 
     def _open_data(self) -> None:
-        c, train, p = self.settings.loader, self.settings.train, self.processes
-        self.sets = open_sets(c, self.settings.evaluate)
+        p, evaluate = self.processes, self.settings.evaluate
+        self.sets = open_sets(self.settings.loader, evaluate)
         self.source, self.test = self.sets.train, self.sets.test
-        self.bank, notes = evaluation_bank(
-            self.sets.bank, self.settings.evaluate.bank
-        )  # where k-NN looks for neighbors
-        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes]
+        # where k-NN looks for neighbors
+        self.bank, notes = evaluation_bank(self.sets.bank, evaluate.bank)
+        self.settings, told = fit_batch(self.settings, len(self.source), p.world, self.given)
+        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes, *told]
+        c, train = self.settings.loader, self.settings.train
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
         require(
             c.batch_size % (p.world * train.accumulate) == 0,
@@ -115,6 +118,8 @@ class Trainer:
         stored = distributed.on_main(
             lambda: checkpoint.newest_settings(folder) or (self.copies.newest_settings() if self.copies else {})
         )
+        if not stored and (init := self.settings.train.init):
+            distributed.on_main(lambda: check(init))
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
         self.notes += told
@@ -349,7 +354,7 @@ class Trainer:
         images = (self.horizon.total - self.step) * self.settings.loader.batch_size
         left = f"  {duration(images / f['images_per_second'])} left" if images else ""
         return (
-            f"epoch {self.epoch:.1f}/{epochs:g}{left}  {f['images_per_second']:,.0f} images/s  "
+            f"epoch {self.epoch:.1f}/{round(epochs, 2):g}{left}  {f['images_per_second']:,.0f} images/s  "
             f"data wait {100 * f['data_wait']:.0f} %  lr {f['learning_rate']:.2g}  loss {f['loss']:.4f}  "
             f"rank online {online:.1f} target {target:.1f}  deviation {f['target/std/batch']:.2f}  "
             f"k-NN {knn}  {self.judge.verdict().state}"
@@ -368,7 +373,7 @@ class Trainer:
             return
         encoders = [self.method.online.encoder, *([self.method.target.encoder] if self.method.target else [])]
         (bank, query), *of_target = self.features_of(encoders)
-        metrics = {"knn": self.knn(bank, query)}
+        metrics = {"knn": self.knn(bank, query), "knn_images": float(len(query.labeled().labels))}
         if self.learner.probe:
             metrics["probe"] = self.learner.probe.accuracy(query)
         for sets in of_target:

@@ -138,6 +138,14 @@ class ViewSpec:
         return replace(self, size=size, progressive=()) if self.progressive else self
 
 
+STATISTICS: dict[str, tuple[Triple, Triple]] = {
+    "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),
+    "fashion_mnist": ((0.286, 0.286, 0.286), (0.353, 0.353, 0.353)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Mean and standard deviation of the training images of each set that is held in memory, on the scale 0 to 1."""
+
 MOST_WORKERS = 16  # threads of a process; more were never faster
 
 
@@ -154,13 +162,14 @@ class LoaderConfig:
 
     source: str = "digits"
     """The data set: digits, fashion_mnist, cifar10, cifar100, folder (images in a folder of any shape), packed (made by
-    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), webdataset, parquet, or your own as
-    pkg.mod:Class.
+    `fastrdm pack`), imagenet (as image-net.org or Kaggle deliver it), tar (folders of images in tar files), webdataset,
+    parquet, or your own as pkg.mod:Class.
     """
 
     root: str | None = None
-    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. WebDataset and parquet take
-    a brace pattern of files too, and a pack the URL of a store, such as s3://bucket/pack.
+    """Folder of the data set. The digits need none, and fashion_mnist has a default folder. tar, webdataset and parquet
+    take a file or a brace pattern of files too. Packs, tar and webdataset take the URL of a store, such as
+    s3://bucket/pack.
     """
 
     labels: str = "auto"
@@ -170,12 +179,12 @@ class LoaderConfig:
     """
 
     cache: str | None = None
-    """Folder for indexes of tar files and for shards of remote packs. null keeps an index beside its file where that
-    can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
+    """Folder for indexes of tar files and for shards that come from a store. null keeps an index beside its file where
+    that can be written, and everything else in $XDG_CACHE_HOME/fastrdm or ~/.cache/fastrdm.
     """
 
     cache_gb: float = 100.0
-    """Gigabytes (10^9 bytes) that the shards of a remote pack may take in the cache of one machine."""
+    """Gigabytes (10^9 bytes) that shards from a store may take in the cache of one machine."""
 
     download: bool = False
     """Download the CIFAR archives when they are not in `root`."""

@@ -1,5 +1,6 @@
 """What the documentation shows runs: commands, Python, YAML, names and links."""
 
+import io
 import os
 import re
 import shlex
@@ -7,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from fastrdm import cli
 from fastrdm.config import run_config, tree
+from fastrdm.loaders.sources.packed import PackedSource
 from fastrdm.methods.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +101,33 @@ def test_parts_of_ones_own_work_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
             run = next(word for word in arguments if word.startswith("run=")).removeprefix("run=")
             read, given = run_config.load([f"{run}/config.yaml"]), run_config.load([*arguments, *small])
             assert (read.method, read.encoder, read.loader.source) == (given.method, given.encoder, given.loader.source)
+
+
+def test_an_hdf5_file_is_read_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source of docs/data.md trains and is packed, on real JPEG files."""
+    h5py = pytest.importorskip("h5py", reason="needs h5py")
+    (block,) = [b for b in blocks(ROOT / "docs" / "data.md", "python") if b.startswith("# shelf.py")]
+    (tmp_path / "shelf.py").write_text(block)
+    files = []
+    for k, photo in enumerate(load_sample_images().images * 4):
+        file = io.BytesIO()
+        Image.fromarray(photo[k * 9 : k * 9 + 48, k : k + 40]).save(file, "JPEG")
+        files.append(np.frombuffer(file.getvalue(), np.uint8))
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file["classes"] = [b"temple", b"flower"]
+        images = file.create_dataset("train/image", len(files), h5py.vlen_dtype(np.uint8))
+        for k, data in enumerate(files):
+            images[k] = data
+        file["train/label"] = np.arange(len(files)) % 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    small = ["method.projector={hidden: 16, out: 12}", "loader.views.*.size=16", "encoder.width=4", "log.report=false"]
+    words = ["loader.source=shelf:Shelf", "loader.root=set.h5", "train.length=2st", "optim.warmup=0st"]
+    assert cli.main(["train", *words, *small, "loader.batch_size=4", "run=run"]) == 0
+    assert cli.main(["pack", "set.h5", "packed", "--source", "shelf:Shelf", "--workers", "1"]) == 0
+    packed = PackedSource(tmp_path / "packed")
+    assert packed.classes == ["temple", "flower"] and packed.labels.tolist() == [0, 1] * 4
+    assert [packed.fetch(k)[0] for k in range(8)] == [data.tobytes() for data in files]
 
 
 def test_readme_names_every_preset() -> None:

@@ -27,8 +27,9 @@ from fastrdm.config import help, run_config
 from fastrdm.errors import RunError
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.loaders.evaluation import evaluation_batches
-from fastrdm.methods.alignment import ALIGNMENTS, loss_settings
-from fastrdm.methods.dual_branch import TRANSFORMS, DualBranch, transform_settings
+from fastrdm.methods.dual_branch import DualBranch
+from fastrdm.methods.losses import ALIGNMENTS, loss_settings
+from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings
 from fastrdm.models import encoders
 from fastrdm.runtime import checkpoint
 from fastrdm.trainer import Trainer
@@ -247,6 +248,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {  # key: another value of it, a
         ("method.target=[{name: filter, kind: whiten, strength: 0.5}]",),
     ),
     "filter.epsilon": ("method.target.0.epsilon=0.5", FILTER),
+    "filter.gradient": ("method.online.0.gradient=isotropic", ("preset=rdm_simsiam_power1",)),
     "filter.momentum": ("method.target.0.momentum=0.5", FILTER),
     "sinkhorn.warmup_epsilon": ("method.target.1.warmup_epsilon=0.5", SCORES),
     "sinkhorn.warmup": ("method.target.1.warmup=1st", (*SCORES, "method.target.1.warmup_epsilon=0.5")),

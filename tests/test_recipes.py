@@ -15,7 +15,7 @@ from fastrdm.config import run_config
 from fastrdm.config.run_config import RECIPES, Config
 from fastrdm.loaders.sources.archives import Arrays
 from fastrdm.loaders.sources.class_list import read_class_list
-from fastrdm.loaders.sources.source import STATISTICS
+from fastrdm.loaders.spec import STATISTICS
 from fastrdm.methods.presets import PRESETS
 from fastrdm.trainer import Trainer
 
@@ -52,7 +52,7 @@ def test_every_recipe_has_a_row_and_every_preset_one_for_each_data_set() -> None
         named.setdefault(data, set()).add(preset)
     aliases = {"rdm_simsiam", "rdm_byol"}  # of target0.5
     families = {"vicreg", "barlow_twins", "lejepa", "w_mse", "directpred", "directcopy", "fastsiam", "simdino", "tico"}
-    families |= {"byol_koleo"}
+    families |= {"byol_koleo", "isoloss"}
     assert named["cifar10"] == PRESETS.keys() - aliases
     assert named["imagenet100"] == PRESETS.keys() - aliases - families, "the other families are on CIFAR-10 alone"
     assert named["imagenet"] >= {p for p in PRESETS if p.startswith("rdm_")} - aliases
@@ -199,6 +199,7 @@ class Lightly:
     solarize: tuple[float, float]
     interpolation: str
     views: int = 2
+    targets: tuple[str, int] = ("pairs", 2)  # what a view is compared with, and how many views have targets
 
 
 def lightly(c: Config, batch: int) -> Lightly:
@@ -222,6 +223,7 @@ def lightly(c: Config, batch: int) -> Lightly:
         solarize=(views[0].solarize, views[1].solarize),
         interpolation=views[0].interpolation,
         views=len(views),
+        targets=(method.alignment.targets, method.target_views),
     )
 
 
@@ -229,10 +231,11 @@ SIAM, BYOL2, SWAV2, DINO2 = (2, 2048, 2048, "affine"), (2, 1024, 256, "none"), (
 LARGE_CROPS, BYOL_CROPS, SWAV_CROPS, DINO_CROPS = (0.2, 1.0), (0.08, 1.0), (0.14, 1.0), (0.4, 1.0)
 LIGHTLY = {
     "simsiam": ("sgd", 0.06, 5e-4, SIAM, 512, None, None, LARGE_CROPS, WEAK, NO, "bilinear"),
+    "fastsiam": ("sgd", 0.06, 5e-4, SIAM, 512, None, None, LARGE_CROPS, WEAK, NO, "bilinear", 4, ("mean", 4)),
     "byol": ("sgd", 0.06, 5e-4, BYOL2, 1024, 0.99, None, BYOL_CROPS, BYOL, SECOND, "bilinear"),
     "swav": ("adamw", 1e-3, 1e-6, SWAV2, None, None, 512, SWAV_CROPS, WEAK, NO, "bilinear"),
     "dino": ("sgd", 0.06, 5e-4, (*DINO2, "none"), None, 0.99, 2048, DINO_CROPS, BYOL, SECOND, "bicubic"),
-}  # at batch 128; the rate is in proportion to the batch but for SimSiam's
+}  # at batch 128; the rate is in proportion to the batch but for SimSiam's and FastSiam's
 
 
 @pytest.mark.parametrize(("batch", "epochs"), [(128, 200), (512, 200), (512, 800)])
@@ -245,7 +248,7 @@ def test_lightlys_cifar10(preset: str, batch: int, epochs: int) -> None:
     ]
     (c,) = [c for c in rows if (c.loader.batch_size, c.train.length) == (batch, f"{epochs}ep")]
     optimizer, rate, *others = LIGHTLY[preset]
-    scaled = rate if preset == "simsiam" else rate * batch / 128
+    scaled = rate if preset in ("simsiam", "fastsiam") else rate * batch / 128
     assert lightly(c, batch) == Lightly(epochs, batch, optimizer, scaled, *others)
     assert_lightlys(c, 32)
     assert c.encoder.stem == "cifar" and {v.blur for v in c.loader.views} == {0.0}

@@ -20,8 +20,9 @@ from fastrdm.loaders.augment import reference
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.loaders.supervised import crop_and_flip
 from fastrdm.methods import spectral_filter as filters
-from fastrdm.methods.alignment import CrossEntropyConfig, align, cross_entropy
+from fastrdm.methods.alignment import align
 from fastrdm.methods.dual_branch import DualBranch, MethodConfig
+from fastrdm.methods.losses import CrossEntropyConfig, cross_entropy
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
 from fastrdm.methods.transform import BranchContext, TransformContext

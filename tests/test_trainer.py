@@ -175,6 +175,7 @@ def test_the_verdict_stands_in_the_live_line_the_summary_and_the_report(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = judge(lines, 16)
     assert expected.state != "not judged"
+    assert all(line["knn_images"] == len(t.test) for line in lines if "knn" in line)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["verdict"], summary["verdict_reason"]) == (expected.state, expected.reason)
     assert t.judge.verdict() == expected

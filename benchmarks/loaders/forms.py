@@ -1,13 +1,13 @@
 """Reading from every form: decoded images a second in random order, beside a plain simplejpeg loop over files.
 
-    python -m benchmarks.loaders.forms FOLDER [--images 1000] [--turns 5] [--peers PYTHON ...]
+    python -m benchmarks.loaders.forms FOLDER [--images 1000] [--turns 5] [--peers PYTHON ...] [--parts PART ...]
 
-FOLDER holds JPEG files, one folder a class. They are written as a tar file of tar files, WebDataset, parquet and a pack
-behind a web server on 127.0.0.1, whose shards are in the cache when the clock starts. Each contestant reads each image
-once in a turn, on one thread; a turn is one pass of each, so that what slows the machine slows all. --peers: Pythons
-that have webdataset, litdata, datasets or mosaicml-streaming, whose own readers then read the same files; each of them
-by the first Python that has it. Also: how long it takes to list
-1,000,000 files, and how long training at 1,000 images/s waits for a store of 100 MB/s that answers after 20 ms.
+FOLDER holds JPEG files, one folder a class. Part `reading` writes them as tar files of folders and of tar files,
+WebDataset, parquet and a pack behind a web server on 127.0.0.1, whose shards are in the cache when the clock starts.
+Each contestant reads each image once in a turn, on one thread; a turn is one pass of each, so that what slows the
+machine slows all. --peers: Pythons that have webdataset, litdata, datasets or mosaicml-streaming, whose own readers
+then read the same files; each of them by the first Python that has it. Part `waiting` is how long training at 1,000
+images/s waits for a store of 100 MB/s that answers after 20 ms, part `listing` how long listing 1,000,000 files takes.
 """
 
 import io
@@ -38,7 +38,8 @@ from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 STORE = common.ROOT / "tests" / "programs" / "slow_store.py"
 RESULT = common.FOLDER / "results" / "loader_forms.csv"
 LOOP = "files: simplejpeg in a plain loop"
-FIELDS = ["what", "images_per_cpu_second", "ratio", "value"]
+FIELDS = ["what", "images_per_cpu_second", "ratio", "p20", "p80", "value"]
+PARTS = ("reading", "waiting", "listing")
 SHARD = 100  # images of a WebDataset shard, a parquet row group and, about, a shard of the pack
 WINDOW = 4
 PEERS = {
@@ -92,7 +93,7 @@ def write_forms(files: list[Path], root: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for name in ("imagenet/ILSVRC2012_img_train.tar", "webdataset/x", "parquet/x"):
+    for name in ("imagenet/ILSVRC2012_img_train.tar", "tar/x", "webdataset/x", "parquet/x"):
         (root / name).parent.mkdir(parents=True)
     by_class: dict[str, list[Path]] = {}
     for k, path in enumerate(files):
@@ -108,6 +109,10 @@ def write_forms(files: list[Path], root: Path) -> None:
                 for target in targets:
                     _into(tar, target.name, target.read_bytes())
             _into(outer, f"{name}.tar", inner.getvalue())
+    with tarfile.open(root / "tar" / "set.tar", "w") as tar:
+        for name, targets in by_class.items():
+            for target in targets:
+                _into(tar, f"set/train/{name}/{target.name}", target.read_bytes())
     for start in range(0, len(files), SHARD):
         some = files[start : start + SHARD]
         with tarfile.open(root / "webdataset" / f"{start // SHARD:05}.tar", "w") as shard:
@@ -180,6 +185,7 @@ def forms(root: Path, url: str) -> dict[str, Callable[[], object]]:
         LOOP: plain_loop(FolderSource(root / "folder")),
         "folder": reading(opened("folder", str(root / "folder")), False),
         "tar of tars": reading(opened("imagenet", str(root / "imagenet")), False),
+        "tar of folders": reading(opened("tar", str(root / "tar")), False),
         "WebDataset": reading(opened("webdataset", str(root / "webdataset")), False),
         f"parquet, windows of {WINDOW} row groups": reading(parquet, True),
         "pack": reading(opened("packed", str(root / "pack")), False),
@@ -263,47 +269,60 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--peers", nargs="+", metavar="PYTHON", default=[])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=RESULT, help="CSV that rows are added to")
     parser.add_argument("--listed", type=int, default=1_000_000)
     options = parser.parse_args()
-    sources = sorted(options.folder.rglob("*.JPEG"))
-    files = [sources[k % len(sources)] for k in range(options.images)]
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_forms(files, root)
-        process, url = serve(root / "pack")
-        try:
-            contestants = forms(root, url)
-            seconds: dict[str, list[float]] = {name: [] for name in contestants}
-            for turn in range(options.turns + 1):  # the first fills caches and is not counted
-                for name, run in contestants.items():
-                    began = time.thread_time()
-                    run()
-                    if turn:
-                        seconds[name].append(time.thread_time() - began)
-        finally:
-            process.kill()
-        for name, times in seconds.items():
-            ratios = [a / b for a, b in zip(seconds[LOOP], times, strict=True)]
-            rows.append(_row(name, [len(files) / t for t in times], statistics.median(ratios)))
-        base = statistics.median(len(files) / t for t in seconds[LOOP])
-        for name, rates in peers(options.peers, root, options.turns).items():
-            rows.append(_row(f"{name}'s own reader", rates, statistics.median(rates) / base))
-        share, seen = waiting(root, 1000.0)
-        what = f"data wait, {seen:,} images at 1,000 images/s from a store of 100 MB/s and 20 ms, share"
-        rows.append({"what": what, "value": f"{share:.4f}"})
-        seconds_listed, held = listing(root / "listed", options.listed)
-        rows.append({"what": f"listing {options.listed:,} files, seconds", "value": f"{seconds_listed:.2f}"})
-        rows.append({"what": f"listing {options.listed:,} files, bytes an image", "value": f"{held:.0f}"})
+        if "reading" in options.parts:
+            rows += race(root, options)
+        if "waiting" in options.parts:
+            share, seen = waiting(root, 1000.0)
+            what = f"data wait, {seen:,} images at 1,000 images/s from a store of 100 MB/s and 20 ms, share"
+            rows.append({"what": what, "value": f"{share:.4f}"})
+        if "listing" in options.parts:
+            seconds, held = listing(root / "listed", options.listed)
+            rows.append({"what": f"listing {options.listed:,} files, seconds", "value": f"{seconds:.2f}"})
+            rows.append({"what": f"listing {options.listed:,} files, bytes an image", "value": f"{held:.0f}"})
     common.print_rows(FIELDS, rows)
     with common.added_rows(options.out, [*FIELDS, *common.MACHINE]) as table:
         for row in rows:
             table.writerow({**row, **common.machine(common.available_device())})
 
 
-def _row(name: str, rates: list[float], ratio: float) -> dict[str, object]:
-    return {"what": name, "images_per_cpu_second": f"{statistics.median(rates):.0f}", "ratio": f"{ratio:.3f}"}
+def race(root: Path, options: Namespace) -> list[dict[str, object]]:
+    """A row for each form, and for each peer's own reader."""
+    sources = sorted(options.folder.rglob("*.JPEG"))
+    files = [sources[k % len(sources)] for k in range(options.images)]
+    write_forms(files, root)
+    process, url = serve(root / "pack")
+    try:
+        contestants = forms(root, url)
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        for turn in range(options.turns + 1):  # the first fills caches and is not counted
+            for name, run in contestants.items():
+                began = time.thread_time()
+                run()
+                if turn:
+                    seconds[name].append(time.thread_time() - began)
+    finally:
+        process.kill()
+    loop = [len(files) / t for t in seconds[LOOP]]
+    rows = []
+    for name, times in seconds.items():
+        rates = [len(files) / t for t in times]
+        rows.append(_row(name, rates, [rate / base for rate, base in zip(rates, loop, strict=True)]))
+    for name, rates in peers(options.peers, root, options.turns).items():
+        rows.append(_row(f"{name}'s own reader", rates, [rate / statistics.median(loop) for rate in rates]))
+    return rows
+
+
+def _row(name: str, rates: Sequence[float], ratios: Sequence[float]) -> dict[str, object]:
+    low, middle, high = (f"{value:.3f}" for value in common.percentiles(ratios))
+    rate = f"{statistics.median(rates):.0f}"
+    return {"what": name, "images_per_cpu_second": rate, "ratio": middle, "p20": low, "p80": high}
 
 
 if __name__ == "__main__":

@@ -88,7 +88,12 @@ SECOND = [
     _method("dino"),
     *(_method(preset) for preset in NEWER if preset in PRESETS),
 ]  # fmt: skip
-TOGETHER: list[Lever] = []  # levers that helped alone, joined
+TOGETHER = [  # levers that were ahead of the base alone, joined
+    _over("together", "lr x 2, linear to zero, joint BatchNorm", "optim.lr=0.6", "optim.schedule=linear",
+          "method.bn_views=joint"),
+    _over("together", "head 512, 512, one-cycle", "method.projector.hidden=512", "method.projector.out=512",
+          "optim.schedule=linear", "optim.warmup=30%"),
+]  # fmt: skip
 
 
 def jobs(seeds: int) -> list[tuple[Lever, int]]:

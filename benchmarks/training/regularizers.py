@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import common
-from fastrdm.methods.alignment import AlignmentConfig, CrossCorrelationConfig, align, cross_correlation
-from fastrdm.methods.regularizer import RegularizerContext
-from fastrdm.methods.regularizers import Sliced, find_regularizer, regularizer_settings
+from fastrdm.methods.alignment import align
+from fastrdm.methods.losses import AlignmentConfig, CrossCorrelationConfig, cross_correlation
+from fastrdm.methods.regularizer import RegularizerContext, find_regularizer
+from fastrdm.methods.regularizer_settings import regularizer_settings
+from fastrdm.methods.regularizers import Sliced
 
 Loss = Callable[[Tensor], Tensor]
 FIELDS = ["loss", "rows", "width", "views", "plain_ms", "ours_ms", "times", "difference", *common.ENVIRONMENT]

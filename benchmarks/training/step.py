@@ -9,9 +9,10 @@
 All contestants of a preset take one step each in turn, on noise that lies on the device. step: the trainer's, whole.
 ceiling: the same encoder passes alone, forward and backward for the online network, forward for an EMA target, compiled
 and captured as the step is. reference: as the authors' codes do it: eager, NCHW, a pass for each view, filters by
-torch.linalg.svd; the same precision, optimizer and batch. svd: the step, its filters by torch.linalg.svd (presets with
-filters; not captured). base, only where it is asked for: the step of the method that a preset varies. Under torchrun:
-the steps of all processes together, --optimize-ddp as torch.compile takes it.
+torch.linalg.svd (of a moving moment by eigh); the same losses, precision, optimizer and batch. svd: the step, its
+filters by torch.linalg.svd (presets with filters; not captured). base, only where it is asked for: the step of the
+method that a preset varies. Under torchrun: the steps of all processes together, --optimize-ddp as torch.compile takes
+it.
 
 ms, p20, p80: median, 20th and 80th percentile; with --clock cpu processor time, for a machine that others use. to_X:
 X's time over this one's, the median over turns, so that a machine that slows down slows both; to_ceiling is at most 1,
@@ -43,7 +44,7 @@ from fastrdm.loaders.spec import Batch
 from fastrdm.methods import spectral_filter
 from fastrdm.methods.dual_branch import Network
 from fastrdm.methods.presets import PRESETS
-from fastrdm.methods.spectral_filter import FilterConfig
+from fastrdm.methods.spectral_filter import FilterConfig, Weighting
 from fastrdm.runtime import distributed
 from fastrdm.trainer import Trainer
 
@@ -62,7 +63,9 @@ def base_of(preset: str) -> str | None:
 
 
 def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: bool, *more: str) -> Trainer:
-    """A trainer on noise. A preset's queue is made so short that it is full from the first step on."""
+    """A trainer on noise. A preset's queue is made so short that it is full from the first step on; whitening takes
+    fewer dimensions than rows.
+    """
     resnet = "/" not in args.encoder
     settings = [
         "quickstart.yaml",
@@ -82,6 +85,10 @@ def trainer_of(preset: str, args: argparse.Namespace, compiled: bool, captured: 
         for i, transform in enumerate(places):
             if isinstance(transform, dict) and transform.get("queue"):
                 settings.append(f"method.{side}.{i}.queue={args.batch * max(transform['queue'] // args.batch, 1)}")
+            if isinstance(transform, dict) and transform["name"] == "whiten":
+                settings.append(
+                    f"method.projector.out={min(PRESETS[preset]['method']['projector']['out'], args.batch // 2)}"
+                )
     settings += [f"train.compile={str(compiled).lower()}", f"train.capture={str(captured).lower()}"]
     return Trainer(run_config.load([*settings, "evaluate.probe=false", *args.settings, *more]))
 
@@ -126,11 +133,29 @@ def encoder_passes(trainer: Trainer, batch: Batch, compiled: bool, captured: boo
 
 
 def svd_filter(
-    x: Tensor, kind: str, power: float | None, *, basis: Tensor | None = None, side: str = "online", **_: Any
+    x: Tensor,
+    kind: str | Callable[[Tensor], Tensor],
+    power: float | None,
+    *,
+    basis: Tensor | None = None,
+    gram: Tensor | None = None,
+    side: str = "online",
+    **_: Any,
 ) -> Tensor:
-    """The authors' filter: W from a full SVD, without gradient."""
+    """The authors' filter, W without gradient: of a full SVD, or of a moving moment's eigenvectors (DirectPred).
+
+    DirectCopy's W is the moment itself over its norm, without a decomposition.
+    """
     with torch.no_grad():
-        w = svd_weights(x if basis is None else basis, kind, power)
+        if gram is None:
+            assert isinstance(kind, str)
+            w = svd_weights(x if basis is None else basis, kind, power)
+        elif isinstance(kind, Weighting) and kind.config.power == 2:
+            w = gram / gram.norm()
+        else:
+            assert callable(kind)
+            values, vectors = torch.linalg.eigh(gram)
+            w = (vectors * kind(values.clamp_min(0).sqrt().unsqueeze(0))) @ vectors.mT
     return x @ w if side == "online" else x.detach() @ w
 
 

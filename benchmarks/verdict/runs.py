@@ -32,8 +32,10 @@ HERE = Path(__file__).parents[1]
 ROWS, SERIES = HERE / "results" / "verdict_runs.csv", HERE / "records" / "verdict" / "series.jsonl.gz"
 FIELDS = ["data", "arm", "seed", "expected", *Outcome._fields, "cpu_seconds", "torch", "settings"]
 TRAIN, TEST = 2_000, 1_000  # images of CIFAR-10
+TESTED = {"digits": 360, "cifar10": TEST}
 UNUSED = ("time", "images_per_second", "data_wait", "monitor_seconds", "monitor_share", "unreadable_images",
-          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilization", "filter_share")  # fmt: skip
+          "seconds_to_first_step", "gflops", "peak_memory_mib", "flop_utilization", "filter_share",
+          "knn_images")  # fmt: skip
 RECIPES = {"cifar10": "cifar10/cpu.yaml", "digits": "quickstart.yaml"}
 
 
@@ -68,11 +70,13 @@ def for_any_preset(recipe: str, out: Path) -> str:
     return str(out)
 
 
-def done(file: Path) -> set[tuple[str, str, str]]:
+def done(file: Path) -> dict[tuple[str, str, str], float]:
+    """CPU seconds of the runs that were made."""
     if not file.exists():
-        return set()
+        return {}
     with file.open(newline="") as lines:
-        return {(row["data"], row["arm"], row["seed"]) for row in csv.DictReader(lines)}
+        rows = csv.DictReader(lines)
+        return {(row["data"], row["arm"], row["seed"]): float(row["cpu_seconds"]) for row in rows}
 
 
 def run(arm: Arm, seed: int, cifar: Path, folder: Path) -> None:
@@ -119,18 +123,23 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as arrays")
     parser.add_argument("--only", nargs="+", default=[], help="names of arms; all")
-    parser.add_argument("--cpu-minutes", type=float, default=45.0, help="after which no run begins")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="all")
+    parser.add_argument("--cpu-minutes", type=float, default=45.0, help="of all runs of the table; then none begins")
     options = parser.parse_args()
     torch.set_num_threads(1)
     SERIES.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        cifar = smaller(options.data, Path(scratch) / "cifar10")
         finished = done(ROWS)
         wanted = [job for job in jobs() if not options.only or job[0].name in options.only]
+        wanted = [job for job in wanted if not options.seeds or job[1] in options.seeds]
+        cifar = Path(scratch) / "cifar10"
+        if any(arm.data == "cifar10" for arm, _ in wanted):
+            smaller(options.data, cifar)
+        spent = sum(finished.values())
         for arm, seed in wanted:
             if (arm.data, arm.name, str(seed)) in finished:
                 continue
-            if time.process_time() > 60 * options.cpu_minutes:
+            if spent + time.process_time() > 60 * options.cpu_minutes:
                 break
             folder = Path(scratch) / f"{arm.data}-{arm.name}-{seed}"
             run(arm, seed, cifar, folder)

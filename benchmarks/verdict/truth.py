@@ -4,7 +4,10 @@ None of it is a figure that a run logs. Two augmented views of every test image 
 training, in batches of a quarter of them, and centered views of all images give features for two classifiers.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ from fastrdm.trainer import Trainer
 
 RIDGE = 1e-3  # of the linear classifier, on standardized features
 POINT_SPREAD, LEAST_INFORMATION, LEADING = 0.005, 0.01, 0.7
+FALL, FALL_ERRORS = 0.05, 2
 
 
 class Outcome(NamedTuple):
@@ -125,16 +129,40 @@ def measure(trainer: Trainer, random: tuple[float, float]) -> Outcome:
     )
 
 
-def label(outcome: Outcome) -> str:
-    """The state that an outcome stands for.
+def error_of_difference(first: float, second: float, images: int) -> float:
+    """Binomial standard error of the difference of two accuracies, each measured on as many images."""
+    return math.sqrt((first * (1 - first) + second * (1 - second)) / images)
+
+
+def gain(outcome: Outcome) -> float:
+    """Rise of k-NN and linear accuracy over the untrained encoder, summed."""
+    return outcome.knn - outcome.random_knn + outcome.linear - outcome.random_linear
+
+
+def label(outcome: Outcome, images: int, best: float, errors: Sequence[float] = (0, 0, 0)) -> str:
+    """The state that an outcome on a number of test images stands for; `best` is the run's highest k-NN accuracy.
 
     Complete collapse: unit-length embeddings spread by less than 0.5 % of their length's square, or the targets tell
     less than 0.01 nat about the image. Dimensional collapse: one direction holds 70 % of the embeddings' variance.
-    Weak: k-NN and linear accuracy together did not rise above those of the untrained encoder.
+    Weak: k-NN and linear accuracy together did not rise above those of the untrained encoder, or the k-NN accuracy
+    fell from its best by more than 5 points and two standard errors. `errors` are added to spread, leading share and
+    gain, in standard errors of each.
     """
-    if outcome.spread < POINT_SPREAD or outcome.information < LEAST_INFORMATION:
+    o = outcome
+    # Standard errors of the variances of Gaussian rows, for the spectrum for which they are largest.
+    spread = o.spread * (1 + errors[0] * math.sqrt(2 / images))
+    leading = o.leading + errors[1] * 2 * o.leading * (1 - o.leading) / math.sqrt(images)
+    pairs = ((o.knn, o.random_knn), (o.linear, o.random_linear))
+    gained = gain(o) + errors[2] * math.hypot(*(error_of_difference(*pair, images) for pair in pairs))
+    if spread < POINT_SPREAD or o.information < LEAST_INFORMATION:
         return "complete collapse"
-    if outcome.leading > LEADING:
+    if leading > LEADING:
         return "dimensional collapse"
-    gain = outcome.knn - outcome.random_knn + outcome.linear - outcome.random_linear
-    return "healthy" if gain > 0 else "weak"
+    fell = best - o.knn > max(FALL, FALL_ERRORS * error_of_difference(best, o.knn, images))
+    return "healthy" if gained > 0 and not fell else "weak"
+
+
+def possible_labels(outcome: Outcome, images: int, best: float) -> tuple[str, ...]:
+    """`label`, and the labels that it would be if what was measured were off by one standard error."""
+    off = sorted(product((0, -1, 1), repeat=3), key=lambda errors: sum(map(abs, errors)))
+    return tuple(dict.fromkeys(label(outcome, images, best, errors) for errors in off))

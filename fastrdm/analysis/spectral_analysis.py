@@ -5,11 +5,9 @@ docs/theory.md explains what each metric estimates, its bias and how to read it.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.analysis.branch_comparison import (
@@ -20,40 +18,17 @@ from fastrdm.analysis.branch_comparison import (
     spectral_filter_between,
     white_bound,
 )
+from fastrdm.analysis.settings import AnalysisConfig as AnalysisConfig
 from fastrdm.kernels.collectives import process_count
 from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
 from fastrdm.methods.dual_branch import DualBranch
 from fastrdm.monitoring.moments import unit_rows
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.runtime.distributed import gather_rows
-from fastrdm.schema import STRICT, Duration, require
+from fastrdm.schema import require
 
 IMAGES_PER_DIMENSION = 10  # images a dimension below which a figure is called biased
 PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class AnalysisConfig:
-    """The analysis while a run goes on; see docs/theory.md.
-
-    The weights are frozen meanwhile, and nothing is changed.
-    """
-
-    every: Duration = "0st"
-    """Time between two analyses, such as 10ep; one more is made at the start and at the end of the run. `0st` makes
-    none.
-    """
-
-    images: int | None = Field(default=None, ge=1)
-    """Images that are analyzed. `null` takes 10 for each dimension of the output and at least 5,000, as far as the set
-    has them.
-    """
-
-    split: Literal["train", "test"] = "train"
-    """Split of the data set whose images are analyzed."""
-
-    replicates: int = Field(default=100, ge=10)
-    """Bootstrap samples for the confidence intervals."""
 
 
 class Branches(NamedTuple):

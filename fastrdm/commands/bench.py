@@ -6,21 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastrdm import parts
-from fastrdm.commands.embed import loader_of
 from fastrdm.commands.pretrained import add_trust
+from fastrdm.commands.source_word import HELP, loader_of, named_source
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Loaded
 from fastrdm.efficiency import speed
 from fastrdm.efficiency.speed import AMPLE, MORE, Budget, LoadRate, ReadCost, StepRate, Together
 from fastrdm.evaluation.sets import open_sets
-from fastrdm.loaders.sources.open import SOURCES
-from fastrdm.loaders.sources.store import is_remote
 from fastrdm.runtime import distributed
 from fastrdm.schema import require
 from fastrdm.training import automatic
-from fastrdm.training.fit import fit_views
+from fastrdm.training.fit import fit_batch, fit_views
 
 SECONDS = 100.0  # of measuring; starting Python and listing the images come on top
 LEAST_SECONDS = 20.0
@@ -54,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         "words",
         nargs="*",
         metavar="SOURCE CONFIG a.b=c",
-        help="SOURCE: a folder of images, a pack, or a name as in loader.source; the rest as for fastrdm train",
+        help=f"{HELP}; the rest as for fastrdm train",
     )
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time of measuring; default {SECONDS:g}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE too")
@@ -69,21 +66,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def settings_of(words: Sequence[str]) -> list[str]:
-    """The arguments of `fastrdm train` for these words, one of which may be a folder or a source's name."""
-    sources = [word for word in words if "=" not in word and _is_source(word)]
-    require(len(sources) <= 1, "SOURCE", "one folder or name", sources)
+    """The arguments of `fastrdm train` for these words, one of which may be a source."""
+    sources = [word for word in words if "=" not in word and named_source(word)]
+    require(len(sources) <= 1, "SOURCE", "one folder, file, URL or name", sources)
     given: list[str] = []
     for word in sources:
-        if is_remote(word):
-            given = ["loader.source=packed", f"loader.root={word}"]
-        else:
-            loader = loader_of(word, None, None)
-            given = [f"loader.source={loader.source}", *([f"loader.root={loader.root}"] if loader.root else [])]
+        loader = loader_of(word, None, None)
+        given = [f"loader.source={loader.source}", *([f"loader.root={loader.root}"] if loader.root else [])]
     return [*given, *(word for word in words if word not in sources)]
-
-
-def _is_source(word: str) -> bool:
-    return Path(word).is_dir() or word in SOURCES or is_remote(word) or parts.is_own(word)
 
 
 def measure(loaded: Loaded, seconds: float = SECONDS) -> Bench:
@@ -96,7 +86,8 @@ def measure(loaded: Loaded, seconds: float = SECONDS) -> Bench:
         source = sets.train
         require(len(source) > 1, "SOURCE", "at least two images", len(source))
         settings = speed.plain(automatic.choose(settings, processes, source)[0])
-        settings = fit_views(settings, source, user_sets(loaded.layers))[0]
+        given = user_sets(loaded.layers)
+        settings = fit_views(fit_batch(settings, len(source), 1, given)[0], source, given)[0]
         most = min(settings.loader.batch_size, len(source) - len(source) % settings.train.accumulate)
         step = speed.training_step(settings, source, processes, len(source.classes) if sets.probed else 0)
         budget = Budget(seconds)

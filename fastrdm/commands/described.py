@@ -19,10 +19,10 @@ def kept(what: str) -> Any:
 
 def collect() -> dict[str, Any]:
     """The content of the file by the settings as they are, which takes torch."""
-    from fastrdm.commands.train_help import compose_help
+    from fastrdm.commands.train_cli import compose_help
     from fastrdm.config import help, run_config
-    from fastrdm.methods.alignment import ALIGNMENTS
-    from fastrdm.methods.dual_branch import TRANSFORMS
+    from fastrdm.methods.losses import ALIGNMENTS
+    from fastrdm.methods.transform_settings import TRANSFORMS
 
     names = ["", "all", "preset", "run", *run_config.sections(), *TRANSFORMS, *ALIGNMENTS]
     helps = {}

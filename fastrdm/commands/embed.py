@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from fastrdm.commands.evaluate import add_weights
 from fastrdm.commands.evaluate import opened as open_foreign
 from fastrdm.commands.pretrained import Pretrained, add_trust, from_path, load_projector
+from fastrdm.commands.source_word import HELP, loader_of
 from fastrdm.evaluation.embedding import FEATURES, Embedded, blocks, complete, embed, tap_features, unit_length, whiten
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.files import whole, write_whole
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "image that can be read, OUT/images.csv its index, name and label. A stopped command continues when it is "
         "given again. RUN is a run folder or a step folder, FILE was written by `fastrdm export`.",
     )
-    p.add_argument("words", nargs="*", metavar="RUN SOURCE", help="SOURCE: a folder, or a name as in loader.source")
+    p.add_argument("words", nargs="*", metavar="RUN SOURCE", help=HELP)
     p.add_argument("-o", "--out", type=Path, metavar="OUT", required=True, help="folder of the files")
     add_weights(p)
     add_trust(p)
@@ -69,19 +70,6 @@ def add_images(p: argparse.ArgumentParser) -> None:
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder")
     p.add_argument("--batch-size", type=int, default=256, help="images a pass")
     p.add_argument("--workers", type=int, default=2, help="decoding threads of each process")
-
-
-def loader_of(word: str | None, root: str | None, own: LoaderConfig | None) -> LoaderConfig:
-    """Loader settings of the images that a command names: a folder, a source's name, or none for the run's own."""
-    if word is None:
-        if own is None:
-            raise ValueError("SOURCE must name the images: a file of weights does not know them")
-        return replace(own, root=root or own.root, subset=None)
-    if Path(word).is_dir():
-        require(root is None, "--root", f"left out for the folder {word}", root)
-        packed = any((Path(word) / part / "meta.json").is_file() for part in ("", "train"))
-        return LoaderConfig(source="packed" if packed else "folder", root=word)
-    return LoaderConfig(source=word, root=root)
 
 
 def encode_function(pretrained: Pretrained, tap: str, machine: Machine) -> Callable[[Tensor], Tensor]:

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method", help="of knn, linear, finetune, separated by commas; default knn,linear")
     p.add_argument("--recipe", choices=RECIPES, help="published settings, see docs/evaluation.md")
     p.add_argument("--labels", help="shares of the labels for finetune, such as 0.01,0.1,1")
-    p.add_argument("--out", type=Path, help="folder of the result files; default: beside the checkpoint")
+    p.add_argument("-o", "--out", type=Path, help="folder of the result files; default: beside the checkpoint")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder")
     p.add_argument("--batch-size", type=int, default=256, help="images a pass where nothing is trained")
@@ -110,9 +110,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     view = sized(pretrained.view, options.size)
     found = open_sets(data, judged)
+    measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for note in found.notes:
         live.say(f"note: {note}")
-    measures = Evaluator(pretrained.encoder, view, found.bank, found.test, machine, live.tell)
     for method in methods.split(","):
         for name, part, result in measured(measures, config, method):
             record = {**result, "recipe": options.recipe, "settings": part, "source": described(measures, data)}

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrdm.commands.embed import add_images, loader_of
+from fastrdm.commands.embed import add_images
 from fastrdm.commands.pretrained import Pretrained, add_trust, from_path
+from fastrdm.commands.source_word import HELP, loader_of
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.explore import space
 from fastrdm.explore.gather import DRAWS, Gathered, gather, views_of
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "views. RUN is a run folder, a step folder, or a file of `fastrdm export`; without SOURCE, the images of the "
         "first run are shown.",
     )
-    p.add_argument("words", nargs="+", metavar="RUN SOURCE", help="SOURCE: a folder, or a name as in loader.source")
+    p.add_argument("words", nargs="+", metavar="RUN SOURCE", help=HELP)
     p.add_argument("-o", "--out", type=Path, metavar="PAGE", default=Path("explore.html"), help="default explore.html")
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
     p.add_argument("--map", default="pca", help="of pca, umap, separated by commas; the page switches between them")
@@ -186,7 +187,7 @@ def _views(found: Gathered, source: Source, first: Pretrained, count: int) -> di
 def read_columns(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Columns of a CSV for the images `names`: numbers where every value is one, else classes."""
     require(file.is_file(), "--columns", "a CSV file", str(file))
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
         table = list(csv.DictReader(opened))
     require(bool(table) and "name" in table[0], "--columns", "a CSV with a column `name`", str(file))
     rows = {row["name"]: row for row in table}

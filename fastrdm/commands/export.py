@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="safetensors: the encoder's own keys; huggingface: a folder for timm's local-dir: and for transformers",
     )
-    p.add_argument("--out", type=Path, metavar="FILE", required=True)
+    p.add_argument("-o", "--out", type=Path, metavar="FILE", required=True)
     p.add_argument("--precision", choices=tuple(ONNX_TOLERANCE), default="fp32", help="of the weights in an ONNX file")
     p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
     add_trust(p)

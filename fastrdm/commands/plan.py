@@ -17,14 +17,14 @@ from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
 from fastrdm.efficiency.step_cost import CPU, Footprint, build, measure
 from fastrdm.evaluation.sets import open_sets
-from fastrdm.models.encoders import find_encoder
+from fastrdm.models.settings import find_encoder
 from fastrdm.monitoring.monitor import RankMonitor
 from fastrdm.monitoring.window import bytes_of
 from fastrdm.report.run_files import read_runs
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training import automatic
-from fastrdm.training.fit import fit_warmup
+from fastrdm.training.fit import fit_batch, fit_warmup
 from fastrdm.training.learner import Learner
 from fastrdm.training.step import changes
 
@@ -76,9 +76,12 @@ def main(arguments: Sequence[str]) -> int:
     gpus = options.gpus or 1
     settings, chosen = automatic.choose(loaded.config, Processes(0, gpus, here))
     images = data(settings, options.images)
+    given = user_sets(loaded.layers)
+    settings, notes = fit_batch(settings, images.images, gpus, given)
     epoch = max(images.images // settings.loader.batch_size, 1)
     horizon = Horizon(epoch, max(steps_of(settings.train.length, epoch), 1))
-    settings, notes = fit_warmup(settings, horizon, user_sets(loaded.layers))
+    settings, told = fit_warmup(settings, horizon, given)
+    notes += told
     if options.bench:
         for name in ("gpus", "images", "images_per_second", "run", "table"):
             option = {"run": "--from"}.get(name, f"--{name.replace('_', '-')}")

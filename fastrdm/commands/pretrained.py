@@ -21,8 +21,7 @@ from fastrdm.config import run_config
 from fastrdm.evaluation.knn import EvaluateConfig
 from fastrdm.files import sha256, whole
 from fastrdm.loaders.evaluation import center_view, short_side
-from fastrdm.loaders.sources.source import STATISTICS
-from fastrdm.loaders.spec import LoaderConfig, ViewSpec
+from fastrdm.loaders.spec import STATISTICS, LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
 from fastrdm.models.foreign_weights import Branch, load_foreign, read_tree
 from fastrdm.models.heads import Head

@@ -1,19 +1,14 @@
-"""`fastrdm train`, and `fastrdm.train` in Python: one run from its settings to its summary."""
+"""`fastrdm.train` in Python, and what `fastrdm train` does with its settings: one run, to its summary."""
 
-import argparse
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
-
-import torch
+from typing import Any, NamedTuple
 
 from fastrdm.cli import EXIT_ALARM, EXIT_STOPPED, STOP_SIGNALS
-from fastrdm.commands.train_help import help_text
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
 from fastrdm.live_line import show
@@ -21,8 +16,6 @@ from fastrdm.models.foreign_weights import check_export
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.report import page
 from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.run_folder import RunFolder
-from fastrdm.schema import require
 from fastrdm.trainer import Trainer
 
 
@@ -47,68 +40,11 @@ def train(arguments: Sequence[str] = (), /, **settings: Any) -> TrainResult:
     The same settings continue a run that was stopped. Raises ValueError for a setting that is refused, and
     fastrdm.errors.RunError for a run that fails.
     """
-    return _run(run_config.compose(arguments, settings))
+    return run(run_config.compose(arguments, settings))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see fastrdm train --help")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Train as the command line says, and return the exit status."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", nargs="?", const="")
-    parser.add_argument("--print-config", action="store_true")
-    parser.add_argument("--published", action="store_true")
-    parser.add_argument("--processes")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--rdzv-endpoint")
-    parser.add_argument("--rdzv-id", default=os.environ.get("SLURM_JOB_ID"))
-    parser.add_argument("--max-restarts", type=int, default=0)
-    options, words = parser.parse_known_args(arguments)
-    if options.help is not None:
-        print(help_text(options.help))
-        return 0
-    if unknown := [word for word in words if word.startswith("-")]:
-        raise ValueError("; ".join(_unknown(option) for option in unknown))
-    loaded = run_config.compose(words, published=options.published)
-    if options.print_config:
-        print(run_config.annotated(loaded), end="")
-        return 0
-    if options.processes is None:
-        for name in ("nodes", "rdzv_endpoint", "max_restarts"):
-            given = getattr(options, name) != parser.get_default(name)
-            require(not given, f"--{name.replace('_', '-')}", "given together with --processes", getattr(options, name))
-        return _run(loaded).status
-    return _launch(loaded.config, options, [*words, *["--published"] * options.published])
-
-
-def _unknown(option: str) -> str:
-    meant = run_config.meant(option)
-    return f"unknown option {option}" + (f": write {meant}" if meant else "; settings are written a.b=c, see --help")
-
-
-def _launch(settings: run_config.Config, options: argparse.Namespace, words: Sequence[str]) -> int:
-    """Check what needs no worker, then start them; the exit status is the run's."""
-    from fastrdm.runtime.launch import Launch, launch
-
-    number = str(torch.cuda.device_count()) if options.processes == "gpu" else options.processes
-    wanted = "a number from 1 up, or gpu where there are GPUs"
-    require(number.isdecimal() and int(number) > 0, "--processes", wanted, options.processes)
-    require("RANK" not in os.environ, "--processes", "left out under torchrun, which starts processes itself", number)
-    require(options.nodes >= 1, "--nodes", "at least 1", options.nodes)
-    alone = options.nodes == 1 or options.rdzv_endpoint is not None
-    require(alone, "--rdzv-endpoint", f"HOST:PORT of the first of {options.nodes} nodes", options.rdzv_endpoint)
-    world, parts, batch = int(number) * options.nodes, settings.train.accumulate, settings.loader.batch_size
-    whole = f"a multiple of {world} processes x train.accumulate={parts}"
-    require(batch % (world * parts) == 0, "loader.batch_size", whole, batch)
-    RunFolder(run_config.run_folder(settings)).check()
-    how = Launch(int(number), options.nodes, options.rdzv_endpoint, options.rdzv_id, options.max_restarts)
-    return launch(words, how, EXIT_STOPPED, STOP_SIGNALS)
-
-
-def _run(loaded: run_config.Loaded) -> TrainResult:
+def run(loaded: run_config.Loaded) -> TrainResult:
+    """Train as these settings say."""
     began = time.monotonic()
     try:
         trainer = Trainer(loaded.config, user_sets(loaded.layers))
@@ -216,7 +152,9 @@ def summary(trainer: Trainer, seconds: float) -> list[str]:
     verdict = trainer.judge.verdict()
     lines = [
         f"\nfinished {trainer.step:,} steps in {seconds:.0f} s",
-        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn) or 'not measured, there are no labels'}",
+        f"k-NN accuracy on {len(trainer.test):,} images: {', '.join(knn)}"
+        if knn
+        else f"k-NN accuracy: not measured, {trainer.unmeasured}",
         f"effective rank of the last batch ({CENTERED_CONVENTION}): online {online:.1f}, target {target:.1f}, "
         f"difference {target - online:+.1f}, deviation of the target {f['target/std/batch']:.2f}",
         f"verdict: {verdict.text}",

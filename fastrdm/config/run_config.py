@@ -16,28 +16,25 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fastrdm import parts
-from fastrdm.analysis.spectral_analysis import AnalysisConfig
+from fastrdm.analysis.settings import AnalysisConfig
 from fastrdm.config import help
 from fastrdm.config import tree as trees
 from fastrdm.config.layers import Layer, last_to_set
 from fastrdm.config.source_defaults import assume
 from fastrdm.config.tree import Tree
-from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.evaluation.settings import EvaluateConfig
 from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
-from fastrdm.methods.alignment import ALIGNMENTS, AlignmentConfig, loss_settings
-from fastrdm.methods.dual_branch import TRANSFORMS, MethodConfig, transform_settings
+from fastrdm.methods.losses import ALIGNMENTS, AlignmentConfig, loss_settings
 from fastrdm.methods.presets import PRESETS
-from fastrdm.methods.regularizer import RegularizerConfig
-from fastrdm.methods.regularizers import REGULARIZERS, regularizer_settings
-from fastrdm.methods.sinkhorn import SinkhornConfig
-from fastrdm.methods.spectral_filter import FilterConfig
-from fastrdm.models.encoders import EncoderConfig, encoder_settings
-from fastrdm.monitoring.monitor import MonitorConfig
-from fastrdm.optim.optimizers import OptimConfig
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerConfig, regularizer_settings
+from fastrdm.methods.settings import MethodConfig
+from fastrdm.methods.transform_settings import TRANSFORMS, FilterConfig, SinkhornConfig, transform_settings
+from fastrdm.models.settings import EncoderConfig, encoder_settings
+from fastrdm.monitoring.settings import MonitorConfig
+from fastrdm.optim.settings import OptimConfig
 from fastrdm.renamed import RENAMED
-from fastrdm.runtime.checkpoint import CheckpointConfig
-from fastrdm.runtime.log import LogConfig
+from fastrdm.runtime.settings import CheckpointConfig, LogConfig
 from fastrdm.schema import STRICT, Duration, nearest, require, steps_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -89,9 +86,7 @@ class TrainConfig:
     """
 
     channels_last: Switch = "auto"
-    """Store images and convolution weights with the channels last in memory. `auto` does so except on a CPU with
-    fp32.
-    """
+    """Store images and convolution weights with the channels last in memory. `auto` does so."""
 
     cudnn_benchmark: Switch = "auto"
     """Let cuDNN time its algorithms for each convolution and take the fastest. Results then differ in rounding from one
@@ -384,8 +379,10 @@ def _find(name: str) -> Path:
     """Path of a configuration file: `name` itself if there is such a file, else the shipped recipe of that name."""
     path = next((path for path in (Path(name), RECIPES / name) if path.is_file()), None)
     if path is None:
-        known = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml"))
-        raise ValueError(f"no configuration file {name!r}, {nearest(name, known)}; settings are written a.b=c")
+        shipped = [str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml")]
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`fastrdm recipes` lists the shipped ones"
+        raise ValueError(f"no configuration file {name!r}, {hint}; settings are written a.b=c")
     return path
 
 
@@ -633,8 +630,11 @@ MEANT = {
     "lr": "optim.lr=0.1",
     "learning-rate": "optim.lr=0.1",
     "weight-decay": "optim.weight_decay=1e-4",
+    "wd": "optim.weight_decay=1e-4",
     "optimizer": "optim.name=sgd",
     "batch-size": "loader.batch_size=256",
+    "batch": "loader.batch_size=256",
+    "bs": "loader.batch_size=256",
     "workers": "loader.workers=8",
     "num-workers": "loader.workers=8",
     "data": "loader.root=FOLDER",
@@ -657,6 +657,7 @@ MEANT = {
     "bf16": "train.precision=bf16",
     "image-size": "loader.views.*.size=224",
     "img-size": "loader.views.*.size=224",
+    "crop-size": "loader.views.*.size=224",
     "pretrained": "train.init=FILE",
     "init": "train.init=RUN",
     "wandb": "log.wandb=PROJECT",

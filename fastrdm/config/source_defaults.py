@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from fastrdm.loaders.sources.source import STATISTICS
+from fastrdm.loaders.spec import STATISTICS
 
 Tree = dict[str, Any]
 

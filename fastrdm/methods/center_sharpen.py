@@ -1,38 +1,16 @@
 """Centering and sharpening of the target's scores (DINO)."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform_settings import CenterSharpenConfig as CenterSharpenConfig
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import sum_over_processes
-from fastrdm.schema import STRICT, Duration
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CenterSharpenConfig(TransformConfig):
-    """softmax((scores - center) / temperature) (DINO, section 3.1)."""
-
-    name: Literal["center_sharpen"] = "center_sharpen"
-
-    temperature: float = Field(default=0.07, gt=0)
-    """Temperature of the target's scores once the warm-up is over. The CIFAR script of DINO uses 0.07."""
-
-    warmup_temperature: float = Field(default=0.04, gt=0)
-    """Temperature of the target's scores at the first step."""
-
-    warmup: Duration = "50ep"
-    """Length of the linear ramp from `warmup_temperature` to `temperature`. A shorter run takes its whole length."""
-
-    momentum: float = Field(default=0.9, ge=0, le=1)
-    """Share of the old value in the moving average that is the center; the rest is the batch's mean score."""
 
 
 class CenterSharpen(Transform):

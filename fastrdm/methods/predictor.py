@@ -1,34 +1,10 @@
 """The predictor: a learned head on the online branch (SimSiam, BYOL)."""
 
-from typing import Literal
-
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
+from fastrdm.methods.transform_settings import PredictorConfig as PredictorConfig
 from fastrdm.models.heads import Head, HeadConfig
-from fastrdm.schema import STRICT
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PredictorConfig(TransformConfig):
-    """A learned head (SimSiam, BYOL): Linear-BN-ReLU-Linear, its output as wide as its input."""
-
-    name: Literal["predictor"] = "predictor"
-
-    hidden: int | None = Field(default=None, ge=1)
-    """Features of the predictor's hidden layer. `null` takes a quarter of the projection's features, as SimSiam does;
-    BYOL's CIFAR script uses 4096.
-    """
-
-    bias: bool = False
-    """Give the predictor's first layer, which a BatchNorm follows, a bias. SimSiam has none, BYOL has one."""
-
-    constant_lr: bool = True
-    """Keep the predictor's learning rate at its base value, without warm-up and decay, as SimSiam does. BYOL's follows
-    the schedule.
-    """
 
 
 class Predictor(Transform):

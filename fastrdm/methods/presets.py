@@ -157,6 +157,7 @@ PRESETS: dict[str, Preset] = {
     # predictors that are computed from the features
     "directpred": _direct(1.0, 0.1, 0.3),
     "directcopy": _direct(2.0, 0.3, 0.5),
+    "isoloss": _byol([{**_power(1.0), "momentum": 0.998, "gradient": "isotropic"}], ["stop"]),
     # many views, and published methods with a term or a target of others
     "fastsiam": {
         **_with(_simsiam(["predictor"], ["stop"]), target_views=4, alignment={**_COSINE_LOSS, "targets": "mean"}),

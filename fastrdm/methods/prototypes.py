@@ -1,29 +1,10 @@
 """Prototypes: scores of features against learned unit vectors (SwAV's prototypes, DINO's last layer)."""
 
-from typing import Literal
-
 import torch.nn.functional as F
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
-from fastrdm.schema import STRICT, Duration
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PrototypesConfig(TransformConfig):
-    """Scores against K learned unit vectors: SwAV's prototypes, DINO's last layer."""
-
-    name: Literal["prototypes"] = "prototypes"
-
-    count: int = Field(default=3000, ge=2)
-    """Number of prototypes. The CIFAR scripts use 3000 for SwAV and 4096 for DINO."""
-
-    freeze: Duration = "0ep"
-    """Time from the start of the run during which the prototypes are not updated. The authors' scripts use 2ep for SwAV
-    and 1ep for DINO.
-    """
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform_settings import PrototypesConfig as PrototypesConfig
 
 
 class Prototypes(Transform):

@@ -1,36 +1,15 @@
 """What a regularizer is: a penalty on rows of the online network, added to the loss that compares the branches."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fastrdm import parts
 from fastrdm.kernels.collectives import process_count
+from fastrdm.methods.regularizer_settings import RegularizerConfig as RegularizerConfig
+from fastrdm.methods.regularizer_settings import regularizer_row
 from fastrdm.runtime.distributed import sum_with_gradient
-from fastrdm.schema import STRICT
-
-Of = Literal["projection", "features", "output"]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class RegularizerConfig:
-    """The name of a regularizer, its weight and its rows; one that has settings has a subclass of this."""
-
-    name: str
-    """Which regularizer: a name of the table in docs/methods.md, or package.module:Class for one of your own."""
-
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of the penalty in the loss."""
-
-    of: Of = "projection"
-    """Rows that are penalized: the projection, the encoder's features, or the output of the online transforms, which
-    must be features for that.
-    """
-
-    views: Literal["all", "global"] = "all"
-    """Views whose rows are penalized, each by itself: all, or the global ones, which have targets."""
 
 
 class RegularizerContext(NamedTuple):
@@ -75,3 +54,19 @@ def second_moment(x: Tensor) -> Tensor:
 def off_diagonal(matrix: Tensor) -> Tensor:
     """(..., D, D) with zeros on its diagonal."""
     return matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
+
+
+def own_regularizer(name: str) -> type[Regularizer]:
+    """The class that package.module:Class stands for; ValueError where there is none."""
+    own: type[Regularizer] = parts.load(
+        name, "", lambda x: isinstance(x, type) and issubclass(x, Regularizer), "a class derived from Regularizer"
+    )
+    return own
+
+
+def find_regularizer(name: str) -> type[Regularizer]:
+    """The class of that name, or the one that package.module:Class stands for; ValueError where there is none."""
+    if parts.is_own(name):
+        return own_regularizer(name)
+    found: type[Regularizer] = parts.of_ours(regularizer_row(name).code)
+    return found

@@ -1,52 +1,17 @@
 """Sinkhorn-Knopp: the target's scores to balanced assignments, with a queue of earlier features (SwAV)."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformConfig, TransformContext
+from fastrdm.methods.transform import BranchContext, Kind, Transform, TransformContext
+from fastrdm.methods.transform_settings import SinkhornConfig as SinkhornConfig
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import gather_rows, max_over_processes, sum_over_processes
-from fastrdm.schema import STRICT, Duration, require
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SinkhornConfig(TransformConfig):
-    """Assignments to prototypes by Sinkhorn-Knopp (SwAV, section 3.1)."""
-
-    name: Literal["sinkhorn"] = "sinkhorn"
-
-    epsilon: float = Field(default=0.05, gt=0)
-    """Entropy regularization: scores are divided by it before the exponential. SwAV uses 0.05; DINOv2, which takes its
-    teacher temperature for it, 0.07.
-    """
-
-    warmup_epsilon: float | None = Field(default=None, gt=0)
-    """Entropy regularization at the first step, from which it goes to `epsilon` over `warmup`. `null` keeps `epsilon`
-    throughout; DINOv2 begins at 0.04.
-    """
-
-    warmup: Duration = "30ep"
-    """Length of the linear ramp from `warmup_epsilon` to `epsilon`. A shorter run takes its whole length. DINOv2 uses
-    30 epochs.
-    """
-
-    iterations: int = Field(default=3, ge=1)
-    """Iterations of scaling first the prototypes, then the samples. SwAV uses 3."""
-
-    queue: int = Field(default=0, ge=0)
-    """Earlier features of each view, over all processes, that take part in the assignment; a multiple of the batch size
-    and of the number of processes. `0` keeps no queue; SwAV's CIFAR script uses 3840.
-    """
-
-    queue_start: Duration = "50ep"
-    """Time after which the queue takes part, if it is full by then. SwAV's CIFAR script uses 50ep."""
+from fastrdm.schema import require
 
 
 def sinkhorn_knopp(scores: Tensor, epsilon: float | Tensor, iterations: int) -> Tensor:

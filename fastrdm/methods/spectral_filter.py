@@ -1,99 +1,21 @@
 """The spectral filter of the Rank Differential Mechanism as a transform of either branch."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm import parts
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.kernels.spectral.filter_factors import CUTOFF, KINDS, filter_function
-from fastrdm.kernels.spectral.spectral_filter import SOLVERS, spectral_filter
-from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
+from fastrdm.kernels.spectral.filter_factors import CUTOFF, filter_function
+from fastrdm.kernels.spectral.spectral_filter import spectral_filter
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
+from fastrdm.methods.transform_settings import FilterConfig as FilterConfig
+from fastrdm.methods.transform_settings import TransformConfig, has_weighting, is_normalized
 from fastrdm.optim.schedules import linear_ramp
 from fastrdm.runtime.distributed import gather_rows, sum_over_processes
-from fastrdm.schema import STRICT, Duration, require
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class FilterConfig(TransformConfig):
-    """A spectral filter x V f(S) V^T, where x = U S V^T over the rows of all processes (RDM, section 5)."""
-
-    name: Literal["filter"] = "filter"
-
-    kind: str = "power"
-    """The function f of the singular values s: power is s^power, log is ln s, log1p is ln(1 + s), log1p_sq is ln(1 +
-    s^2), whiten is 1 - strength + strength s_max / s, which brings the spectrum that far towards a flat one. For a
-    function of your own, package.module:NAME.
-    """
-
-    power: float | None = Field(default=None, allow_inf_nan=False)
-    """Exponent of f where `kind` is power, `--sigma` of the authors' scripts: 1 or 2 on the online branch, -0.3 to -1
-    on the target. Other kinds take none.
-    """
-
-    power_end: float | None = Field(default=None, allow_inf_nan=False)
-    """Exponent at the end of the run, reached from `power` along a line over `anneal`. `null` keeps `power`."""
-
-    anneal: Duration = "100%"
-    """Time from the start of the run over which the exponent goes to `power_end`. A shorter run takes its whole length.
-    """
-
-    strength: float | None = Field(default=None, gt=0, le=1)
-    """How far `kind` whiten flattens the spectrum: 1 makes all kept singular values equal. Other kinds take none."""
-
-    epsilon: float = Field(default=0.0, ge=0)
-    """Added to every weight as a share of the largest one, also where the weight is 0, so that no direction is lost;
-    weights are then divided by the largest one. DirectPred uses 0.1, DirectCopy 0.3, both with `momentum`.
-    """
-
-    momentum: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the old value in the moving average of the second moment from which the filter is made, over views and
-    steps. DirectPred uses 0.3, DirectCopy 0.5. `null` takes this batch alone, each view by itself.
-    """
-
-    basis: Literal["self", "other", "cross"] = "self"
-    """Whose singular values and vectors the filter uses: those of its own branch, those of the other branch, as the
-    authors' ImageNet code does, or cross, those of the cross-correlation of both: x U f(S) V^T of E[x^T y] = U S V^T, a
-    closed-form predictor that is orthogonal at power 0.
-    """
-
-    scale: Literal["raw", "rms"] = "raw"
-    """The argument of f: raw singular values of the gathered batch, as in the paper, or rms, these divided by the
-    square root of the number of rows. Powers do not depend on it, logarithms do.
-    """
-
-    cutoff: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the largest singular value below which a direction gets weight 0. `null` chooses by dtype, 1e-6 for
-    float32.
-    """
-
-    solver: str = "auto"
-    """How the filter is computed: auto, eigh (float64 eigendecomposition), newton_schulz (matrix products only) or
-    gram_power (even powers). See docs/spectra.md.
-    """
-
-    def __post_init__(self) -> None:
-        if parts.is_own(self.kind):
-            own_function(self.kind)
-        else:
-            known = f"one of {', '.join((*KINDS, 'whiten'))}, or package.module:function"
-            require(self.kind in (*KINDS, "whiten"), "filter.kind", known, self.kind)
-        for key, value, kind in (("power", self.power, "power"), ("strength", self.strength, "whiten")):
-            given = f"a number for kind={kind}" if self.kind == kind else f"left out for kind={self.kind}"
-            require((value is not None) == (self.kind == kind), f"filter.{key}", given, value)
-        ends = self.power_end is None or self.kind == "power"
-        require(ends, "filter.power_end", f"left out for kind={self.kind}", self.power_end)
-        crossed = self.basis != "cross" or (self.kind == "power" and self.power_end is None and self.scale == "raw")
-        require(crossed, "filter.basis", "self or other, but for a kind=power without power_end and scale", self.basis)
-        require(self.solver in SOLVERS, "filter.solver", f"one of {', '.join(SOLVERS)}", self.solver)
-        if _has_weighting(self) or self.momentum is not None:
-            solvers = ("auto", "eigh")
-            why = "with strength, power_end, epsilon or momentum"
-            require(self.solver in solvers, "filter.solver", f"{' or '.join(solvers)} {why}", self.solver)
+from fastrdm.schema import require
 
 
 def own_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -120,7 +42,7 @@ class Weighting:
 
     def __call__(self, s: Tensor) -> Tensor:
         weights = self._plain(s)
-        return weights / weights.abs().amax(-1, keepdim=True) if self.config.epsilon else weights
+        return weights / weights.abs().amax(-1, keepdim=True) if is_normalized(self.config) else weights
 
     def _plain(self, s: Tensor) -> Tensor:
         if self.own is not None:
@@ -131,7 +53,7 @@ class Weighting:
 
 
 class SpectralFilter(Transform):
-    """Online: x W with W constant, so that the gradient is g W. Target: the filtered x, without gradient."""
+    """Online: x W with W constant, so that the gradient is g W (isotropic: g). Target: the same without gradient."""
 
     wide_loss = True
     moment: Tensor
@@ -140,8 +62,10 @@ class SpectralFilter(Transform):
     def __init__(self, config: FilterConfig, context: TransformContext) -> None:
         super().__init__(config, context)
         self.config, self.side = config, context.side
+        isotropic = config.gradient == "isotropic"
+        require(self.side == "online" or not isotropic, "filter.gradient", "filtered on the target", config.gradient)
         own = own_function(config.kind) if parts.is_own(config.kind) else None
-        self.weighting = Weighting(config, own) if _has_weighting(config) else None
+        self.weighting = Weighting(config, own) if has_weighting(config) else None
         self.function: str | Weights = self.weighting or own or config.kind
         self.anneal = min(context.horizon.steps(config.anneal), context.horizon.total)
         if config.momentum is not None:
@@ -151,7 +75,8 @@ class SpectralFilter(Transform):
     @staticmethod
     def waits(config: TransformConfig) -> bool:
         assert isinstance(config, FilterConfig)
-        return parts.is_own(config.kind) or config.momentum is not None or config.epsilon > 0 or _has_weighting(config)
+        normalized = is_normalized(config)
+        return parts.is_own(config.kind) or config.momentum is not None or normalized or has_weighting(config)
 
     def set_step(self, step: int) -> None:
         if self.weighting is not None and self.config.power_end is not None:
@@ -166,7 +91,15 @@ class SpectralFilter(Transform):
         """A shorter run takes its whole length."""
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
-        x = x if self.side == "online" else x.detach()
+        if self.side == "target":
+            return self._weighted(x.detach(), branch)
+        if self.config.gradient == "isotropic":
+            # The values of the output with the gradient of x: what is added is zero.
+            return self._weighted(x.detach(), branch) + (x - x.detach())
+        return self._weighted(x, branch)
+
+    def _weighted(self, x: Tensor, branch: BranchContext) -> Tensor:
+        """x W, its floor included."""
         out = self._crossed(x, branch) if self.config.basis == "cross" else self._filtered(x, branch)
         return out + self.config.epsilon * x if self.config.epsilon else out
 
@@ -201,7 +134,7 @@ class SpectralFilter(Transform):
         assert branch.other is not None and c.power is not None
         both = self._moving(x.detach().flatten(0, 1), branch.other.flatten(0, 1))
         w = spectral_filter(both, "power", c.power - 1, side="target", cutoff=c.cutoff, solver=c.solver)
-        if c.epsilon:
+        if is_normalized(c):
             w = w / torch.linalg.matrix_norm(w, 2)
         return x @ w
 
@@ -217,9 +150,3 @@ class SpectralFilter(Transform):
             self.moment.copy_(moving)
             self.steps += 1
         return moving
-
-
-def _has_weighting(config: FilterConfig) -> bool:
-    return config.basis != "cross" and (
-        config.strength is not None or config.power_end is not None or config.epsilon > 0
-    )

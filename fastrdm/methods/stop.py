@@ -1,19 +1,9 @@
 """Stop-gradient on the target branch."""
 
-from typing import Literal
-
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
-from fastrdm.schema import STRICT
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class StopConfig(TransformConfig):
-    """Stop-gradient."""
-
-    name: Literal["stop"] = "stop"
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
+from fastrdm.methods.transform_settings import StopConfig as StopConfig
 
 
 class Stop(Transform):

@@ -4,12 +4,14 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal, NamedTuple
 
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastrdm.schema import STRICT, Horizon
+from fastrdm import parts
+from fastrdm.methods.transform_settings import Kind as Kind
+from fastrdm.methods.transform_settings import TransformConfig as TransformConfig
+from fastrdm.methods.transform_settings import transform_row
+from fastrdm.schema import Horizon
 
-Kind = Literal["features", "scores", "probabilities"]
 Side = Literal["online", "target"]
 
 
@@ -33,14 +35,6 @@ class BranchContext:
     score: Callable[[Tensor], Tensor] | None  # this branch's prototypes: features (..., D) to scores (..., K)
     scored: Tensor | None = None  # the features (V, B, D) that the prototypes of this branch scored
     scores: Tensor | None = None  # and their scores (V, B, K)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TransformConfig:
-    """The name of a transform; one that has settings has a subclass of this with a field for each."""
-
-    name: str
-    """Which transform: a name of the table in docs/methods.md, or package.module:Class for one of your own."""
 
 
 class Transform(nn.Module):
@@ -81,3 +75,21 @@ class Transform(nn.Module):
 
     def forward(self, x: Tensor, branch: BranchContext) -> Tensor:
         raise AssertionError(f"{type(self).__name__} has no forward")
+
+
+def own_transform(name: str) -> type[Transform]:
+    """The class that package.module:Class stands for; ValueError where there is none."""
+    own: type[Transform] = parts.load(name, "", _is_transform, "a class derived from fastrdm's Transform")
+    return own
+
+
+def _is_transform(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Transform)
+
+
+def find_transform(name: str) -> type[Transform]:
+    """The class of that name, or the one that package.module:Class stands for; ValueError where there is none."""
+    if parts.is_own(name):
+        return own_transform(name)
+    found: type[Transform] = parts.of_ours(transform_row(name).code)
+    return found

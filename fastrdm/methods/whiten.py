@@ -1,41 +1,18 @@
 """Whitening with gradient: rows minus their mean, times an inverse root of their covariance (W-MSE, IterNorm)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.methods.transform import BranchContext, Transform, TransformConfig, TransformContext
+from fastrdm.methods.transform import BranchContext, Transform, TransformContext
+from fastrdm.methods.transform_settings import TransformConfig
+from fastrdm.methods.transform_settings import WhitenConfig as WhitenConfig
 from fastrdm.runtime.distributed import gather_rows_with_gradient, sum_with_gradient
-from fastrdm.schema import STRICT, require
+from fastrdm.schema import require
 
 SMALLEST = 1e-12  # share of the largest variance below which zca takes a direction for empty
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class WhitenConfig(TransformConfig):
-    """Whitened rows (x - mean) W, W W^T the inverse of the covariance, with gradient through mean and covariance."""
-
-    name: Literal["whiten"] = "whiten"
-
-    root: Literal["zca", "cholesky", "newton"] = "zca"
-    """The inverse root W of the covariance: zca, the symmetric one by an eigendecomposition; cholesky, the triangular
-    one (W-MSE); newton, the symmetric one by Newton's iterations, not to the end (IterNorm).
-    """
-
-    epsilon: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the identity that is mixed into the covariance. W-MSE uses 0."""
-
-    size: int | None = Field(default=None, ge=2)
-    """Most rows that are whitened together; a larger batch, which must be a multiple, is split at random at each step,
-    over all processes and alike for all views. W-MSE takes twice the dimensions. `null` never splits.
-    """
-
-    iterations: int = Field(default=5, ge=1)
-    """Newton's iterations where `root` is newton. IterNorm uses 5."""
 
 
 class Whiten(Transform):

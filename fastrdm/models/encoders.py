@@ -1,80 +1,19 @@
 """Encoders from images to pooled features: ResNets with torchvision's keys, a small one, timm's, and one's own."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import SerializeAsAny
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastrdm import parts
 from fastrdm.kernels.batchnorm import Again, ViewBatchNorm, convert_batchnorm
-from fastrdm.schema import STRICT, nearest, require
-
-# settings that only some encoders have, and the value that leaves each out
-LEFT_OUT: dict[str, object] = {
-    "stem": "imagenet",
-    "width": None,
-    "zero_init_residual": False,
-    "options": None,
-    "freeze_patch_embed": False,
-}
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class EncoderOptions:
-    """Settings of an encoder of one's own, which has a subclass of this with a field for each."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class EncoderConfig:
-    """Which network turns images into features."""
-
-    name: str = "resnet18"
-    """The network: resnet18, resnet34, resnet50, resnet_small (three stages, for small images), timm/<name> for a model
-    of timm, or package.module:NAME for one of your own.
-    """
-
-    stem: Literal["imagenet", "cifar", "cifar_padding2"] = "imagenet"
-    """First layers of a ResNet: imagenet is a 7x7 convolution with stride 2 and a max pool, cifar a 3x3 convolution.
-    `cifar_padding2` pads it by 2, as the paper's code does, so that 32 px images give 34 px maps.
-    """
-
-    width: int | None = None
-    """Channels of a ResNet's stem. `null` is 64, and 32 for resnet_small."""
-
-    zero_init_residual: bool = False
-    """Start the last BatchNorm of every residual block at zero weight, so that the block passes its input on. SimSiam's
-    scripts do.
-    """
-
-    sync_bn: bool = True
-    """Compute BatchNorm statistics over the batches of all processes."""
-
-    options: SerializeAsAny[EncoderOptions] | dict[str, bool | int | float | str] | None = None
-    """Arguments for timm.create_model, such as {dynamic_img_size: true}, or the settings of an encoder of your own."""
-
-    freeze_patch_embed: bool = False
-    """Keep a vision transformer's patch embedding at its random initial weights (MoCo v3, section 4.2)."""
-
-    checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing its activations. It saves memory and costs time."""
-
-    def __post_init__(self) -> None:
-        require(self.width is None or self.width > 0, "encoder.width", "above 0 channels", self.width)
-        takes = find_encoder(self.name).takes
-        for key, default in LEFT_OUT.items():
-            told = {"None": "null", "False": "false"}.get(str(default), default)
-            expected, value = f"left at {told} for {self.name}, which does not have it", getattr(self, key)
-            require(key in takes or value == default, f"encoder.{key}", expected, value)
-        if parts.is_own(self.name) and not isinstance(self.options, EncoderOptions):
-            options = parts.validated(_own_settings(self.name), self.options or {}, at="options")
-            object.__setattr__(self, "options", options)  # of its own type, and all of them
+from fastrdm.models.settings import TIMM, EncoderOptions, find_encoder
+from fastrdm.models.settings import EncoderConfig as EncoderConfig
+from fastrdm.schema import nearest, require
 
 
 class Encoder(nn.Module):
@@ -270,7 +209,16 @@ class TimmEncoder(Encoder):
         return self.model(x)  # type: ignore[no-any-return]
 
 
-def _timm(config: EncoderConfig) -> Encoder:
+def build_resnet(config: EncoderConfig) -> Encoder:
+    """A ResNet of the table."""
+    row = find_encoder(config.name)
+    width = config.width or row.width
+    assert width is not None
+    return ResNet(row.blocks, row.bottleneck, config.stem, width, config.zero_init_residual, config.sync_bn)
+
+
+def build_timm(config: EncoderConfig) -> Encoder:
+    """A network of timm."""
     assert not isinstance(config.options, EncoderOptions)
     encoder = TimmEncoder(config.name.removeprefix(TIMM), config.sync_bn, config.options)
     if config.freeze_patch_embed:
@@ -281,64 +229,16 @@ def _timm(config: EncoderConfig) -> Encoder:
     return encoder
 
 
-class Architecture(NamedTuple):
-    """A row of the table of encoders."""
-
-    build: Callable[[EncoderConfig], Encoder]  # in train mode, randomly initialized
-    takes: frozenset[str] = frozenset()  # the keys of LEFT_OUT that it has
-    exports: tuple[str, ...] = ()  # layouts of other libraries that hold its weights, besides safetensors
-    width: int | None = None  # channels of the stem where encoder.width is left out
-
-
-TIMM = "timm/"
-
-
-def _resnet(blocks: tuple[int, ...], bottleneck: bool, width: int, exports: tuple[str, ...] = ()) -> Architecture:
-    def build(config: EncoderConfig) -> Encoder:
-        channels = config.width or width
-        return ResNet(blocks, bottleneck, config.stem, channels, config.zero_init_residual, config.sync_bn)
-
-    return Architecture(build, frozenset(("stem", "width", "zero_init_residual")), exports, width)
-
-
-ENCODERS: dict[str, Architecture] = {
-    "resnet_small": _resnet((1, 1, 1), False, 32),
-    "resnet18": _resnet((2, 2, 2, 2), False, 64, ("torchvision", "timm")),
-    "resnet34": _resnet((3, 4, 6, 3), False, 64, ("torchvision", "timm")),
-    "resnet50": _resnet((3, 4, 6, 3), True, 64, ("torchvision", "timm")),
-}
-
-
-def find_encoder(name: str) -> Architecture:
-    """The row of that name, timm's for timm/NAME, or one's own; ValueError where there is none."""
-    if parts.is_own(name):
-        return Architecture(_own, frozenset(("options",)))
-    if name.startswith(TIMM):
-        return Architecture(_timm, frozenset(("options", "freeze_patch_embed")), ("timm",))
-    if name not in ENCODERS:
-        known = f"encoder.name must be one of {', '.join(ENCODERS)}, timm/NAME or package.module:Class, got {name!r}"
-        raise ValueError(f"{known}: {nearest(name, ENCODERS)}")
-    return ENCODERS[name]
-
-
-def encoder_settings(name: str) -> list[str]:
-    """Names of the settings that the encoder of that name has."""
-    missing = LEFT_OUT.keys() - find_encoder(name).takes
-    return [field.name for field in dataclasses.fields(EncoderConfig) if field.name not in missing]
-
-
-def _load(name: str) -> Callable[[Any], Encoder]:
+def own_encoder(name: str) -> Callable[[Any], Encoder]:
+    """The class or function that package.module:NAME stands for; ValueError where there is none."""
     expected = "a class derived from fastrdm's Encoder, or a function annotated as returning one"
     made: Callable[[Any], Encoder] = parts.load(name, "encoder.name", lambda x: parts.makes(x, Encoder), expected)
     return made
 
 
-def _own_settings(name: str) -> type[EncoderOptions]:
-    return parts.settings_of(_load(name), EncoderOptions)
-
-
-def _own(config: EncoderConfig) -> Encoder:
-    encoder = _load(config.name)(config.options)
+def build_own(config: EncoderConfig) -> Encoder:
+    """A network of one's own."""
+    encoder = own_encoder(config.name)(config.options)
     right = isinstance(encoder, Encoder) and isinstance(getattr(encoder, "features", None), int)
     require(right, f"encoder.name {config.name!r}", "an Encoder that sets `features`", type(encoder).__name__)
     converted = convert_batchnorm(encoder, config.sync_bn)
@@ -348,7 +248,7 @@ def _own(config: EncoderConfig) -> Encoder:
 
 def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder that `config` names, in train mode, randomly initialized; ValueError when timm lacks it."""
-    encoder = find_encoder(config.name).build(config)
+    encoder: Encoder = parts.of_ours(find_encoder(config.name).code)(config)
     if config.checkpointing:
         encoder.checkpoint_blocks()
     return encoder

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastrdm.models.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder, find_encoder
+from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
+from fastrdm.models.settings import ENCODERS, find_encoder
 
 Branch = Literal["online", "target"]
 Weights = Mapping[str, Tensor]

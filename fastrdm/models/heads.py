@@ -1,48 +1,11 @@
 """Projectors and predictors: a few Linear layers, split where 16-bit arithmetic must end."""
 
-from typing import Literal
-
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.schema import STRICT, require
+from fastrdm.models.settings import HeadConfig as HeadConfig
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class HeadConfig:
-    """A projector or predictor: a few Linear layers. The defaults are SimSiam's (Chen and He 2021, section 3)."""
-
-    layers: int = 3
-    """Number of Linear layers, the last one included."""
-
-    hidden: int = 2048
-    """Features between two layers."""
-
-    out: int = 2048
-    """Features of the projection, which the branches' transforms take."""
-
-    bias: bool = False
-    """Give hidden layers a bias. The last layer has one unless `last_norm` would cancel it."""
-
-    activation: Literal["relu", "gelu"] = "relu"
-    """Nonlinearity after each hidden layer."""
-
-    norm: bool = True
-    """Put a BatchNorm after each hidden layer."""
-
-    last_norm: Literal["none", "affine", "plain"] = "none"
-    """BatchNorm after the last layer: none, affine (with learned scale and shift) or plain (without)."""
-
-    init: Literal["torch", "trunc_normal"] = "torch"
-    """Initial weights: torch's defaults, or normal with deviation 0.02, truncated, and zero biases, as in DINO."""
-
-    def __post_init__(self) -> None:
-        require(self.layers >= 1, "layers", "at least 1", self.layers)
-        require(self.hidden >= 1, "hidden", "at least 1 feature", self.hidden)
-        require(self.out >= 1, "out", "at least 1 feature", self.out)
 
 
 SIMSIAM_PROJECTOR = HeadConfig(last_norm="plain")

@@ -2,66 +2,15 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
-
-from fastrdm.methods.alignment import LossRange, find_loss, pairs_of
+from fastrdm.methods.alignment import pairs_of
 from fastrdm.methods.dual_branch import MethodConfig
+from fastrdm.methods.losses import LossRange, find_loss
 from fastrdm.methods.prototypes import PrototypesConfig
 from fastrdm.monitoring.advice import ADVICE, Advice
-from fastrdm.schema import STRICT, Duration, Horizon
-
-Action = Literal["warn", "stop", "checkpoint_and_stop"]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class AlarmsConfig:
-    """Conditions of the alarms, and what they do. Ranks are `erank_l/unit/cov/batch`, deviations `std/batch`.
-
-    Both are judged at the target, before the projector's last BatchNorm and at the encoder's features, and a complete
-    collapse at the online branch too; an alarm of a tap is raised once, and again after its condition has ended.
-    """
-
-    action: Action = "warn"
-    """Effect of an alarm besides its log line: warn goes on, stop ends the run, checkpoint_and_stop saves first.
-    A loss that is not finite always stops the run.
-    """
-
-    complete_std: float = Field(default=0.1, ge=0)
-    """Complete collapse needs a standard deviation below this. A healthy branch has about 1."""
-
-    complete_rank: float = Field(default=1.2, ge=0)
-    """Complete collapse also needs an effective rank `erank_l/unit/moment/batch` below this."""
-
-    complete_patience: Duration = "5%"
-    """Time for which the signs of complete collapse must last before the alarm."""
-
-    dimensional_rank: float = Field(default=2.0, ge=0)
-    """Dimensional collapse is an effective rank `erank_l/unit/cov/batch` below this."""
-
-    dimensional_patience: Duration = "5%"
-    """Time for which the rank must stay below `dimensional_rank` before the alarm."""
-
-    falling_share: float = Field(default=0.33, ge=0, le=1)
-    """A falling rank is one below this share of its highest value since `falling_after`."""
-
-    falling_after: Duration = "30%"
-    """Time from which on the highest rank is tracked. The rank of an untrained network falls in every run, so the start
-    is left out.
-    """
-
-    falling_patience: Duration = "5%"
-    """Time for which the rank must stay below `falling_share` of its highest value before the alarm."""
-
-    floor_share: float = Field(default=0.01, ge=0, le=1)
-    """The loss counts as being at its floor below this share of the distance from the lowest possible loss to that of
-    unrelated views.
-    """
-
-    floor_patience: Duration = "5%"
-    """Time for which the loss must stay at its floor before the alarm."""
+from fastrdm.monitoring.settings import AlarmsConfig as AlarmsConfig
+from fastrdm.schema import Duration, Horizon
 
 
 class Alarm(NamedTuple):

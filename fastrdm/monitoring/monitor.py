@@ -4,64 +4,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.kernels.linalg.effective_rank import effective_ranks, unit_gram
 from fastrdm.methods.dual_branch import DualBranch, Output
-from fastrdm.monitoring.alarms import Alarms, AlarmsConfig, loss_range
+from fastrdm.monitoring.alarms import Alarms, loss_range
 from fastrdm.monitoring.moments import unit_rows
-from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION, Convention
+from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION as HEADLINE_CONVENTION
+from fastrdm.monitoring.settings import MonitorConfig as MonitorConfig
 from fastrdm.monitoring.window import Shape, Window, WindowReport, bytes_of, read
 from fastrdm.runtime.distributed import Processes, gather_rows
 from fastrdm.runtime.timers import Stopwatch
-from fastrdm.schema import STRICT, Duration, require, steps_of
+from fastrdm.schema import require, steps_of
 
 # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
 ROWS_PER_DIMENSION = 10
 # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
 MAX_CPU_WIDTH = 1024
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MonitorConfig:
-    """Measurements of both branches besides the loss; see docs/monitoring.md. None of them touches the weights."""
-
-    every: Duration = "5%"
-    """Time between the starts of two windows, whose rows give ranks and spectra. `0st` measures single batches only."""
-
-    rows: int | None = Field(default=None, ge=1)
-    """Rows of a window. `null` takes 10 for each dimension of the widest layer that is measured in full."""
-
-    max_width: int = Field(default=2048, ge=2, le=4096)
-    """Largest number of dimensions of a layer that is measured in full. Wider layers are measured on a sample of as
-    many rows.
-    """
-
-    groups: int = Field(default=8, ge=0, le=32)
-    """Groups of batches, or of images where a window has few batches, from which confidence intervals are computed: 4
-    to 32. `0` computes none, and so does a batch with fewer images than groups.
-    """
-
-    conventions: tuple[Convention, ...] = (HEADLINE_CONVENTION, CENTERED_CONVENTION)
-    """Conventions of effective rank that are logged for every window, such as erank_l/unit/moment; see
-    docs/monitoring.md. The two defaults must be among them.
-    """
-
-    alarms: AlarmsConfig = AlarmsConfig()
-
-    def __post_init__(self) -> None:
-        require(not 0 < self.groups < 4, "groups", "0 (no interval) or 4 to 32", self.groups)
-        missing = [c for c in (HEADLINE_CONVENTION, CENTERED_CONVENTION) if c not in self.conventions]
-        require(
-            not missing,
-            "conventions",
-            f"a list with {HEADLINE_CONVENTION} and {CENTERED_CONVENTION}",
-            list(self.conventions),
-        )
 
 
 def tap_widths(method: DualBranch) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Statistics of a set of rows from its moments: effective ranks, their difference and interval, RankMe, LiDAR."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.linalg import eigh
@@ -10,19 +10,10 @@ from torch import Tensor
 
 from fastrdm.kernels.linalg.effective_rank import entropy_rank
 from fastrdm.monitoring.moments import Moments
+from fastrdm.monitoring.settings import CENTERED_CONVENTION as CENTERED_CONVENTION
+from fastrdm.monitoring.settings import HEADLINE_CONVENTION as HEADLINE_CONVENTION
+from fastrdm.monitoring.settings import Convention as Convention
 
-Convention = Literal[
-    "erank_l/unit/moment",
-    "erank_l/unit/cov",
-    "erank_l/raw/moment",
-    "erank_l/raw/cov",
-    "erank_s/unit/moment",
-    "erank_s/unit/cov",
-    "erank_s/raw/moment",
-    "erank_s/raw/cov",
-]
-HEADLINE_CONVENTION: Convention = "erank_l/unit/moment"
-CENTERED_CONVENTION: Convention = "erank_l/unit/cov"
 MAX_POINTS = 128  # eigenvalues of a spectrum in spectra.jsonl, evenly spaced in the logarithm of their index
 ENERGY_KEPT = 0.9999  # of the sum of eigenvalues, in the directions that a filter is judged on (RDM, figure 4)
 SMALLEST = torch.finfo(torch.float64).tiny  # in place of a sum of eigenvalues that are all 0

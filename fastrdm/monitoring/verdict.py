@@ -1,7 +1,7 @@
 """One state for a whole run, judged from the metrics that it logged: healthy, weak, collapsed, or not judged.
 
-The thresholds were chosen on half of the labelled runs of benchmarks/records/verdict.md. The record also says why the
-other half, which judges them, is no clean test.
+The thresholds were chosen on labelled runs, and judged on others that were made when they were fixed:
+benchmarks/records/verdict.md.
 """
 
 import math
@@ -26,8 +26,8 @@ FEATURES_DEVIATION, ASSIGNMENTS_DEVIATION = 0.07, 0.19
 ONLINE_RANK = 1.2
 # Outputs whose effective rank about the mean lies below this differ along one or a few directions only.
 DIMENSIONAL_RANK = 2.5
-# A run is weak if its k-NN accuracy is this far below its best.
-LOST_ACCURACY = 0.05
+# A run is weak if its k-NN accuracy is this far below its best, and by so many standard errors of the difference.
+LOST_ACCURACY, LOST_ERRORS = 0.05, 2
 # A run is weak if its loss has risen again by this share of its fall.
 LOST_LOSS = 0.5
 # Readings of figures that the verdict needs, at each tap.
@@ -75,6 +75,7 @@ class Judge:
         self.prototypes = False
         self.accuracies: list[float] = []
         self.random = math.nan
+        self.tested: int | None = None  # images of a k-NN accuracy
 
     def replay(self, lines: Iterable[Mapping[str, object]]) -> None:
         """Take the lines that a run has logged so far."""
@@ -94,6 +95,8 @@ class Judge:
                 self.accuracies.append(float(value))
             elif key == "knn_random_encoder":
                 self.random = float(value)
+            elif key == "knn_images":
+                self.tested = int(value)
             elif key.startswith("target_scores/"):
                 self.prototypes = True
             elif key.partition("/")[2].rpartition("/")[0] in FIGURES:
@@ -156,7 +159,7 @@ class Judge:
             if newest <= self.random:
                 reason = f"k-NN accuracy {newest:.1%} is not above the {self.random:.1%} of the random encoder"
                 return _advised("weak", reason, "no_gain")
-            if newest < best - LOST_ACCURACY:
+            if best - newest > max(LOST_ACCURACY, LOST_ERRORS * self._error(best, newest)):
                 return _advised("weak", f"k-NN accuracy fell from {best:.1%} to {newest:.1%}", "falling_accuracy")
         elif self.levels is not None and not self.prototypes:
             # A cross-entropy with moving targets rises with their entropy, in healthy runs too.
@@ -173,9 +176,17 @@ class Judge:
         if math.isnan(self.random):
             return Verdict("not judged", f"{seen}, but the random encoder was not measured (evaluate.baselines)")
         newest = self.accuracies[-1]
-        return Verdict(
-            "healthy", f"{seen}, and k-NN accuracy {newest:.1%} is above the random encoder's {self.random:.1%}"
-        )
+        gain = f"{seen}, and k-NN accuracy {newest:.1%} is above the random encoder's {self.random:.1%}"
+        if newest - self.random < self._error(newest, self.random):
+            gain += f", though by less than the sampling error of {self.tested:,} test images"
+        return Verdict("healthy", gain)
+
+    def _error(self, first: float, second: float) -> float:
+        """Binomial standard error of the difference of two accuracies; 0 where the number of images is not known.
+
+        Both are taken as measured on different images. They share them, so that the error is at most this.
+        """
+        return math.sqrt((first * (1 - first) + second * (1 - second)) / self.tested) if self.tested else 0.0
 
 
 def judge(lines: Iterable[Mapping[str, object]], images: int | None = None) -> Verdict:

@@ -22,7 +22,7 @@ from fastrdm.report.run_set import Runs, curve, curves, missing
 OTHER_POINTS = 100  # points of a line in the section of everything else
 ANALYSIS_PREFIX = "analysis/"  # its metrics are drawn from analysis.jsonl
 DRAWN = {  # what has its place in a figure or in the table at the top
-    *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "probe"),
+    *("knn", "knn_target", "knn_raw_pixels", "knn_random_encoder", "knn_images", "probe"),
     *("loss", "learning_rate", "images_per_second", "data_wait", "unreadable_images"),
     *("flop_utilization", "gflops", "monitor_share", "filter_share", "peak_memory_mib", "seconds_to_first_step"),
     *RANK_KEYS,
@@ -97,8 +97,8 @@ def _baselines(all_runs: Runs) -> list[Level]:
         for value in dict.fromkeys(values.values()):
             names = [name for name, v in values.items() if v == value]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            of = "" if len(names) == len(values) else f" of {names[0]}{more}"
-            levels.append(Level(value, f"{name}{of} {100 * value:.1f} %"))
+            of = "" if len(names) == len(values) else f" ({names[0]}{more})"
+            levels.append(Level(value, f"{name} {100 * value:.1f} %{of}"))
     return levels
 
 

@@ -24,7 +24,12 @@ from fastrdm.report.run_files import Run, number, read_runs
 from fastrdm.report.run_set import Alarm, Runs, alarm_name, with_alarms
 
 CHART_LIBRARY = "uplot-1.6.32"
-MOST_NAMED = 3  # runs whose names make the heading
+MOST_NAMED = 3  # runs whose names make the heading, and which have a full row each above the charts
+OVERVIEW = (
+    *("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "probe"),
+    *("rank online", "rank target", "deviation", "images/s", "loss", "epochs"),
+)
+BRIEF = ("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "rank online", "rank target", "images/s")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="fastrdm report", description="A page of HTML on one run or several.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, finished or not.")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="The page. By default RUN/report.html, for several runs report.html."
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="The page. By default RUN/report.html, for several runs report.html.",
     )
     parser.add_argument(
         "--watch", action="store_true", help="Serve the page on this machine's loopback address; it follows the runs."
@@ -89,8 +98,9 @@ def page(runs: Sequence[Run], stamp: str = "") -> str:
             f'<p class="about">{escape(_about(all_runs))}</p>',
             "<noscript><p>The charts of this page are drawn by a script. The tables need none.</p></noscript>",
             _switches(all_runs),
-            _overview(all_runs),
+            _brief(all_runs) if len(runs) > MOST_NAMED else _overview(all_runs),
             f'<div class="figures">{shown}</div>',
+            _fold("Verdicts and numbers in full", _overview(all_runs)) if len(runs) > MOST_NAMED else "",
             _fold(f"Alarms ({len(all_runs.alarms)})", _alarms(all_runs), bool(all_runs.alarms)),
             topics,
             _fold("Configuration", _configuration(runs)),
@@ -137,12 +147,15 @@ def _swatch(index: int) -> str:
 
 
 def verdict(run: Run, alarms: Sequence[Alarm]) -> str:
-    """Verdict on a run as HTML: the state in a badge, then its reason and cause, the alarms, and how far it came."""
+    """Verdict on a run as HTML: the state in a badge, then its reason, cause and remedy, the page of the documentation
+    that shows such runs, the alarms, and how far the run came.
+    """
     found = run.verdict()
     rang = [f"{a.words} at epoch {_epoch(a.first['epoch'])}" for a in alarms if a.run is run]
     alarmed = f"Alarms: {'; '.join(rang)}." if rang else ""
     unfinished = "" if run.summary else f"Unfinished, {progress(run)} epochs."
-    told = " ".join(filter(None, (f"{found.reason}.", found.cause, alarmed, unfinished)))
+    advice = f"{found.cause} {found.remedy} See {found.page}." if found.cause else ""
+    told = " ".join(filter(None, (f"{found.reason}.", advice, alarmed, unfinished)))
     return f'<span class="state" data-state="{found.state}">{found.state}</span> {escape(told)}'
 
 
@@ -167,10 +180,37 @@ def _best(run: Run, key: str) -> float:
 
 
 def _overview(all_runs: Runs) -> str:
-    """A line a run: verdict, accuracy beside what it has to beat, ranks, deviation of the target, speed."""
-    head = (
-        "run,verdict,k-NN,best,raw pixels,random encoder,probe,rank online,rank target,deviation,images/s,loss,epochs"
+    """A row a run: verdict, accuracy beside what it has to beat, ranks, deviation of the target, speed."""
+    return table(OVERVIEW, _overview_rows(all_runs), range(2, len(OVERVIEW)), "runs") + _rank_note(all_runs)
+
+
+def _brief(all_runs: Runs) -> str:
+    """How many runs are in which state, and a line a run: most of the overview's columns, and as much of each verdict
+    as there is room for. The charts of many runs then begin on the first screen.
+    """
+    states: dict[str, list[str]] = {}
+    for run in all_runs.runs:
+        states.setdefault(run.verdict().state, []).append(run.name)
+    tally = "; ".join(
+        f"{len(names)} {state}{'' if state == 'healthy' else f' ({_some(names)})'}" for state, names in states.items()
     )
+    kept = [OVERVIEW.index(column) for column in BRIEF]
+    rows = [[row[i] for i in kept] for row in _overview_rows(all_runs)]
+    return f"<p>{escape(tally)}</p>" + table(BRIEF, rows, range(2, len(BRIEF)), "runs brief") + _rank_note(all_runs)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of `names`."""
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+
+
+def _rank_note(all_runs: Runs) -> str:
+    about = "about the mean" if convention_of(all_runs) == CENTERED_CONVENTION else "about 0"
+    return f"<p class=note>Accuracies are of the test split. Ranks are effective ranks of unit rows {about}.</p>"
+
+
+def _overview_rows(all_runs: Runs) -> list[list[str]]:
+    """The cells of OVERVIEW for each run, as HTML."""
     convention = convention_of(all_runs)
     rows = []
     for i, run in enumerate(all_runs.runs):
@@ -190,9 +230,7 @@ def _overview(all_runs: Runs) -> str:
                 progress(run),
             ]
         )
-    about = "about the mean" if convention == CENTERED_CONVENTION else "about 0"
-    note = f"<p class=note>Accuracies are of the test split. Ranks are effective ranks of unit rows {about}.</p>"
-    return table(head.split(","), rows, range(2, 13), "runs") + note
+    return rows
 
 
 def _alarms(all_runs: Runs) -> str:

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,8 @@ class Measurement(NamedTuple):
         return number(self.metrics.get(key))
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Run:
     """One run as its files tell it."""
 
     name: str
@@ -46,8 +49,18 @@ class Run(NamedTuple):
 
     def series(self, key: str) -> Series:
         """Epochs and values of one metric. A value that is no number is a gap."""
-        found = [line for line in self.metrics if key in line]
-        return [line["epoch"] for line in found], [number(line[key]) for line in found]
+        return self._series.get(key, ([], []))
+
+    @cached_property
+    def _series(self) -> dict[str, Series]:
+        """Every series, gathered in one pass."""
+        found: dict[str, Series] = {}
+        for line in self.metrics:
+            for key, value in line.items():
+                epochs, values = found.setdefault(key, ([], []))
+                epochs.append(line["epoch"])
+                values.append(number(value))
+        return found
 
     def last(self, key: str) -> float:
         """The newest finite value, NaN without one."""
@@ -59,6 +72,10 @@ class Run(NamedTuple):
 
     def verdict(self) -> Verdict:
         """The state of the run, from its metrics and from what stopped it."""
+        return self._verdict
+
+    @cached_property
+    def _verdict(self) -> Verdict:
         batch, parts = self.setting("loader.batch_size"), self.setting("train.accumulate") or 1
         images = batch // parts if isinstance(batch, int) and isinstance(parts, int) else None
         stopped = [{"loss": math.nan} for alarm in self.alarms if alarm["alarm"] == "non_finite_loss"]

@@ -10,37 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastrdm.errors import RunError
 from fastrdm.files import flush
-from fastrdm.schema import STRICT, Duration
+from fastrdm.runtime.settings import CheckpointConfig as CheckpointConfig
 
 FORMAT = "fastrdm-1"
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CheckpointConfig:
-    """How often checkpoints are written, and which of them are kept."""
-
-    every: Duration = "1ep"
-    """Time between two checkpoints. `0st` saves at the end of the run, and when it is asked to stop."""
-
-    keep: int = Field(default=2, ge=1)
-    """Number of newest checkpoints that are kept."""
-
-    best: bool = True
-    """Keep the checkpoint with the best k-NN accuracy as well."""
-
-    store: str | None = None
-    """URL of a folder of this run's own on an object store, such as s3://bucket/run1, that every checkpoint is copied
-    to while training goes on. A run whose own folder has none, or older ones, continues from there.
-    """
 
 
 class CheckpointError(RunError):

@@ -9,44 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fastrdm.files import whole, write_whole
 from fastrdm.live_line import LiveLine, show
 from fastrdm.loaders.spec import ViewSpec
-from fastrdm.runtime.profiler import ProfileConfig
+from fastrdm.runtime.settings import LogConfig as LogConfig
 from fastrdm.runtime.trackers import TensorBoard, Tracker, WandB, spectrum_picture, view_picture
-from fastrdm.schema import STRICT
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class LogConfig:
-    """Logging of metrics, the report and the profiler."""
-
-    every: int = Field(default=50, ge=1)
-    """Steps between two lines of metrics. The host waits for the device only then."""
-
-    tensorboard: bool = False
-    """Write metrics, settings and pictures of views and spectra for TensorBoard as well."""
-
-    wandb: str | None = None
-    """Project on Weights & Biases that gets metrics, settings and pictures of views and spectra as well. `null` sends
-    nothing.
-    """
-
-    report: bool = True
-    """Write report.html into the run's folder when the run ends."""
-
-    profile: ProfileConfig | None = None
-    """Steps that torch's profiler records, such as `log.profile.steps=10`. `null` records none."""
-
-    peak_tflops: float | None = Field(default=None, gt=0)
-    """Peak arithmetic of one device at train.precision, in TFLOP/s, against which utilization is measured. `null` looks
-    known GPUs up.
-    """
-
 
 FILES = ("metrics", "spectra", "alarms", "analysis")  # NAME.jsonl in a run's folder
 PRINTED = "train.log"  # what was printed

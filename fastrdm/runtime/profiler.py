@@ -4,23 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function
 
 from fastrdm.files import whole
-from fastrdm.schema import STRICT, Duration
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ProfileConfig:
-    """Steps that torch's profiler records on the main process, into the run's folder. They take longer meanwhile."""
-
-    start: Duration = "20st"
-    """Time before the first recorded step."""
-
-    steps: int = Field(default=10, ge=1, le=1000)
-    """Number of recorded steps, each with its wait for data."""
+from fastrdm.runtime.settings import ProfileConfig as ProfileConfig
 
 
 class StepProfiler:

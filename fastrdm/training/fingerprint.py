@@ -23,7 +23,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
         "classes": _digest("\n".join(source.classes).encode("utf-8", "surrogateescape")),
         "labels": _digest(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes()),
     }
-    if source.encoded or source.images is not None:
+    if len(source) and (source.encoded or source.images is not None):
         chosen = np.unique(np.linspace(0, len(source) - 1, SAMPLES).round().astype(np.int64))
         found["content"] = [_content(source, int(i)) for i in chosen]
     return found

@@ -44,6 +44,30 @@ def fit_views(settings: Config, source: Source, given: Given) -> tuple[Config, l
     return replace(settings, loader=replace(settings.loader, views=smaller)), [note]
 
 
+STEPS_AN_EPOCH = 4  # at least, where a batch is made smaller
+SMALLEST_BATCH = 32  # images; BatchNorm gets noisy below
+
+
+def fit_batch(settings: Config, images: int, processes: int, given: Given) -> tuple[Config, list[str]]:
+    """A batch that nobody set, and that a set of `images` or `processes` cannot make, becomes smaller.
+
+    For a set that is smaller than the batch it becomes a power of two of at most a quarter of the set, but no less than
+    32 images; docs/small_sets.md has the runs behind these numbers.
+    """
+    batch, parts = settings.loader.batch_size, processes * settings.train.accumulate
+    if given("loader.batch_size") or (batch <= images and batch % parts == 0):
+        return settings, []
+    fitted = batch
+    if batch > images:
+        fitted = min(max(2 ** ((images // STEPS_AN_EPOCH).bit_length() - 1), SMALLEST_BATCH), images) if images else 0
+    fitted -= fitted % parts
+    if fitted == 0:
+        return settings, []
+    what = f"the {images:,} images of the set" if batch > images else f"{parts} equal parts"
+    note = f"note: loader.batch_size={batch} does not fit {what}: {fitted} are used"
+    return replace(settings, loader=replace(settings.loader, batch_size=fitted)), [note]
+
+
 def fit_warmup(settings: Config, horizon: Horizon, given: Given) -> tuple[Config, list[str]]:
     """A warm-up that is longer than the run becomes a tenth of it; ValueError when the user asked for its length."""
     warmup = settings.optim.warmup

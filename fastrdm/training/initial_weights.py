@@ -42,6 +42,12 @@ def initialize(learner: Learner, init: str, encoder: EncoderConfig) -> tuple[lis
     return _start(learner, read.weights, str(path), record)
 
 
+def check(init: str) -> None:
+    """Raise ValueError where the weights that `init` names are not there."""
+    if not init.startswith("timm:"):
+        _place(Path(init))
+
+
 def _place(path: Path) -> tuple[Path, int | None]:
     """The file or the checkpoint that `train.init` names, and the step where one was asked for."""
     step = None

@@ -31,8 +31,8 @@ TOP, LEFT = tl.constexpr(int(Column.TOP)), tl.constexpr(int(Column.LEFT))
 HEIGHT, WIDTH = tl.constexpr(int(Column.HEIGHT)), tl.constexpr(int(Column.WIDTH))
 FLIPPED, BRIGHTNESS = tl.constexpr(int(Column.FLIP)), tl.constexpr(int(Column.BRIGHTNESS))
 HUED, ORDER = tl.constexpr(int(Column.HUE)), tl.constexpr(int(Column.ORDER))
-BLURRED, GRAYSCALE = tl.constexpr(int(Column.BLUR)), tl.constexpr(int(Column.GRAYSCALE))
-SOLARIZE = tl.constexpr(int(Column.SOLARIZE))
+BLURRED = tl.constexpr(int(Column.BLUR))
+SWITCH_COLUMNS = tl.constexpr(tuple(int(Column[name.upper()]) for name in SWITCHES))
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + BLURRED, tl.where(blurred, sigma, 0.0).to(tl.float32), mask=inside)
     for k in tl.static_range(SWITCHES):
         on = _uniform(s, v, e, low, high, DRAW_SWITCHES + k) < tl.load(table_ptr + SWITCHED + k)
-        tl.store(out + (GRAYSCALE if k == 0 else SOLARIZE), on.to(tl.float32), mask=inside)
+        tl.store(out + SWITCH_COLUMNS[k], on.to(tl.float32), mask=inside)
 
 
 def draw_triton(table: Tensor, seed: int, epoch: int | Tensor, index: Tensor, height: Tensor, width: Tensor) -> Tensor:

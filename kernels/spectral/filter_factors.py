@@ -9,43 +9,13 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.linalg.matmul import Precision, scaled_by
+from fastrdm.kernels.spectral.filter_functions import FILTER_FUNCTIONS, ChebyshevFit, FilterFunction
 from fastrdm.kernels.triton_support import triton_module
 
 # Smallest singular value kept, as a share of the largest, by the dtype the features were last rounded to. Rounding puts
 # up to 0.37 eps (measured on BatchNorm outputs) into an exactly null direction: the half types stand just above that;
 # float32 leaves room for the arithmetic that made the features, float64 for that of the Gram matrix (1e-13 in s^2).
 CUTOFF = {torch.float64: 3e-7, torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
-
-
-class ChebyshevFit(NamedTuple):
-    """How matrix products alone evaluate g: as a Chebyshev series in s^(1 / 2^depth)."""
-
-    degree: int
-    """One of chebyshev.DEGREES."""
-    start: float = 0.0
-    """Share of the largest singular value from which g is fitted; above 0 where g is infinite at 0."""
-    depth: int = 2
-    """Number of square roots that are taken, each of which costs more products than eight more degrees do."""
-
-
-class FilterFunction(NamedTuple):
-    """A function g of singular values that a filter can have."""
-
-    g: Callable[[Tensor], Tensor]
-    """float64 singular values above 0, of any shape -> their weights, of the same shape."""
-    fit: ChebyshevFit | None = None
-    """None: not by products, so that the solver newton_schulz refuses g and `auto` takes eigh."""
-
-
-# The filter functions by name, one row each. (s^power is not here: products evaluate it without a fit of its own.) The
-# degrees keep 4e-4 of the largest weight up to s_max = 3000. ln s is fitted from below any singular value that is kept,
-# so that what is dropped stays bounded too. ln(1 + s) needs one root only; ln(1 + s^2) by one would be off by 2e-3.
-FILTER_FUNCTIONS: dict[str, FilterFunction] = {
-    "log": FilterFunction(torch.log, ChebyshevFit(degree=23, start=1e-6)),
-    "log1p": FilterFunction(torch.log1p, ChebyshevFit(degree=31, depth=1)),
-    "log1p_sq": FilterFunction(lambda s: torch.log1p(s * s), ChebyshevFit(degree=31)),
-}
-KINDS = ("power", *FILTER_FUNCTIONS)
 
 # Callers' own functions by the name that own_function gave them, for as long as the caller keeps them.
 _OWN: WeakValueDictionary[str, Callable[[Tensor], Tensor]] = WeakValueDictionary()

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastrdm.kernels.linalg.precisions import resolve
 from fastrdm.kernels.spectral.custom_op import filter_op
-from fastrdm.kernels.spectral.filter_factors import CUTOFF, KINDS, Function, is_even, own_function
+from fastrdm.kernels.spectral.filter_factors import CUTOFF, Function, is_even, own_function
+from fastrdm.kernels.spectral.filter_functions import KINDS, SOLVERS
 from fastrdm.kernels.spectral.matmul_solvers import newton_schulz_takes
 
-SOLVERS = ("auto", "eigh", "newton_schulz", "gram_power")
 NEGLIGIBLE = 1e-5  # weight, relative to the largest, that `gram_power` may leave in directions below the cutoff
 # Rows over columns between which sampled features reach below the range of newton_schulz.
 NEAR_SQUARE = (2 / 3, 3 / 2)
@@ -84,8 +84,8 @@ def spectral_filter(
 ) -> Tensor:
     """x W in x's dtype, for x (B, D) or (V, B, D), each view with its own W = V g(S) V^T. W counts as constant.
 
-    `kind` names a row of filter_factors.FILTER_FUNCTIONS, or is `power` for g(s) = s^power, or is a function g itself:
-    it gets float64 singular values (V, n), all above 0, and returns weights of that shape (solver eigh only).
+    `kind` names a row of filter_functions.FILTER_FUNCTIONS, or is `power` for g(s) = s^power, or is a function g: it
+    gets float64 singular values (V, n), all above 0, and returns weights of that shape (solver eigh only).
 
     S and V are those of x itself; of `x_all`, the rows of all processes, x among them from `offset` on (which only
     newton_schulz needs); of `basis`, another tensor (the authors' ImageNet code); or of `gram` = X^T X (D, D) for an X

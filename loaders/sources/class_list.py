@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from fastrdm.loaders.sources.label_file import read_text
+
 SHIPPED = Path(__file__).parent / "class_lists"
 
 
@@ -19,8 +21,8 @@ def read_class_list(name: str) -> list[str]:
             f"loader.classes must be a file with one class a line or a shipped list ({known}), got {name!r}"
         )
     try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
         raise ValueError(f"loader.classes={name} cannot be read: {error}") from None
     names = sorted(filter(None, lines))
     if not names:

@@ -19,6 +19,7 @@ Pixels = NDArray[np.uint8]
 Allocate = Callable[[int, int], Pixels]  # (height, width) -> the array (height, width, 3) that takes the pixels
 
 JPEG_START = b"\xff\xd8"
+MOST_BYTES = 1 << 30  # of one file: what is larger is no image
 MOST_PIXELS = 178_956_970  # an image that claims more is damaged, for Pillow too
 ORIENTATION = 0x0112  # EXIF tag
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags

@@ -4,14 +4,15 @@ import copy
 import errno
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import MOST_BYTES, CorruptImage
 from fastrdm.loaders.sources.label_file import read_labels
 from fastrdm.loaders.sources.listing import (
     EXTENSIONS,
@@ -23,8 +24,8 @@ from fastrdm.loaders.sources.listing import (
 )
 from fastrdm.loaders.sources.source import Source
 
-TRAIN, VAL = ("train", "training"), ("val", "valid", "validation")
-MOST_BYTES = 1 << 30  # of one file: what is larger is no image
+TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test",)
+SPLIT_FOLDERS = {*TRAIN, *VAL, *TEST}
 
 
 class FolderSource(Source):
@@ -42,10 +43,10 @@ class FolderSource(Source):
         passed, notes = PassedOver(), list[str]()
         groups = _grouped(root, passed)
         loose = groups.get("", [])
-        named = sorted({group[:-1] for group in groups if group} | set(classes_elsewhere))
         if labels == "auto" and not loose:
             _refuse_empty(root, groups)
-        if labels == "folders" or (labels == "auto" and len(named) > 1 and not loose):
+        named = class_names([group[:-1] for group in groups], labels, classes_elsewhere, str(root))
+        if named:
             self._label_by_folder(named, groups, passed, notes)
         else:
             self.files = sorted(chain(*groups.values()))
@@ -53,14 +54,12 @@ class FolderSource(Source):
             if labels in ("auto", "none"):
                 notes.append(f"the images of {root} are used without labels")
             else:
-                self._label_by_file(Path(labels), notes)
+                self.labels, self.classes = label_by_file(Path(labels), self.files, str(root), notes)
         self.note = "; ".join(filter(None, (*notes, str(passed)))) or None
 
     def _label_by_folder(
         self, named: list[str], groups: dict[str, list[str]], passed: PassedOver, notes: list[str]
     ) -> None:
-        if not named:
-            raise ValueError(f"loader.root must hold one folder of images a class, got none in {self.root}")
         _refuse_empty(self.root, groups)
         for file in groups.get("", []):
             passed.add("images outside the class folders", file)
@@ -72,16 +71,6 @@ class FolderSource(Source):
         found = [sorted(groups.get(f"{name}/", [])) for name in named]
         self.classes, self.files = named, list(chain.from_iterable(found))
         self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
-
-    def _label_by_file(self, path: Path, notes: list[str]) -> None:
-        self.labels, self.classes, unmatched = read_labels(path, self.files)
-        known = int((self.labels >= 0).sum())
-        if not known:
-            raise ValueError(f"{path} names none of the images of {self.root}, but for instance {unmatched[0]}")
-        if known < len(self.labels):
-            notes.append(f"{path} has a label for {known:,} of the {len(self.labels):,} images of {self.root}")
-        if unmatched:
-            notes.append(f"{path} names {len(unmatched):,} images that are not in {self.root}, such as {unmatched[0]}")
 
     def fetch(self, index: int) -> tuple[bytes, str]:
         path = self._folder + self.files[index]
@@ -102,24 +91,62 @@ class FolderSource(Source):
         return part
 
 
+def class_names(tops: Iterable[str], labels: str, elsewhere: Collection[str], where: str) -> list[str] | None:
+    """The classes of images whose first folders are `tops`, '' for an image in none; None where folders are no classes.
+
+    ValueError where there is no folder although `labels` is folders.
+    """
+    tops = set(tops)
+    named = sorted({*tops, *elsewhere} - {""})
+    if labels == "folders" and tops <= {""}:
+        raise ValueError(f"loader.root must hold one folder of images a class, got none in {where}")
+    return named if labels == "folders" or (labels == "auto" and len(named) > 1 and "" not in tops) else None
+
+
+def label_by_file(
+    path: Path, files: Sequence[str], where: str, notes: list[str]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels (N,) of `files` by the file at `path`, and its classes; what does not match is noted.
+
+    ValueError where the file names none of them.
+    """
+    labels, classes, unmatched = read_labels(path, files)
+    known = int((labels >= 0).sum())
+    if not known:
+        raise ValueError(f"{path} names none of the images of {where}, but for instance {unmatched[0]}")
+    if known < len(labels):
+        notes.append(f"{path} has a label for {known:,} of the {len(labels):,} images of {where}")
+    if unmatched:
+        notes.append(f"{path} names {len(unmatched):,} images that are not in {where}, such as {unmatched[0]}")
+    return labels, classes
+
+
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of `root` that are splits, by the names train, val and test; {} where root is one set.
+    """The folders of `root` that are splits, by the names train, val and test; {} where root is one set."""
+    holds_some = partial(_holds_images_itself, root)
+    splits = name_splits(subfolders(root), lambda name: holds_images(root / name), holds_some)
+    return {split: root / name for split, name in splits.items()}
+
+
+def name_splits(
+    found: Collection[str], holds_any: Callable[[str], bool], holds_itself: Callable[[str], bool]
+) -> dict[str, str]:
+    """Which of the folders `found` are the splits train, val and test; {} where the set has none.
 
     A folder that is called like a split is a class where it holds images itself and others beside it do too: a set of
     vehicles may well have the class `train`.
     """
-    found = subfolders(root)
-    named = {names[0]: name for names in (TRAIN, VAL, ("test",)) if (name := _first(names, found))}
-    others = [name for name in found if name not in named.values() and holds_images(root / name)]
-    return {split: root / name for split, name in named.items() if not others or not _holds_images_itself(root / name)}
+    named = {names[0]: name for names in (TRAIN, VAL, TEST) if (name := _first(names, found))}
+    others = [name for name in found if name not in named.values() and holds_any(name)]
+    return {split: name for split, name in named.items() if not others or not holds_itself(name)}
 
 
 def _first(names: Collection[str], found: Collection[str]) -> str | None:
     return next((name for name in names if name in found), None)
 
 
-def _holds_images_itself(folder: Path) -> bool:
-    return any(map(is_image, os.listdir(folder)))
+def _holds_images_itself(root: Path, name: str) -> bool:
+    return any(map(is_image, os.listdir(root / name)))
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -164,7 +191,7 @@ def _grouped(root: Path, passed: PassedOver) -> dict[str, list[str]]:
     archives = [name for name in passed.examples.get("archives", []) if "/" not in name]
     if archives or not groups:
         found = "archives beside images" if groups else "none"
-        sources = "imagenet for its own archives, webdataset for .tar, parquet for .parquet"
+        sources = "imagenet for its own archives, tar or webdataset for .tar, parquet for .parquet"
         hint = f"; {passed}: give loader.source={sources}, or move them away" if "archives" in passed.counts else ""
         raise ValueError(f"loader.root must hold images ({', '.join(sorted(EXTENSIONS))}), got {found} in {root}{hint}")
     return groups

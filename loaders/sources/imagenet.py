@@ -9,6 +9,7 @@ Folders are looked for at `root` and where Kaggle's archive puts them.
 import tarfile
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from fastrdm.loaders.sources.folder import FolderSource, class_folders
 from fastrdm.loaders.sources.index_cache import Arrays, indexed, text_array, texts_of
 from fastrdm.loaders.sources.label_file import Labels, read_labels
 from fastrdm.loaders.sources.source import NoImages, Source
-from fastrdm.loaders.sources.tar import TarSource, members
+from fastrdm.loaders.sources.tar import TarSource, members, one_line
 from fastrdm.loaders.spec import LoaderConfig
 
 FOLDERS = {
@@ -116,6 +117,8 @@ def _build(path: Path) -> Arrays:
     found = sorted(members(path))
     if not found:
         raise ValueError(f"{path} holds no image")
+    if twice := next((a.name for a, b in pairwise(found) if a.name == b.name), None):
+        raise ValueError(f"{path} holds {one_line(twice)} twice")
     own = path.stem if path.stem.startswith("n") else ""
     names = [member.name.rpartition("/")[0] or own for member in found]
     classes = sorted(set(names) - {""})

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,23 @@ def indexed(path: Path, kind: str, cache: str | None, build: Callable[[], Arrays
 
     One process builds and the others of a machine wait for it. Where nothing can be written, it is made every time.
     """
-    key = np.array([FORMAT, *stamp(path)], np.int64)
+    return _kept(_places(path, kind, cache), stamp(path), build)
+
+
+def indexed_at(place: Path, stamp: tuple[int, int], build: Callable[[], Arrays]) -> Arrays:
+    """As `indexed`, of a file elsewhere that has this stamp, kept at `place`."""
+    return _kept([place], stamp, build)
+
+
+def read_index(place: Path, stamp: tuple[int, int]) -> Arrays | None:
+    """A kept index, None where there is none, it is damaged, or the file has another stamp since."""
+    return _read(place, np.array([FORMAT, *stamp], np.int64))
+
+
+def _kept(places: Iterable[Path], stamp: tuple[int, int], build: Callable[[], Arrays]) -> Arrays:
+    key = np.array([FORMAT, *stamp], np.int64)
     with contextlib.ExitStack() as stack:
-        place = next((place for place in _places(path, kind, cache) if _lock(place.with_suffix(".lock"), stack)), None)
+        place = next((place for place in places if _lock(place.with_suffix(".lock"), stack)), None)
         if place is not None and (kept := _read(place, key)) is not None:
             return kept
         made = build()

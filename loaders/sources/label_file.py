@@ -32,7 +32,7 @@ def read_labels(path: Path, files: Sequence[str]) -> Labels:
     """
     if not path.is_file():
         raise ValueError(f"loader.labels must be auto, folders, none or a file, got {str(path)!r}, which is no file")
-    lines = _read_text(path).splitlines()
+    lines = read_text(path).splitlines()
     return _ground_truth(path, lines, files) if path.suffix == ".txt" else _table(path, lines, files)
 
 
@@ -42,14 +42,18 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     return sorted(unique, key=int) if all(name.isdecimal() for name in unique) else sorted(unique)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark; ValueError names the line of what is not."""
-    data = path.read_bytes()
+    return decode_text(path.read_bytes(), str(path))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text of the file `name`, as read_text."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         row = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {row}: not UTF-8 ({error.reason}): save the file as UTF-8") from None
+        raise ValueError(f"{name}, line {row}: not UTF-8 ({error.reason}): save the file as UTF-8") from None
 
 
 def _table(path: Path, lines: Sequence[str], files: Sequence[str]) -> Labels:

@@ -19,6 +19,7 @@ from fastrdm.loaders.sources.parquet import open_parquet
 from fastrdm.loaders.sources.remote import open_remote
 from fastrdm.loaders.sources.source import ArraySource, NoImages, Source, Subset
 from fastrdm.loaders.sources.store import is_remote
+from fastrdm.loaders.sources.tar_folders import open_tar
 from fastrdm.loaders.sources.webdataset import open_webdataset
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.schema import require
@@ -91,7 +92,8 @@ def balanced(source: Source, size: int, key: str) -> Subset:
 def _root(config: LoaderConfig) -> Path:
     fetched = config.download and config.source in CIFAR
     if config.root is None or not (Path(config.root).is_dir() or fetched):
-        raise ValueError(f"loader.root must be the folder of {config.source}, got {config.root!r}, which is no folder")
+        wanted = "a folder of images" if config.source == "folder" else f"the folder of {config.source}"
+        raise ValueError(f"loader.root must be {wanted}, got {config.root!r}, which is no folder")
     return Path(config.root)
 
 
@@ -184,6 +186,7 @@ SOURCES: dict[str, Callable[[LoaderConfig, Split], Source]] = {
     "folder": _open_folder,
     "packed": _open_packed,
     "imagenet": open_imagenet,
+    "tar": open_tar,
     "webdataset": open_webdataset,
     "parquet": open_parquet,
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastrdm.files import read_npy, sha256
 from fastrdm.loaders.sources.decode import Allocate, CorruptImage, Pixels
 from fastrdm.loaders.sources.pack_fields import check_fields, check_index
-from fastrdm.loaders.sources.ranges import RangeSource, keep_open
+from fastrdm.loaders.sources.ranges import RangeSource
 from fastrdm.loaders.sources.source import ReadTime
 
 FORMAT = 1
@@ -135,7 +135,7 @@ class PackedSource(RangeSource):
 
     def _opening(self) -> None:
         super()._opening()
-        self._map = keep_open(mapped)
+        self._map = self._keep_open(mapped)
 
     @property
     def encoded(self) -> bool:
@@ -158,7 +158,7 @@ class PackedSource(RangeSource):
     def _copy(self, index: int, out: NDArray[np.uint8]) -> None:
         start, shard = self.offset.item(index), self.shards.item(index)
         for last in (False, True):
-            out[:] = self._map(self.path(shard))[start : start + out.size]
+            out[:] = self._map(self.paths[shard])[start : start + out.size]
             if self._right(index, out) or last or not self._mend(shard):
                 break
         self._check(index)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from fastrdm.loaders.sources.archives import Split
 from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.index_cache import stamp
 from fastrdm.loaders.sources.label_file import sort_classes
 from fastrdm.loaders.sources.shard_files import shard_files
 from fastrdm.loaders.sources.source import NoImages, Source
+from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
 
 MISSING = "loader.source=parquet needs pyarrow: pip install 'fastrdm[parquet]'"
@@ -38,6 +40,11 @@ def open_parquet(config: LoaderConfig, split: Split) -> Source:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise ValueError(MISSING) from error
+    if is_remote(config.root):
+        raise ValueError(
+            f"loader.root must be on this machine for loader.source=parquet, got {config.root!r}: tar, webdataset and "
+            "packs are read from a store too"
+        )
     paths = shard_files(config.root, ".parquet", "parquet", split)
     if not paths:
         return NoImages("parquet")
@@ -62,7 +69,7 @@ class ParquetSource(Source):
 
     def __init__(self, paths: Sequence[Path], keep: int, others: Sequence[Path] = (), labeled: bool = True) -> None:
         """`keep`: row groups held in memory at most. `others`: files of other splits, for the names of classes."""
-        self.paths = [str(path) for path in paths]
+        self.paths, self.stamps = [str(path) for path in paths], [stamp(path) for path in paths]
         self.columns = _columns(paths[0])
         footers = [_footer(path, self.columns) for path in paths]
         self.groups = [(number, k) for number, footer in enumerate(footers) for k in range(footer.num_row_groups)]
@@ -150,6 +157,8 @@ class ParquetSource(Source):
         number, k = self.groups[group]
         column = f"{self.columns.image}.bytes" if self.columns.nested else self.columns.image
         try:
+            if stamp(Path(self.paths[number])) != self.stamps[number]:
+                raise CorruptImage(f"{self.paths[number]}, row group {k}: the file has changed since it was opened")
             with pq.ParquetFile(self.paths[number]) as file:
                 rows = file.read_row_group(k, columns=[column], use_threads=False).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as error:

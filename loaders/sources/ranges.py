@@ -4,13 +4,15 @@ import copy
 import os
 import resource
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import MOST_BYTES, CorruptImage
+from fastrdm.loaders.sources.shard_cache import ShardCache
 from fastrdm.loaders.sources.source import Source
 
 Opened = TypeVar("Opened")
@@ -53,24 +55,40 @@ class RangeSource(Source):
     length: NDArray[Any]
     """(N,) integers, length in bytes of each image."""
 
+    cache: ShardCache | None = None
+    """Where the files come from that lie on a store, in the order of `paths`; None where they are here."""
+
     def _opening(self) -> None:
-        """Get ready to read: once all fields are set, and after unpickling."""
-        self._open = keep_open(Descriptor)
+        """Get ready to read: once all fields are set, after unpickling, and to let go of all files that are open."""
+        self._open = self._keep_open(Descriptor)
+
+    def _keep_open(self, open_one: Callable[[str], Opened]) -> Callable[[str], Opened]:
+        """keep_open, of a file that may have to be fetched first."""
+        if self.cache is None:
+            return keep_open(open_one)
+        cache, number = self.cache, {path: number for number, path in enumerate(self.paths)}
+
+        def fetched(path: str) -> Opened:
+            while True:
+                try:
+                    return open_one(cache.get(number[path]))
+                except FileNotFoundError:  # another process made room just now
+                    continue
+
+        return keep_open(fetched)
 
     def fetch(self, index: int) -> tuple[bytes, str]:
         size = self.length.item(index)
+        if size > MOST_BYTES:
+            raise CorruptImage(f"{self.called(index)}: {size:,} bytes are too many for an image")
         try:
-            file = self._open(self.path(self.shards.item(index)))
+            file = self._open(self.paths[self.shards.item(index)])
             data = os.pread(file.number, size, self.offset.item(index))
         except OSError as error:
             raise CorruptImage(f"{self.called(index)}: {error.strerror}") from error
         if len(data) < size:
             raise CorruptImage(f"{self.called(index)}: the file ends before it does")
         return data, self.called(index)
-
-    def path(self, shard: int) -> str:
-        """Where file number `shard` is; a subclass may have to get it first."""
-        return self.paths[shard]
 
     def called(self, index: int) -> str:
         """Name of an image in messages."""
@@ -90,10 +108,25 @@ class RangeSource(Source):
         return part
 
     def read_ahead(self, shards: set[int]) -> None:
-        """Ask the system to read these files from one end to the other, in the background."""
-        if hasattr(os, "posix_fadvise"):
+        """Ask the system to read these files from one end to the other, in the background.
+
+        Of a store, the cache is told; what was evicted meanwhile is closed, so that it takes no room on the disk.
+        """
+        if self.cache is not None:
+            self._opening()
+            self.cache.reached(shards)
+        elif hasattr(os, "posix_fadvise"):
             for shard in shards:
-                os.posix_fadvise(self._open(self.path(shard)).number, 0, 0, os.POSIX_FADV_WILLNEED)
+                # held until the call is over: of two threads that open a file at once, only one has it remembered
+                file = self._open(self.paths[shard])
+                os.posix_fadvise(file.number, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def planned(self, groups: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return nullcontext() if self.cache is None else self.cache.following(groups)
+
+    def news(self) -> str | None:
+        told = self.cache and self.cache.store.news
+        return told.popleft() if told else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_open"}

@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 from fastrdm.loaders.sources.archives import Arrays
 from fastrdm.loaders.sources.checks import check_pixels
 from fastrdm.loaders.sources.decode import Allocate, Pixels, decode, new_pixels
+from fastrdm.loaders.spec import STATISTICS
 from fastrdm.schema import Triple
-
-STATISTICS: dict[str, tuple[Triple, Triple]] = {  # mean and std of the training images in [0, 1]
-    "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),
-    "fashion_mnist": ((0.286, 0.286, 0.286), (0.353, 0.353, 0.353)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 
 
 @dataclass

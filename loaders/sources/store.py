@@ -19,6 +19,7 @@ PIECE = 8 << 20  # bytes of one request
 ATTEMPTS = 8  # of one request, about a minute in all
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the second attempt, and before any other one
 TIMEOUT = 60.0  # seconds of one request
+TAGS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated")  # of fsspec's protocols
 NEWS = 20  # lines that wait to be told
 
 
@@ -45,8 +46,29 @@ class Store:
             raise ValueError(f"{what}={url} {MISSING} ({error})") from error
         except Exception as error:  # each protocol has its own
             raise ValueError(f"{what}={url} cannot be opened: {error}") from error
-        self.url = url.rstrip("/")
+        self.url, self.what = url.rstrip("/"), what
         self.news: deque[str] = deque(maxlen=NEWS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the store anew."""
+        return Store, (self.url, self.what)
+
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """Bytes of a file, and a number of its content or time as far as the store tells; None where there is none."""
+        try:
+            told = self._persist(name, lambda: self.fs.info(self._at(name)))
+        except FileNotFoundError:
+            return None
+        tag = next((str(told[key]) for key in TAGS if told.get(key)), "")
+        return int(told["size"]), int.from_bytes(hashlib.sha256(tag.encode()).digest()[:7], "little")
+
+    def files(self) -> list[str]:
+        """Names of all files at any depth, sorted; none where there is no such folder, or it cannot be listed."""
+        try:
+            found = self._persist("", lambda: self.fs.find(self.path))
+        except (FileNotFoundError, NotImplementedError):
+            return []
+        return sorted(path.removeprefix(self.path).lstrip("/") for path in found)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""

@@ -17,8 +17,9 @@ from fastrdm.kernels.spectral.spectral_filter import spectral_filter
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
-from fastrdm.methods.dual_branch import DualBranch, MethodConfig, TransformConfig
+from fastrdm.methods.dual_branch import DualBranch, MethodConfig
 from fastrdm.methods.spectral_filter import FilterConfig
+from fastrdm.methods.transform import TransformConfig
 from fastrdm.models.heads import HeadConfig
 from fastrdm.schema import Horizon
 
@@ -224,6 +225,27 @@ def test_the_assumption_is_needed() -> None:
     w = start()
     assert feature_rank(after_step(w, lambda s: 0.3 * s / s.max(), one)) < feature_rank(w)
     assert feature_rank(after_step(w, ridge(1.0), one)) < feature_rank(w)
+
+
+WEAK: dict[str, Callable[[Tensor], Tensor]] = {"0.3 s": lambda s: 0.3 * s / s.max(), "ridge": ridge(1.0)}
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_an_isotropic_gradient_needs_no_assumption(name: str) -> None:
+    """IsoLoss hands the output's gradient to the features: s -> s (1 + rate (h - (1 + e) p)), for weak predictors."""
+    w, online = start(), WEAK[name]
+    ranks = [feature_rank(w)]
+    for _ in range(50):
+        features = w.requires_grad_()
+        before = torch.linalg.svdvals(w.detach())
+        plain = matrix_function(w, online) @ w.detach()
+        out = plain + (features - features.detach())
+        loss = (1 + NOISE) / 2 * out.square().sum() - (out * w.detach()).sum()
+        w = (w - 0.05 * torch.autograd.grad(loss, features)[0]).detach()
+        expected = before * (1 + 0.05 * (1 - (1 + NOISE) * online(before)))
+        assert torch.allclose(torch.linalg.svdvals(w), expected, rtol=1e-10)
+        ranks.append(feature_rank(w))
+    assert all(after > before for before, after in pairwise(ranks))
 
 
 # --- T1: without asymmetry no complete collapse, but fewer and fewer dimensions

@@ -157,7 +157,7 @@ def test_words(photos: Path) -> None:
     ]
     assert settings_of(["s3://bucket/pack"]) == ["loader.source=packed", "loader.root=s3://bucket/pack"]
     assert settings_of(["quickstart.yaml"]) == ["quickstart.yaml"]
-    with pytest.raises(ValueError, match="SOURCE must be one folder or name"):
+    with pytest.raises(ValueError, match="SOURCE must be one folder, file, URL or name"):
         settings_of(["digits", str(photos)])
     with pytest.raises(ValueError, match="--seconds must be at least 20"):
         bench.main(["digits", "--seconds", "1"])

@@ -19,6 +19,7 @@ from PIL import Image
 import fastrdm
 from fastrdm.commands import embed, export
 from fastrdm.commands.pretrained import from_run
+from fastrdm.commands.source_word import loader_of, named_source
 from fastrdm.config import run_config
 from fastrdm.evaluation import embedding
 from fastrdm.loaders.evaluation import evaluation_batches, short_side
@@ -93,7 +94,7 @@ def test_rows_match_names_around_unreadable_images(
     assert names == sorted(names) and not {"cat/06.png", "cat/08.png", "dog/39.png"} & set(names)
     assert [row["label"] for row in listed] == [name[:3] for name in names]
     np.testing.assert_allclose(features, rows_of(run, photos, names), rtol=1e-5, atol=1e-6)
-    source = open_source(embed.loader_of(str(photos), None, None), "train")
+    source = open_source(loader_of(str(photos), None, None), "train")
     assert [source.key(int(row["index"])) for row in listed] == names
     about = json.loads((out / "embed.json").read_text())
     assert about["rows"] == 37 and sorted(about["unreadable"]) == ["3", "39", "4"]
@@ -214,6 +215,39 @@ def test_what_is_done_is_not_computed_again(
         call(run, photos, "-o", tmp_path)
 
 
+def test_a_tar_file_gives_the_rows_of_its_folder(run: Path, photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "photos.tar"
+    subprocess.run(["tar", "-cf", file, "-C", photos, "cat", "dog"], check=True)
+    call(run, photos, "-o", tmp_path / "folder")
+    call(run, file, "-o", tmp_path / "tar")
+    first, second = table(tmp_path / "folder"), table(tmp_path / "tar")
+    a, b = (np.load(tmp_path / name / "features.npy") for name in ("folder", "tar"))
+    assert [row["label"] for row in first] == [row["label"] for row in second]
+    assert [Path(row["name"]).name for row in first] == [Path(row["name"]).name for row in second]
+    np.testing.assert_array_equal(a, b)
+
+
+def test_what_a_source_word_stands_for(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pack" / "train").mkdir(parents=True)
+    (tmp_path / "pack" / "train" / "meta.json").touch()
+    (tmp_path / "a.parquet").touch()
+    words = {
+        str(photos): "folder",
+        "pack": "packed",
+        "a.parquet": "parquet",
+        "digits": "digits",
+        "my.module:Source": "my.module:Source",
+        "s3://bucket/pack": "packed",
+        "https://host/set-{00..09}.tar": "tar",
+        "b.parquet": None,
+        "photos": None,
+    }
+    assert {word: named_source(word) for word in words} == words
+    with pytest.raises(ValueError, match=r"^--root must be left out for pack, got 'x'"):
+        loader_of("pack", "x", None)
+
+
 def test_what_is_refused(run: Path, photos: Path, tmp_path: Path) -> None:
     def refusal(*arguments: object) -> str:
         with pytest.raises(ValueError) as refused:
@@ -221,7 +255,9 @@ def test_what_is_refused(run: Path, photos: Path, tmp_path: Path) -> None:
         return str(refused.value)
 
     assert refusal(tmp_path).startswith("CHECKPOINT must be a run folder with checkpoints")
-    assert refusal(run, "digit").startswith("loader.source is unknown: 'digit'; did you mean 'digits'?")
+    nothing = "SOURCE must be a folder, a .tar or .parquet file, a URL, or a name, got"
+    assert refusal(run, "digit") == f"{nothing} 'digit', which is none of them: did you mean 'digits'?"
+    assert refusal(run, "photos.tar").startswith(f"{nothing} 'photos.tar', which is none of them: names are digits, ")
     assert refusal(run, photos, "--tap", "layer9").startswith(
         "--tap must be one of features, hidden, projection, conv1"
     )

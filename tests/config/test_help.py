@@ -11,9 +11,9 @@ from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.evaluator import EvalConfig
-from fastrdm.methods.alignment import ALIGNMENTS, loss_settings
-from fastrdm.methods.dual_branch import TRANSFORMS, transform_settings
-from fastrdm.methods.regularizers import REGULARIZERS, regularizer_settings
+from fastrdm.methods.losses import ALIGNMENTS, loss_settings
+from fastrdm.methods.regularizer_settings import REGULARIZERS, regularizer_settings
+from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings
 
 CONSTANTS = {  # tables and two-word names, such as ENCODERS and HEADLINE_CONVENTION
     name

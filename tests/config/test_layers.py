@@ -12,7 +12,7 @@ from fastrdm.config import run_config, tree
 from fastrdm.config.layers import Layer, last_to_set, user_sets
 from fastrdm.config.run_config import RECIPES
 from fastrdm.config.source_defaults import assume
-from fastrdm.loaders.sources.source import STATISTICS
+from fastrdm.loaders.spec import STATISTICS
 from fastrdm.methods.presets import PRESETS
 from fastrdm.models.foreign_weights import check_export
 
@@ -211,6 +211,7 @@ MEANT = {
     "--epochs": "train.length=",
     "--lr": "optim.lr=",
     "--batch-size=8": "loader.batch_size=",
+    "--batch": "loader.batch_size=",
     "--probe-lr": "evaluate.probe_lr=",
     "--gpus": "--processes N",
 }

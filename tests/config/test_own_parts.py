@@ -20,7 +20,7 @@ import dataclasses
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from fastrdm.methods.alignment import AlignmentConfig, Loss
+from fastrdm.methods.losses import AlignmentConfig, Loss
 from fastrdm.methods.transform import Transform, TransformConfig
 from fastrdm.models.encoders import Encoder, EncoderOptions
 from fastrdm.schema import STRICT, Duration, require

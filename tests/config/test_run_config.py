@@ -80,7 +80,7 @@ REFUSED = {
     "loader.views.-1.size=3": "loader.views has 2 items, numbered from 0 or * for each, got item '-1'",
     "method.online.x.hidden=4": "method.online has 1 items, numbered from 0 or * for each, got item 'x'",
     "quickstrt.yaml": "no configuration file 'quickstrt.yaml', did you mean 'quickstart.yaml'?; settings are written",
-    "optim.lr": "no configuration file 'optim.lr', known: ",
+    "optim.lr": "no configuration file 'optim.lr', `fastrdm recipes` lists the shipped ones; settings are",
     "--seed=3": "unknown option --seed=3: write train.seed=0",
     # impossible pairs, and kinds that do not meet
     "train.accumulate=3": "train.accumulate must divide loader.batch_size=256, got 3",

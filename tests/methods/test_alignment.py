@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.methods.alignment import (
+from fastrdm.methods.alignment import align
+from fastrdm.methods.losses import (
     AlignmentConfig,
     CrossEntropyConfig,
-    align,
     byol,
     cross_entropy,
     find_loss,

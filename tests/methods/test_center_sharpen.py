@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrdm.methods.alignment import CrossEntropyConfig, align, cross_entropy
+from fastrdm.methods.alignment import align
 from fastrdm.methods.center_sharpen import CenterSharpen, CenterSharpenConfig
+from fastrdm.methods.losses import CrossEntropyConfig, cross_entropy
 from fastrdm.methods.transform import BranchContext, TransformContext
 from fastrdm.schema import Horizon
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.config import run_config
+from fastrdm.methods.alignment import AlignmentConfig, byol
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
 from fastrdm.methods.transform import BranchContext, TransformContext
@@ -33,7 +34,10 @@ def predictor(moment: Tensor, power: float, epsilon: float) -> Tensor:
     return vectors @ torch.diag(values ** (power / 2) + epsilon) @ vectors.mT
 
 
-@pytest.mark.parametrize(("power", "epsilon", "momentum"), [(1.0, 0.1, 0.3), (2.0, 0.3, 0.5), (1.0, 0.1, 0.0)])
+@pytest.mark.parametrize(
+    ("power", "epsilon", "momentum"),
+    [(1.0, 0.1, 0.3), (2.0, 0.3, 0.5), (1.0, 0.1, 0.0), (3.0, 0.3, 0.5), (4.0, 0.3, 0.5)],  # DirectSet(power / 2)
+)
 def test_directpred_and_directcopy_are_filters(place: Place, power: float, epsilon: float, momentum: float) -> None:
     layer = SpectralFilter(FilterConfig(power=power, epsilon=epsilon, momentum=momentum), place()).double()
     moment = torch.zeros(5, 5, dtype=torch.float64)
@@ -73,6 +77,45 @@ def test_a_moving_moment_of_a_target_drops_what_rounding_left(place: Place) -> N
     s = torch.linalg.svdvals(out.flatten(0, 1).double()) / 2**0.5  # of two views, each of which counts as a batch
     torch.testing.assert_close(s[:3], torch.ones(3, dtype=torch.float64), rtol=1e-3, atol=0)
     assert s[3:].max() < 1e-5
+
+
+def isoloss(moment: Tensor, z: Tensor, target: Tensor) -> Tensor:
+    """IsoLoss of rows z (B, D) and targets (B, D) as its authors have it, a cosine's, predictor of power 1 / 2."""
+    values, vectors = torch.linalg.eigh(moment)
+    values = (values.clamp_min(0) / values.max()).sqrt()
+    p, root = z @ vectors @ torch.diag(values) @ vectors.mT, z @ vectors @ torch.diag(values.sqrt()) @ vectors.mT
+    lengths, size = p.norm(dim=1).detach(), target.norm(dim=1)
+    first = (z * target).sum(1) / (lengths * size)
+    second = ((p * target).sum(1) / (lengths**3 * size)).detach() * root.square().sum(1) / 2
+    return -2 * (first - second).mean()
+
+
+@pytest.mark.parametrize("momentum", [None, 0.998])
+def test_an_isotropic_gradient_is_isoloss(place: Place, momentum: float | None) -> None:
+    config = FilterConfig(power=1.0, momentum=momentum, gradient="isotropic")
+    plain = SpectralFilter(FilterConfig(power=1.0, momentum=momentum), place()).double()
+    layer = SpectralFilter(config, place()).double()
+    x, target = draw(1, 9, 5).requires_grad_(), draw(9, 5, seed=1)
+    out = layer(x, NOTHING)
+    largest = torch.linalg.svdvals(x.detach()[0])[0]
+    torch.testing.assert_close(out, plain(x, NOTHING) / largest, rtol=0, atol=1e-12)
+    loss = byol(out[0], target, AlignmentConfig())
+    expected = isoloss(x.detach()[0].mT @ x.detach()[0] / 9, x[0], target)
+    found, wanted = (torch.autograd.grad(value, x)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    # The Euclidean loss: |z - (t + z - p)|^2, all but the first z without gradient.
+    (direct,) = torch.autograd.grad((layer(x, NOTHING)[0] - target).square().sum(1).mean(), x)
+    goal = target + x.detach()[0] - out.detach()[0]
+    torch.testing.assert_close(direct, torch.autograd.grad((x[0] - goal).square().sum(1).mean(), x)[0])
+
+
+def test_the_isotropic_gradient_of_a_crossed_basis(place: Place) -> None:
+    layer = SpectralFilter(FilterConfig(power=1.0, basis="cross", gradient="isotropic"), place())
+    x, other, g = draw(2, 9, 5).requires_grad_(), draw(2, 9, 5, seed=1), draw(2, 9, 5, seed=2)
+    out = layer(x, BranchContext(other, None))
+    both = x.detach().flatten(0, 1).mT @ other.flatten(0, 1)
+    torch.testing.assert_close(out, x @ both / torch.linalg.svdvals(both)[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(out, x, g)[0], g, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 0.5])
@@ -167,7 +210,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "products of a floor": (
         {"online": [{"name": "filter", "power": 1, "epsilon": 0.1, "solver": "newton_schulz"}]},
-        "method.online.0.solver must be auto or eigh with strength, power_end, epsilon or momentum",
+        "method.online.0.solver must be auto or eigh with strength, power_end, epsilon, momentum or gradient=isotropic",
+    ),
+    "products of an isotropic gradient": (
+        {"online": [{"name": "filter", "power": 1, "gradient": "isotropic", "solver": "newton_schulz"}]},
+        "method.online.0.solver must be auto or eigh with strength",
     ),
     "regularizer of nothing": (
         {"regularize": ["variances"]},
@@ -206,6 +253,11 @@ def test_refused(case: str) -> None:
     with pytest.raises(ValueError) as refusal:
         run_config.resolve({"preset": "simsiam", "method": method})
     assert message in str(refusal.value)
+
+
+def test_a_target_has_no_isotropic_gradient(place: Place) -> None:
+    with pytest.raises(ValueError, match=r"filter\.gradient must be filtered on the target, got 'isotropic'"):
+        SpectralFilter(FilterConfig(power=1.0, gradient="isotropic"), place("target"))
 
 
 def test_scores_are_not_regularized() -> None:

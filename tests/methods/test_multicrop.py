@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastrdm.config import run_config
 from fastrdm.kernels.batchnorm import set_views
-from fastrdm.methods.alignment import find_loss
 from fastrdm.methods.dual_branch import DualBranch
+from fastrdm.methods.losses import find_loss
 from fastrdm.methods.presets import PRESETS
 from fastrdm.models.encoders import TimmEncoder
 from fastrdm.trainer import Trainer

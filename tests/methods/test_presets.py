@@ -14,7 +14,7 @@ BASE = ("symsimsiam", "simsiam", "byol", "swav", "dino", "rdm_simsiam", "rdm_byo
 BASE += ("vicreg", "lejepa", "w_mse", "directpred", "fastsiam", "tico")
 LIKE = {  # the recipe (projector, optimizer, views, EMA, loss) that a preset shares
     "simsiam": {"symsimsiam", "simsiam_target", "fastsiam", *(p for p in PRESETS if p.startswith("rdm_simsiam"))},
-    "byol": {"byol_koleo", *(p for p in PRESETS if p.startswith("rdm_byol"))},
+    "byol": {"byol_koleo", "isoloss", *(p for p in PRESETS if p.startswith("rdm_byol"))},
     "swav": {"swav_target"},
     "dino": {"dino_online", "dino_sinkhorn", "dino_koleo"},
     "directpred": {"directcopy"},
@@ -201,7 +201,14 @@ STOP = {"name": "stop"}
 
 def spectral(kind: str, power: float | None = None) -> dict[str, Any]:
     plain = {"basis": "self", "scale": "raw", "cutoff": None, "solver": "auto"}
-    plain |= {"power_end": None, "anneal": "100%", "strength": None, "epsilon": 0.0, "momentum": None}
+    plain |= {
+        "gradient": "filtered",
+        "power_end": None,
+        "anneal": "100%",
+        "strength": None,
+        "epsilon": 0.0,
+        "momentum": None,
+    }
     return {"name": "filter", "kind": kind, "power": power, **plain}
 
 
@@ -221,6 +228,7 @@ BRANCHES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "w_mse": ([WHITEN], [WHITEN]),
     "directpred": ([spectral("power", 1.0) | {"epsilon": 0.1, "momentum": 0.3}], [STOP]),
     "directcopy": ([spectral("power", 2.0) | {"epsilon": 0.3, "momentum": 0.5}], [STOP]),
+    "isoloss": ([spectral("power", 1.0) | {"momentum": 0.998, "gradient": "isotropic"}], [STOP]),
     "fastsiam": ([SIMSIAM_PREDICTOR], [STOP]),
     **{name: ([], [STOP]) for name in ("simdino", "tico")},
     "dino_sinkhorn": ([DINO_PROTOTYPES], [DINO_PROTOTYPES, DINO_SINKHORN]),

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fastrdm.kernels.linalg.effective_rank import effective_rank
-from fastrdm.methods.alignment import AlignmentConfig, CrossCorrelationConfig, align, cross_correlation, mse
+from fastrdm.methods.alignment import align
 from fastrdm.methods.dual_branch import DualBranch
-from fastrdm.methods.regularizer import Regularizer, RegularizerConfig, RegularizerContext
-from fastrdm.methods.regularizers import REGULARIZERS, Sliced, find_regularizer, regularizer_settings
+from fastrdm.methods.losses import AlignmentConfig, CrossCorrelationConfig, cross_correlation, mse
+from fastrdm.methods.regularizer import Regularizer, RegularizerConfig, RegularizerContext, find_regularizer
+from fastrdm.methods.regularizer_settings import REGULARIZERS, RegularizerRow, regularizer_settings
+from fastrdm.methods.regularizers import Sliced
 
 Build = Callable[..., DualBranch]
 Draw = Callable[..., list[Tensor]]
@@ -276,7 +278,7 @@ class Learned(Regularizer):
 
 
 def test_parameters_of_a_regularizer_are_trained(branch: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGULARIZERS, "learned", Learned)
+    monkeypatch.setitem(REGULARIZERS, "learned", RegularizerRow(f"{__name__}:Learned", RegularizerConfig))
     method = branch({**METHOD, "regularize": ["learned"]})
     (role,) = [role for role in method.roles() if role.name == "learned"]
     assert [name for name, _ in role.parameters] == ["regularizers.0.scale"]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrdm.methods.alignment import CrossEntropyConfig, align, cross_entropy
+from fastrdm.methods.alignment import align
+from fastrdm.methods.losses import CrossEntropyConfig, cross_entropy
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.transform import BranchContext, TransformContext
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm, set_views
-from fastrdm.models.encoders import ENCODERS, EncoderConfig, ResNet, TimmEncoder, build_encoder
+from fastrdm.models.encoders import EncoderConfig, ResNet, TimmEncoder, build_encoder
+from fastrdm.models.settings import ENCODERS
 
 
 def images(count: int = 2, size: int = 32) -> Tensor:

@@ -135,22 +135,10 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{TARGETS}a_view_meets_the_mean_of_the_other_targets[4-4-mean]",
         ),
         (
-            "correlation of this process",
-            "c = sum_with_gradient(p.mT @ z) / rows",
-            "c = p.mT @ z / len(p)",
-            f"{GRADIENTS}[2-eager-cross_correlation]",
-        ),
-        (
             "both directions counted once",
             "[(v, [t], 2 if v < targets else 1) for v, t in pairs if v > t]",
             "[(v, [t], 1) for v, t in pairs if v > t]",
             f"{TARGETS}directions_that_are_the_same_number_are_computed_once[4-2-mse-mean]",
-        ),
-        (
-            "the temperature of the settings not taken",
-            "F.log_softmax(online / config.temperature",
-            "F.log_softmax(online / 0.1",
-            f"{REACH}alignment_temperature[0.7]",
         ),
         ("each view paired with itself", "if t != v]", "if t == v]", f"{PLAIN}[simsiam]"),
         (
@@ -160,10 +148,24 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{ALIGN}each_global_target_meets_every_other_view[mean-negative_cosine-5]",
         ),
         ("directions averaged whatever is asked", ' if config.directions == "mean" else total', "", f"{PLAIN}[byol]"),
+    ],
+    "fastrdm/methods/losses.py": [
+        (
+            "correlation of this process",
+            "c = sum_with_gradient(p.mT @ z) / rows",
+            "c = p.mT @ z / len(p)",
+            f"{GRADIENTS}[2-eager-cross_correlation]",
+        ),
+        (
+            "the temperature of the settings not taken",
+            "(online / config.temperature).log_softmax",
+            "(online / 0.1).log_softmax",
+            f"{REACH}alignment_temperature[0.7]",
+        ),
         (
             "scores multiplied by the temperature",
-            "F.log_softmax(online / config.temperature",
-            "F.log_softmax(online * config.temperature",
+            "(online / config.temperature).log_softmax",
+            "(online * config.temperature).log_softmax",
             f"{ALIGN}cross_entropy_equals_its_formula",
         ),
     ],
@@ -250,6 +252,18 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "return out + self.config.epsilon * x if self.config.epsilon else out",
             "return out",
             f"{CLOSED}a_floor_alone_keeps_each_views_own_spectrum",
+        ),
+        (
+            "an isotropic gradient goes through the filter",
+            'if self.config.gradient == "isotropic":\n            # The values',
+            'if self.config.gradient == "none":\n            # The values',
+            f"{CLOSED}an_isotropic_gradient_is_isoloss[None]",
+        ),
+        (
+            "weights of an isotropic gradient keep their scale",
+            'return config.epsilon > 0 or config.gradient == "isotropic"',
+            "return config.epsilon > 0",
+            f"{CLOSED}an_isotropic_gradient_is_isoloss[0.998]",
         ),
         (
             "the moving moment begins at zero",

@@ -17,7 +17,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastrdm.config import run_config
-from fastrdm.models import encoders
+from fastrdm.models.settings import ENCODERS, resnet_row
 from fastrdm.runtime import distributed
 from fastrdm.runtime.distributed import gather_rows
 from fastrdm.trainer import Trainer
@@ -61,7 +61,7 @@ def run(preset: str, folder: Path, compiled: bool) -> tuple[torch.Tensor, torch.
 
 
 def main(folder: Path, presets: list[str]) -> None:
-    encoders.ENCODERS["resnet_small"] = encoders._resnet((1,), False, 8)
+    ENCODERS["resnet_small"] = resnet_row((1,), 8)
     for preset in presets:
         losses, weights = run(preset, folder, compiled=False)
         others, moved = run(preset, folder, compiled=True)

@@ -144,12 +144,30 @@ def parquet(root: Path, rows: int = 3) -> None:
             pq.write_table(table.replace_schema_metadata(told), path, row_group_size=rows)
 
 
+def tar_of_folders(root: Path) -> None:
+    """One tar file of a folder with both splits, as `tar cf set.tar set` makes it."""
+    members = [(f"./set/train/{name}/{file}", data) for name, file, data in train_files()]
+    members += [(f"./set/val/{name}/{file}", data) for name, file, data in val_files()]
+    put(root / "set.tar", tar_of([*members, ("./set/README.txt", b"two splits")]))
+
+
+def tars_of_tars(root: Path) -> None:
+    """Two training files and one for validation, in which each class is a tar file or a folder."""
+    by_class = {name: [(file, data) for n, file, data in train_files() if n == name] for name in CLASSES}
+    inner = [(f"{name}.tar", tar_of(files)) for name, files in by_class.items()]
+    put(root / "train-0.tar", tar_of(inner[:2]))
+    put(root / "train-1.tar", tar_of(inner[2:]))
+    put(root / "val.tar", tar_of([(f"val/{name}/{file}", data) for name, file, data in val_files()]))
+
+
 FORMS = {  # name: loader.source and how the form is made
     "folders": ("folder", folders),
     "imagenet folders": ("imagenet", folders),
     "imagenet archives": ("imagenet", archives),
     "imagenet unpacked once": ("imagenet", unpacked_once),
     "kaggle": ("imagenet", kaggle),
+    "tar of folders": ("tar", tar_of_folders),
+    "tars of tars": ("tar", tars_of_tars),
     "webdataset": ("webdataset", webdataset),
     "parquet": ("parquet", parquet),
 }

@@ -92,11 +92,11 @@ def pack(data: bytes) -> None:
         assert "\n" not in str(error)
 
 
-def opened(name: str, file: Path, opener: str) -> None:
+def opened(name: str, file: Path, opener: str, where: str = "") -> None:
     """Open a file as a source of images and read the first of them; ValueError in one line is what may come of it."""
     settings = module("loaders.spec").LoaderConfig(source=name, root=str(file), cache=str(FOLDER / "cache"))
     try:
-        source = getattr(module(f"loaders.sources.{name}"), opener)(settings, "train")
+        source = getattr(module(f"loaders.sources.{where or name}"), opener)(settings, "train")
         for number in range(min(len(source), 3)):
             source.key(number)
             source.fetch(number)
@@ -108,6 +108,12 @@ def webdataset(data: bytes) -> None:
     file = FOLDER / "train.tar"
     file.write_bytes(data)
     opened("webdataset", file, "open_webdataset")
+
+
+def tar(data: bytes) -> None:
+    file = FOLDER / "set.tar"
+    file.write_bytes(data)
+    opened("tar", file, "open_tar", "tar_folders")
 
 
 def parquet(data: bytes) -> None:
@@ -123,6 +129,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[str, ...]]] = {  # and m
     "config": (config, ("config.tree", "config.run_config")),
     "metrics": (metrics, ("report.jsonl", "report.run_files")),
     "labels": (labels, ("loaders.packing.pack",)),
+    "tar": (tar, ("loaders.sources.tar_folders", "loaders.sources.tar")),
     "webdataset": (webdataset, ("loaders.sources.webdataset", "loaders.sources.tar", "loaders.sources.shard_files")),
     "parquet": (parquet, ("loaders.sources.parquet",)),
     "pack": (pack, ("loaders.sources.pack_fields", "loaders.sources.packed")),

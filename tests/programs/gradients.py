@@ -16,9 +16,9 @@ from forked import launch
 from torch import Tensor
 
 from fastrdm.kernels.collectives import process_count, process_rank
-from fastrdm.methods.alignment import CrossCorrelationConfig, cross_correlation
-from fastrdm.methods.regularizer import RegularizerContext
-from fastrdm.methods.regularizers import REGULARIZERS, find_regularizer, regularizer_settings
+from fastrdm.methods.losses import CrossCorrelationConfig, cross_correlation
+from fastrdm.methods.regularizer import RegularizerContext, find_regularizer
+from fastrdm.methods.regularizer_settings import REGULARIZERS, regularizer_settings
 from fastrdm.methods.transform import BranchContext, TransformContext
 from fastrdm.methods.whiten import Whiten, WhitenConfig
 from fastrdm.runtime import distributed

@@ -17,15 +17,22 @@ from fastrdm.loaders.packing import pack
 from fastrdm.runtime import distributed
 
 WINDOWED = ["loader.order=windowed", "loader.window=2"]
-FORMS = ("imagenet archives", "webdataset", "parquet", "remote")
+FORMS = ("imagenet archives", "tar of folders", "webdataset", "parquet", "remote", "remote webdataset")
+PATTERN = "set-{train-{0000..0002},validation-0000}.tar"
 
 
 def arguments_of(name: str, root: Path) -> list[str]:
     """Make the form below `root`; the settings that name it."""
+    if name == "remote webdataset":
+        forms.webdataset(root / "store")
+        largest = max(path.stat().st_size for path in (root / "store").glob("*.tar"))
+        more = [f"loader.cache={root / 'cache'}", f"loader.cache_gb={2 * largest / 1e9}"]
+        return ["loader.source=webdataset", *more, "loader.order=windowed", "loader.window=1"]
     if name != "remote":
         source, build = forms.FORMS[name]
         build(root)
-        return [f"loader.source={source}", f"loader.root={root}", *(WINDOWED if name != "imagenet archives" else [])]
+        single = name in ("imagenet archives", "tar of folders")
+        return [f"loader.source={source}", f"loader.root={root}", *([] if single else WINDOWED)]
     forms.folders(root / "set")
     whole, pack.plan = pack.plan, lambda sizes, _: [(k, min(k + 2, len(sizes))) for k in range(0, len(sizes), 2)]
     pack.main([str(root / "set"), str(root / "pack"), "--workers", "1"])
@@ -41,9 +48,10 @@ def main() -> None:
         root = out / name.replace(" ", "-")
         common = arguments_of(name, root)
         common += ["preset=rdm_simsiam_log1p", "loader.subset=null", "loader.batch_size=4", "train.length=12st"]
-        store: Any = running(root / "pack") if name == "remote" else nullcontext()
+        served = {"remote": ("pack", ""), "remote webdataset": ("store", f"/{PATTERN}")}.get(name)
+        store: Any = running(root / served[0]) if served else nullcontext()
         with store as server:
-            common += [f"loader.root={server.url}"] if server else []
+            common += [f"loader.root={server.url}{served[1]}"] if served else []
             for world in (1, 2):
                 place = root / f"runs-{world}"
                 codes = [train(world, place / "unbroken", [], more=common)]

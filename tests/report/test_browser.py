@@ -64,6 +64,30 @@ def test_charts_are_drawn_inside_the_page_in_its_colors(page: Path, width: int, 
     assert sum(map(int, answer["paper"][4:-1].split(","))) < 150 if dark else answer["paper"] == "rgb(255, 255, 255)"
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_charts_of_ten_runs_begin_on_the_first_screen(tmp_path: Path, width: int) -> None:
+    page = write([make(tmp_path / f"a run with a long name {i}", 3 + i) for i in range(10)], tmp_path / "page.html")
+    answer = json.loads(
+        ask(
+            page,
+            """const box = e => e.getBoundingClientRect(), rows = [...document.querySelectorAll(".brief tbody tr")];
+            document.querySelector("[data-switch='1']").click(); await frame();
+            answer = JSON.stringify({chart: box(document.querySelector(".chart canvas")).top,
+              end: box(document.querySelector(".chart canvas")).bottom, rows: rows.length,
+              tallest: Math.max(...rows.filter(r => !r.hidden).map(r => box(r).height)),
+              hidden: [...document.querySelectorAll(".runs tbody tr")].filter(r => r.hidden).length,
+              wide: document.documentElement.scrollWidth - innerWidth});""",
+            width,
+        )
+    )
+    assert answer["rows"] == 10 and answer["wide"] <= 0
+    assert answer["hidden"] == 2, "its line and its folded row"
+    if width == 1280:
+        assert answer["end"] <= 900 and answer["tallest"] < 40
+    else:
+        assert answer["chart"] <= 844 and answer["tallest"] < 80
+
+
 def test_values_under_the_pointer_runs_that_hide_zoom_and_folds(page: Path) -> None:
     answer = json.loads(
         ask(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastrdm.commands import train
+from fastrdm.commands import train, train_cli
 from fastrdm.monitoring.advice import ADVICE
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION as CENTERED
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
@@ -157,6 +157,27 @@ def test_the_first_screen_has_at_most_a_dozen_charts(tmp_path: Path) -> None:
         first = html.split("<details", 1)[0]
         assert 5 <= first.count("<figure") <= 12
         assert "metric7" not in first and "metric7" in charts(html)
+
+
+def test_many_runs_have_a_line_each_above_the_charts_and_a_full_row_below(tmp_path: Path) -> None:
+    alarms = jsonl(alarm(2))
+    runs = [make(tmp_path / name, alarms_jsonl=alarms if name == "d" else None) for name in "abcd"]
+    html = page(read_runs(runs))
+    first, folded = html.split("<summary>Verdicts and numbers in full", 1)
+    assert first.index('class="runs brief"') < first.index('<div class="figures">')
+    rows = re.findall(r"<tr>(<td.*?)</tr>", first)
+    assert len(rows) == 4 and [words(cell) for cell in re.findall(r"<td.*?</td>", rows[3])][2:6] == [
+        "62.5%",
+        "62.5%",
+        "50.0%",
+        "25.0%",
+    ]
+    assert "<p>4 not judged (a, b, c, ...)</p>" in first
+    assert words(folded).count("5 of 5") == 4 and "probe" not in words(
+        first.partition("<tbody>")[0].rpartition("<thead>")[2]
+    )
+    few = page(read_runs(runs[:3]))
+    assert "brief" not in few.split("<body>", 1)[1].split("<script", 1)[0] and "numbers in full" not in few
 
 
 def test_nothing_is_loaded(tmp_path: Path) -> None:
@@ -334,17 +355,17 @@ def test_a_finished_run_gets_its_report_and_a_failing_one_fails_nothing(
         "loader.batch_size=16",
         "evaluate.baselines=false",
     ]
-    assert train.main([*short, f"run={tmp_path / 'a'}"]) == 0
+    assert train_cli.main([*short, f"run={tmp_path / 'a'}"]) == 0
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out
     assert "2st" not in text((tmp_path / "a" / "report.html").read_text())
-    assert train.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
+    assert train_cli.main([*short, f"run={tmp_path / 'b'}", "log.report=false"]) == 0
     assert not (tmp_path / "b" / "report.html").exists()
 
     def fail(paths: Any) -> None:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(train.page, "write", fail)
-    assert train.main([*short, f"run={tmp_path / 'c'}"]) == 0
+    assert train_cli.main([*short, f"run={tmp_path / 'c'}"]) == 0
     assert "no report: RuntimeError: broken" in capsys.readouterr().out
 
 
@@ -443,8 +464,8 @@ def test_the_verdict_of_a_run_is_told_with_its_cause(tmp_path: Path, capsys: pyt
         assert f"{name}: {state}: " in said
         assert f" {name} simsiam {state} " in told
     assert "batches of 8 images are too small" in told
-    assert ADVICE["dimensional_collapse"].cause in told
-    assert ADVICE["non_finite_loss"].cause in told
+    assert ADVICE["dimensional_collapse"].text in told
+    assert ADVICE["non_finite_loss"].text in told
 
 
 def test_the_heading_names_a_few_runs_and_counts_many(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrdm.methods.regularizers import REGULARIZERS
+from fastrdm.methods.regularizer_settings import REGULARIZERS
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "gradients.py"
 WORLDS = (1, 2, 4)

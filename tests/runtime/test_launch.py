@@ -55,6 +55,11 @@ def test_what_is_wrong_is_told_before_any_worker_starts(
     assert capsys.readouterr().err == f"fastrdm: {REFUSED[word]}\n"
 
 
+def test_a_batch_that_nobody_set_is_left_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fastrdm.runtime.launch.launch", lambda words, how, *rest: 100 + how.processes)
+    assert cli.train(["--processes", "3", "preset=byol", f"run={tmp_path / 'run'}"]) == 103
+
+
 def test_options_of_several_processes_need_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--nodes", "2"]) == cli.EXIT_REFUSED
     assert "--nodes must be given together with --processes, got 2" in capsys.readouterr().err
@@ -74,7 +79,7 @@ def test_two_processes_train_and_what_a_worker_refuses_is_one_line(tmp_path: Pat
     assert done.stdout.count("finished 10 steps") == 1 and "on 2 x cpu" in done.stdout
     done = run("--processes", "2", *SMALL, "loader.source=folder", "loader.root=none", f"run={tmp_path / 'run'}")
     assert done.returncode == cli.EXIT_REFUSED
-    assert done.stderr == "fastrdm: loader.root must be the folder of folder, got 'none', which is no folder\n"
+    assert done.stderr == "fastrdm: loader.root must be a folder of images, got 'none', which is no folder\n"
 
 
 def started(run: Path, words: list[str]) -> subprocess.Popen[str]:

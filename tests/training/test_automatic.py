@@ -20,7 +20,7 @@ from fastrdm.schema import Horizon
 from fastrdm.trainer import Trainer
 from fastrdm.training import automatic
 from fastrdm.training.fingerprint import differences, fingerprint
-from fastrdm.training.fit import evaluation_bank, fit_views, fit_warmup
+from fastrdm.training.fit import evaluation_bank, fit_batch, fit_views, fit_warmup
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -50,9 +50,10 @@ def test_a_gpu_gets_bf16_compiled_and_captured(gpu: dict[str, bool]) -> None:
     ("device", "words", "channels_last"),
     [
         (CUDA, (), True),
-        (CPU, ("train.precision=fp32",), False),
+        (CPU, ("train.precision=fp32",), True),
         (CPU, ("train.precision=fp64",), True),
         (CPU, ("train.channels_last=true",), True),
+        (CPU, ("train.channels_last=false",), False),
         (CUDA, ("train.channels_last=false",), False),
     ],
 )
@@ -174,6 +175,41 @@ def test_views_that_nobody_set_shrink_to_the_images_of_a_set_in_memory() -> None
     assert fit_views(settings, images, lambda key: key == "loader.views.0.size") == (settings, [])
     small = run_config.load(["loader.views.*.size=16"])
     assert fit_views(small, images, lambda key: False) == (small, []), "four times as large is allowed"
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "accumulate", "fitted"),
+    [
+        (256, 1, 1, 256),
+        (255, 1, 1, 32),
+        (44, 1, 1, 32),
+        (20, 1, 1, 20),
+        (300, 3, 1, 255),
+        (2000, 5, 2, 250),
+        (200, 3, 1, 30),
+    ],
+)
+def test_a_batch_that_nobody_set_fits_the_set_and_the_processes(
+    images: int, processes: int, accumulate: int, fitted: int
+) -> None:
+    settings = run_config.load([f"train.accumulate={accumulate}"])
+    smaller, notes = fit_batch(settings, images, processes, lambda key: False)
+    assert smaller.loader.batch_size == fitted and len(notes) == (fitted != 256)
+    reason = f"the {images:,} images of the set" if images < 256 else f"{processes * accumulate} equal parts"
+    assert all(note == f"note: loader.batch_size=256 does not fit {reason}: {fitted} are used" for note in notes)
+    assert fit_batch(settings, images, processes, lambda key: key == "loader.batch_size") == (settings, [])
+
+
+def test_a_large_batch_keeps_four_steps_an_epoch() -> None:
+    settings = run_config.load(["loader.batch_size=4096"])
+    assert fit_batch(settings, 2000, 1, lambda key: False)[0].loader.batch_size == 256
+
+
+def test_no_batch_fits_fewer_images_than_processes() -> None:
+    settings = run_config.load([])
+    assert (
+        fit_batch(settings, 3, 4, lambda key: False) == (settings, []) == fit_batch(settings, 0, 1, lambda key: False)
+    )
 
 
 def test_a_warmup_that_fits_is_left_alone() -> None:

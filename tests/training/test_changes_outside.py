@@ -11,9 +11,10 @@ from PIL import Image
 
 from fastrdm import cli
 from fastrdm.loaders.packing.pack import main as pack
+from fastrdm.loaders.sources.source import Source
 from fastrdm.runtime import checkpoint
 from fastrdm.training import run_state
-from fastrdm.training.fingerprint import differences
+from fastrdm.training.fingerprint import differences, fingerprint
 
 SMALL = [
     *("encoder.name=resnet_small", "encoder.width=4", "method.projector={hidden: 16, out: 12}"),
@@ -172,3 +173,13 @@ def test_contents_are_compared_where_both_could_be_read() -> None:
     assert differences(old, {"images": 3, "content": ["x", "b", "c"]}) == ["other content"]
     assert differences({"content": "digest of earlier versions"}, {"content": ["a"]}) == []
     assert differences(old, {"images": 4, "content": ["a", "b", "c", "d"]}) == ["images: 3 -> 4"]
+
+
+def test_a_split_without_images_is_asked_for_none() -> None:
+    class Nothing(Source):
+        name, classes, labels = "nothing", ["a"], np.zeros(0, np.int64)
+
+        def fetch(self, index: int) -> tuple[bytes, str]:
+            raise IndexError(index)
+
+    assert fingerprint(Nothing())["images"] == 0 and "content" not in fingerprint(Nothing())

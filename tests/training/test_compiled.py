@@ -16,7 +16,7 @@ from fastrdm.methods import dual_branch
 from fastrdm.methods.alignment import align
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import SpectralFilter
-from fastrdm.models import encoders
+from fastrdm.models.settings import ENCODERS, resnet_row
 from fastrdm.schema import Horizon
 from fastrdm.trainer import Trainer
 from fastrdm.training.learner import build_method
@@ -38,7 +38,7 @@ SHOWN = ("swav", "rdm_byol_log1p")  # always tested, in fp32; all of them with -
 @pytest.fixture(autouse=True)
 def _one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that compiles quickly."""
-    monkeypatch.setitem(encoders.ENCODERS, "resnet_small", encoders._resnet((1,), False, 8))
+    monkeypatch.setitem(ENCODERS, "resnet_small", resnet_row((1,), 8))
 
 
 class Run(NamedTuple):

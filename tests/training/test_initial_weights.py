@@ -118,6 +118,14 @@ def test_what_cannot_be_taken_is_refused_in_one_line(tmp_path: Path, byol: Path,
     assert "\n" not in str(refused.value)
 
 
+def test_weights_that_are_not_there_are_told_before_anything_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.train([f"train.init={tmp_path}", f"run={tmp_path / 'run'}"]) == cli.EXIT_REFUSED
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("fastrdm: train.init must be") and told.err.count("\n") == 1
+
+
 RESNET18 = ["encoder.name=resnet18", "encoder.stem=imagenet", "encoder.width=null"]
 
 

@@ -17,7 +17,7 @@ from fastrdm.kernels import batchnorm
 from fastrdm.kernels.spectral.matmul_solvers import newton_schulz_takes
 from fastrdm.methods.presets import PRESETS
 from fastrdm.methods.spectral_filter import FilterConfig
-from fastrdm.models import encoders
+from fastrdm.models.settings import ENCODERS, resnet_row
 from fastrdm.schema import Horizon
 from fastrdm.training.learner import build_method
 from tests.programs.compiled_processes import settings
@@ -86,7 +86,7 @@ def test_what_goes_over_the_network_lies_on_the_gpu_in_full_precision(
     # As where a stream is captured: of small square matrices a library's solver would read a number on the host.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(batchnorm, "_has_fused_kernels", lambda x: False)
-    monkeypatch.setitem(encoders.ENCODERS, "resnet_small", encoders._resnet((1,), False, 8))
+    monkeypatch.setitem(ENCODERS, "resnet_small", resnet_row((1,), 8))
     method = build_method(settings(preset), Horizon(10, 20))
     for transform in (*method.config.online, *method.config.target):
         if isinstance(transform, FilterConfig):

@@ -48,11 +48,13 @@ def test_a_stopped_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -
         assert sorted(epoch) == list(range(80)), "an image of the epoch was left out or seen twice"
 
 
-@pytest.mark.parametrize("form", ["imagenet archives", "webdataset", "parquet", "remote"])
+@pytest.mark.parametrize(
+    "form", ["imagenet archives", "tar of folders", "webdataset", "parquet", "remote", "remote webdataset"]
+)
 def test_a_killed_run_on_other_sources_ends_with_the_unbroken_runs_weights(tmp_path: Path, form: str) -> None:
     if form == "parquet":
         pytest.importorskip("pyarrow", reason="needs pyarrow")
-    if form == "remote":
+    if form.startswith("remote"):
         pytest.importorskip("aiohttp", reason="needs aiohttp")
         pytest.importorskip("fsspec", reason="needs fsspec")
     results = lines("source_kills.py", tmp_path, form)

@@ -187,7 +187,7 @@
   function show() {
     document.querySelectorAll("[data-switch]").forEach(b => b.setAttribute("aria-pressed", String(!hidden.has(+b.dataset.switch))));
     document.querySelectorAll("figure[data-run]").forEach(f => { f.hidden = hidden.has(+f.dataset.run); });
-    document.querySelectorAll(".runs tbody tr").forEach((row, i) => { row.hidden = hidden.has(i); });
+    document.querySelectorAll(".runs tbody").forEach(body => [...body.rows].forEach((row, i) => { row.hidden = hidden.has(i); }));
   }
   document.querySelectorAll("[data-switch]").forEach(button => button.addEventListener("click", () => {
     const run = +button.dataset.switch;

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.spectral.custom_op import filter_op
-from fastrdm.kernels.spectral.filter_factors import FILTER_FUNCTIONS, FilterFunction, Function
+from fastrdm.kernels.spectral.filter_factors import Function
+from fastrdm.kernels.spectral.filter_functions import FILTER_FUNCTIONS, FilterFunction
 from fastrdm.kernels.spectral.spectral_filter import _check_solver, _choose, spectral_filter
 
 

@@ -411,7 +411,7 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "one argument": (lambda p: [str(p / "images")], r"takes SRC and OUT, or one packed folder and --verify"),
     "no folder": (
         lambda p: [str(p / "nowhere"), str(p / "o")],
-        r"loader\.root must be the folder of folder, got .*nowhere",
+        r"loader\.root must be a folder of images, got .*nowhere",
     ),
     "there already": (lambda p: [str(p / "images"), str(p)], r"OUT exists already: .* --verify"),
     "below the source": (lambda p: [str(p / "images"), str(p / "images" / "o")], r"OUT must not lie in SRC"),

@@ -78,6 +78,14 @@ def test_unknown_list_and_unreadable_list(root: Path) -> None:
         read_class_list(str(root.parent / "list.txt"))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\ufeffcat\ndog\n", encoding="utf-8")
+    assert read_class_list(str(tmp_path / "list.txt")) == ["cat", "dog"]
+    (tmp_path / "list.txt").write_bytes("dog\nhöhle\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"list\.txt cannot be read: .*list\.txt, line 2: not UTF-8"):
+        read_class_list(str(tmp_path / "list.txt"))
+
+
 def test_imagenet100_is_the_published_list() -> None:
     names = read_class_list("imagenet100")
     assert len(names) == 100 and names == sorted(set(names))

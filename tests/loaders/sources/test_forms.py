@@ -215,6 +215,7 @@ def test_keys_and_labels_of_webdataset(
     ("members", "labels", "said"),
     [
         ([("x.jpg", b"1"), ("x.jpg", b"2")], "auto", r"a\.tar holds x\.jpg twice"),
+        ([("x.jpg", b"1"), ("y.jpg", b"2"), ("x.jpg", b"1")], "auto", r"a\.tar holds x\.jpg twice"),
         ([("x.jpg", b"1"), ("x.json", b"{")], "auto", r"a\.tar, x\.json: "),
         ([("x.jpg", b"1"), ("x.cls", b"\xff")], "auto", r"a\.tar, x\.cls: .*utf-8"),
         ([("x.cls", b"1")], "auto", r"loader\.root must hold images, got none in .*a\.tar"),
@@ -234,11 +235,72 @@ def test_too_few_names_of_classes(tmp_path: Path) -> None:
         open_source(config, "train")
 
 
+def test_text_with_a_byte_order_mark_and_in_latin_1(tmp_path: Path) -> None:
+    config = make("webdataset", tmp_path)
+    names = tmp_path / "classes.txt"
+    names.write_text("\ufeff" + names.read_text(), encoding="utf-8")
+    assert open_source(config, "train").classes == list(forms.CLASSES)
+    names.write_bytes("eins\nzwei\nhöhle\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt, line 3: not UTF-8 .*: save the file as UTF-8"):
+        open_source(config, "train")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.tar").write_bytes(forms.tar_of([("x.jpg", SAMPLES[0]), ("x.cls", "\ufeff7".encode())]))
+    assert open_source(LoaderConfig(source="webdataset", root=str(tmp_path / "b")), "train").classes == ["7"]
+
+
+@pytest.mark.parametrize(("source", "suffix"), [("webdataset", "tar"), ("tar", "tar"), ("parquet", "parquet")])
+def test_pipes_folders_and_addresses_in_the_place_of_files(tmp_path: Path, source: str, suffix: str) -> None:
+    if source == "parquet":
+        pytest.importorskip("pyarrow", reason="needs pyarrow")
+        with pytest.raises(
+            ValueError, match=r"must be on this machine for loader\.source=parquet, got 's3://bucket/set'"
+        ):
+            open_source(LoaderConfig(source=source, root="s3://bucket/set"), "train")
+    for make_one in (os.mkfifo, os.mkdir):
+        folder = tmp_path / make_one.__name__
+        folder.mkdir()
+        make_one(folder / f"train.{suffix}")
+        with pytest.raises(ValueError, match=rf"train\.{suffix} must be a regular file for loader\.source={source}"):
+            open_source(LoaderConfig(source=source, root=str(folder)), "train")
+
+
+@pytest.mark.parametrize("source", ["webdataset", "tar", "imagenet"])
+def test_a_member_of_gigabytes_without_content_costs_no_memory(tmp_path: Path, source: str) -> None:
+    """A tar file with a hole in the place of an image of 8 GiB."""
+    name = "ILSVRC2012_img_train.tar" if source == "imagenet" else "train.tar"
+    member = tarfile.TarInfo("n01440764/x.jpg")
+    member.size = 8 << 30
+    with (tmp_path / name).open("wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(tarfile.BLOCKSIZE * 3 + member.size)
+    with pytest.raises(CorruptImage, match=r"8,589,934,592 bytes are too many for an image"):
+        open_source(LoaderConfig(source=source, root=str(tmp_path)), "train").fetch(0)
+
+
+def test_an_archive_of_imagenet_that_holds_a_file_twice(tmp_path: Path) -> None:
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(forms.tar_of([("n1/x.JPEG", b"1"), ("n1/x.JPEG", b"2")]))
+    with pytest.raises(ValueError, match=r"img_train\.tar holds n1/x\.JPEG twice"):
+        open_source(LoaderConfig(source="imagenet", root=str(tmp_path)), "train")
+
+
+def test_a_parquet_file_that_changes_is_never_misread(tmp_path: Path) -> None:
+    written(tmp_path / "0.parquet", {"image": SAMPLES, "label": [0, 1]}, LABELS)
+    source = parquet(tmp_path)
+    written(tmp_path / "0.parquet", {"image": SAMPLES[::-1], "label": [1, 0]}, LABELS)
+    with pytest.raises(CorruptImage, match=r"0\.parquet, row group 0: the file has changed since it was opened"):
+        source.fetch(0)
+    (tmp_path / "0.parquet").unlink()
+    with pytest.raises(CorruptImage, match=r"0\.parquet, row group 0: .*No such file"):
+        source.fetch(0)
+
+
 def test_brace_patterns() -> None:
     assert expand_braces("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
     assert expand_braces("{8..10}") == ["8", "9", "10"]
     assert expand_braces("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
+    assert sorted(expand_braces("{t-{0..1},v}.tar")) == ["t-0.tar", "t-1.tar", "v.tar"]
+    assert expand_braces("{a,a}.tar") == ["a.tar"], "no image comes twice an epoch"
 
 
 def test_which_file_is_of_which_split(tmp_path: Path) -> None:

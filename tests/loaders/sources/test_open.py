@@ -105,9 +105,9 @@ def test_empty_class_folder_is_named(tmp_path: Path) -> None:
     assert len(opened("folder", root=str(tmp_path), labels="none")) == 1
 
 
-@pytest.mark.parametrize("source", ["folder", "cifar10"])
-def test_missing_root(source: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"loader\.root must be the folder of {source}, got '.*nowhere', which is no"):
+@pytest.mark.parametrize(("source", "wanted"), [("folder", "a folder of images"), ("cifar10", "the folder of cifar10")])
+def test_missing_root(source: str, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"loader\.root must be {wanted}, got '.*nowhere', which is no"):
         opened(source, root=str(tmp_path / "nowhere"), download=source == "folder")
 
 

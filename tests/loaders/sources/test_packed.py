@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from PIL import Image
 
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.packing.pack import main
-from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.decode import JPEG_START, CorruptImage
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.packed import PackedSource, seal, verify
+from fastrdm.loaders.sources.ranges import Descriptor, RangeSource
 from fastrdm.loaders.sources.source import ReadTime
 from fastrdm.loaders.spec import Batch, LoaderConfig, ViewSpec
 
@@ -263,3 +265,19 @@ def test_a_resealed_index_with_absurd_rows_is_refused_by_name(what: str, copy: C
     resealed(root, lambda _: None, change)
     with pytest.raises(ValueError, match=rf"index\.npy .*{reason}"):
         PackedSource(root)
+
+
+def test_a_file_that_two_threads_open_at_once_stays_open_while_it_is_used(packs: Path, tmp_path: Path) -> None:
+    """The second of them gets a descriptor that nothing remembers, as each one is here."""
+    source = PackedSource(packs / "jpeg")
+    source._open = Descriptor
+    source.read_ahead({0})
+    assert source.fetch(0)[0][:2] == JPEG_START
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for k in range(2):
+            (tmp_path / f"{k}.jpg").write_bytes(source.fetch(k)[0])
+            tar.add(tmp_path / f"{k}.jpg", f"{k}.jpg")
+    tars = open_source(LoaderConfig(source="webdataset", root=str(tmp_path)), "train")
+    assert isinstance(tars, RangeSource)
+    tars._open = Descriptor
+    assert [tars.key(k) for k in range(2)] == ["x.tar/0.jpg", "x.tar/1.jpg"]

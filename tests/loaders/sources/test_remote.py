@@ -29,10 +29,11 @@ from fastrdm.config import run_config
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.packing import pack
-from fastrdm.loaders.sources import remote, store
+from fastrdm.loaders.sources import shard_cache, store
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.sources.packed import PackedSource
-from fastrdm.loaders.sources.remote import Plan, RemotePack, ShardCache
+from fastrdm.loaders.sources.remote import RemotePack
+from fastrdm.loaders.sources.shard_cache import Plan, Shard, ShardCache
 from fastrdm.loaders.sources.store import Store, StoreError
 from fastrdm.loaders.spec import LoaderConfig, ViewSpec
 from fastrdm.trainer import Trainer
@@ -86,7 +87,7 @@ def held(tmp_path: Path) -> int:
     """Bytes of all shards in the cache, whole and on their way, while nobody makes room or renames."""
     packs, total = tmp_path / "cache" / "packs", 0
     if packs.is_dir():
-        with remote._locked(packs / "lock", wait=True):
+        with shard_cache.locked(packs / "lock", wait=True):
             for path in packs.glob("*/shards/*"):
                 with contextlib.suppress(FileNotFoundError):
                     total += path.stat().st_size if path.suffix != ".lock" else 0
@@ -164,7 +165,7 @@ def test_the_cache_stays_within_its_limit(packed: Path, server: Any, tmp_path: P
 
 def test_a_reader_waits_for_room_that_downloads_hold(tmp_path: Path) -> None:
     data = b"shard"
-    shards = [remote.Shard(f"shards/{k}", len(data), hashlib.sha256(data).hexdigest()) for k in range(3)]
+    shards = [Shard(f"shards/{k}", len(data), hashlib.sha256(data).hexdigest()) for k in range(3)]
     slow, arrived = threading.Event(), []
 
     class Slow:
@@ -194,7 +195,7 @@ def test_a_cache_that_is_too_small_is_refused(packed: Path, server: Any, tmp_pat
     small = 4 * shard_bytes(packed) / 1e9
     with pytest.raises(ValueError, match=r"cache_gb must be at least .*, two windows of 2 shards and one more"):
         open_source(config(server, tmp_path, order="windowed", cache_gb=small), "train")
-    with pytest.raises(ValueError, match=r"cache_gb must be at least .*, the whole pack; loader\.order=windowed"):
+    with pytest.raises(ValueError, match=r"cache_gb must be at least .*, all shards; loader\.order=windowed"):
         open_source(config(server, tmp_path, cache_gb=small), "train")
 
 
@@ -264,7 +265,7 @@ def test_damage_in_the_cache_is_mended(packed: Path, server: Any, tmp_path: Path
 def test_what_is_not_allowed_or_known_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"loader\.root=nothing://bucket/pack cannot be opened: .*nothing"):
         Store("nothing://bucket/pack")
-    with pytest.raises(ValueError, match=r"loader\.root must be the folder of folder, got 's3://bucket'"):
+    with pytest.raises(ValueError, match=r"loader\.root must be a folder of images, got 's3://bucket'"):
         open_source(LoaderConfig(source="folder", root="s3://bucket"), "train")
 
 
@@ -435,4 +436,4 @@ def test_pack_and_training_on_s3(
     local = PackedSource(packed / "train")
     source = open_source(LoaderConfig(source="packed", root=url, cache=str(tmp_path / "cache")), "train")
     assert all(np.array_equal(source.read(k), local.read(k)) for k in range(COUNT))
-    assert os.environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1") and remote.DOWNLOADS > 0
+    assert os.environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1") and shard_cache.DOWNLOADS > 0
