@@ -30,7 +30,6 @@ from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.settings import Action
 from fastrdm.monitoring.verdict import Judge
 from fastrdm.runtime import checkpoint, distributed
-from fastrdm.runtime.allocator import keep_freed_memory
 from fastrdm.runtime.checkpoint import CheckpointError
 from fastrdm.runtime.checkpoint_store import CheckpointStore
 from fastrdm.runtime.host_memory import keep_freed_memory
