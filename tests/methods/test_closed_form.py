@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.config import run_config
-from fastrdm.methods.alignment import AlignmentConfig, byol
+from fastrdm.methods.losses import AlignmentConfig, byol
 from fastrdm.methods.sinkhorn import Sinkhorn, SinkhornConfig, sinkhorn_knopp
 from fastrdm.methods.spectral_filter import FilterConfig, SpectralFilter
 from fastrdm.methods.transform import BranchContext, TransformContext

@@ -246,6 +246,14 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"{STEP}rates_follow_the_step_and_simsiams_predictor_keeps_its_own",
         ),
     ],
+    "fastrdm/methods/transform_settings.py": [
+        (
+            "weights of an isotropic gradient keep their scale",
+            'return config.epsilon > 0 or config.gradient == "isotropic"',
+            "return config.epsilon > 0",
+            f"{CLOSED}an_isotropic_gradient_is_isoloss[0.998]",
+        ),
+    ],
     "fastrdm/methods/spectral_filter.py": [
         (
             "no floor under the weights",
@@ -258,12 +266,6 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             'if self.config.gradient == "isotropic":\n            # The values',
             'if self.config.gradient == "none":\n            # The values',
             f"{CLOSED}an_isotropic_gradient_is_isoloss[None]",
-        ),
-        (
-            "weights of an isotropic gradient keep their scale",
-            'return config.epsilon > 0 or config.gradient == "isotropic"',
-            "return config.epsilon > 0",
-            f"{CLOSED}an_isotropic_gradient_is_isoloss[0.998]",
         ),
         (
             "the moving moment begins at zero",
