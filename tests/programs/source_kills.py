@@ -26,7 +26,7 @@ def arguments_of(name: str, root: Path) -> list[str]:
     if name == "remote webdataset":
         forms.webdataset(root / "store")
         largest = max(path.stat().st_size for path in (root / "store").glob("*.tar"))
-        more = [f"loader.cache={root / 'cache'}", f"loader.cache_gb={2 * largest / 1e9}"]
+        more = [f"loader.cache={root / 'cache'}", f"loader.cache_gb={3 * largest / 1e9}"]
         return ["loader.source=webdataset", *more, "loader.order=windowed", "loader.window=1"]
     if name != "remote":
         source, build = forms.FORMS[name]
