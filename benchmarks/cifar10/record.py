@@ -19,8 +19,9 @@ from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 FEW_POINTS = 5.0  # points of k-NN below which a preset is named in the record
 ALIASES = {"rdm_simsiam_target0.5": "rdm_simsiam", "rdm_byol_target0.5": "rdm_byol"}  # the same run by another name
 BASE = ["simsiam", "byol", "swav", "dino", "symsimsiam"]
-FAMILIES = ["symsimsiam", "vicreg", "barlow_twins", "lejepa", "w_mse", "directpred", "directcopy", "fastsiam"]
-FAMILIES += ["isoloss", "simdino", "tico"]  # that keep their rank in other ways than by a predictor or a filter of the batch
+# presets that keep their rank in other ways than by a predictor or a filter of the batch
+FAMILIES = ["symsimsiam", "vicreg", "barlow_twins", "lejepa", "w_mse", "directpred", "directcopy", "isoloss"]
+FAMILIES += ["fastsiam", "simdino", "tico"]
 HEAD = ["preset", "seeds", "random", "trained", "spread", "trained - random, points", "probe"]
 HEAD += ["target - online rank", "null", "filter", "alarms"]
 SMALLEST_SHARE = 1e-6  # share of the variance below which a spectrum is not drawn
