@@ -604,8 +604,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "fastrdm/monitoring/rank_statistics.py": [
         (
             "the interval of a known mean",
-            "groups / (groups - 1) * ",
-            "",
+            "variance = groups / (groups - 1) * ",
+            "variance = ",
             f"{REACH}the_interval_of_groups_is_students",
         ),
     ],
