@@ -4,7 +4,6 @@ The first screen is a verdict on each run and at most a dozen charts; the rest i
 assets/ with its license, draws the charts in the browser, from the data that stand in the page.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -12,6 +11,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from fastrdm.commands import parsers
 from fastrdm.config import run_config
 from fastrdm.config.tree import Tree
 from fastrdm.files import write_whole
@@ -34,22 +34,7 @@ BRIEF = ("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "rank
 
 def main(arguments: Sequence[str]) -> int:
     """`fastrdm report`; the exit status."""
-    parser = argparse.ArgumentParser(prog="fastrdm report", description="A page of HTML on one run or several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, finished or not.")
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="The page. By default RUN/report.html, for several runs report.html.",
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="Serve the page on this machine's loopback address; it follows the runs."
-    )
-    parser.add_argument(
-        "--port", type=int, default=0, help="Port of --watch. By default the system chooses a free one."
-    )
-    options = parser.parse_args(arguments)
+    options = parsers.report().parse_args(arguments)
     if options.watch:
         read_runs(options.runs)  # a path that is no run is refused before anything is served
         return watch.serve(lambda stamp: page(read_runs(options.runs), stamp), options.runs, options.port)

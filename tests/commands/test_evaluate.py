@@ -14,9 +14,9 @@ from fastrdm import cli
 from fastrdm.commands import evaluate as offline
 from fastrdm.commands.pretrained import from_file
 from fastrdm.config import run_config
-from fastrdm.evaluation.evaluator import EvalConfig
 from fastrdm.evaluation.knn import wilson_interval
 from fastrdm.evaluation.published_settings import RECIPES
+from fastrdm.evaluation.settings import EvalConfig
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig, build_encoder
