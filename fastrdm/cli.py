@@ -39,7 +39,7 @@ COMMANDS = {
     "embed": Command("commands.embed", "Write the features of all images of a source, with names and labels."),
     "explore": Command("commands.explore", "Write a page to look at images as a trained encoder sees them."),
     "analyze": Command("commands.analyze", "Measure spectra, rank difference and spectral filter of finished runs."),
-    "report": Command("report.page", "Write an HTML page about one run or several."),
+    "report": Command("commands.report", "Write an HTML page about one run or several."),
     "export": Command("commands.export", "Write an encoder's weights for torchvision, timm or safetensors."),
     "plan": Command("commands.plan", "Estimate the memory and the time of a run without training it."),
     "bench": Command("commands.bench", "Measure how fast your images are loaded and trained on, and say what to set."),

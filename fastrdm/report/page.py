@@ -11,12 +11,10 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from fastrdm.commands import parsers
 from fastrdm.config import run_config
 from fastrdm.config.tree import Tree
 from fastrdm.files import write_whole
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
-from fastrdm.report import watch
 from fastrdm.report.chart import Figure, color_of, html, table, to_json
 from fastrdm.report.figures import first, folded
 from fastrdm.report.ranks import convention_of, rank_key
@@ -30,19 +28,6 @@ OVERVIEW = (
     *("rank online", "rank target", "deviation", "images/s", "loss", "epochs"),
 )
 BRIEF = ("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "rank online", "rank target", "images/s")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`fastrdm report`; the exit status."""
-    options = parsers.report().parse_args(arguments)
-    if options.watch:
-        read_runs(options.runs)  # a path that is no run is refused before anything is served
-        return watch.serve(lambda stamp: page(read_runs(options.runs), stamp), options.runs, options.port)
-    out = write(options.runs, options.out)
-    for run in read_runs(options.runs):
-        print(f"{run.name}: {run.verdict().text}")
-    print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    return 0
 
 
 def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:

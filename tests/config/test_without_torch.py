@@ -45,7 +45,7 @@ ANSWERED = {  # what is asked for: exit status, and words of the answer
     **{f"{name} --help": (0, f"usage: fastrdm {name}") for name in cli.COMMANDS if name != "train"},
     "eval x --size y": (2, "argument --size: invalid int value: 'y'"),
     "export x": (2, "the following arguments are required: --layout, -o/--out"),
-    "embed x y --taps z": (2, "unrecognized arguments: --taps z"),
+    "embed x y -o out --taps z": (2, "unrecognized arguments: --taps z"),
     "schema": (0, '"AlarmsConfig": {'),
     "presets": (0, "rdm_simsiam"),
     "recipes": (0, "cifar10/cpu.yaml"),
