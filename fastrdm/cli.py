@@ -39,7 +39,7 @@ COMMANDS = {
     "embed": Command("commands.embed", "Write the features of all images of a source, with names and labels."),
     "explore": Command("commands.explore", "Write a page to look at images as a trained encoder sees them."),
     "analyze": Command("commands.analyze", "Measure spectra, rank difference and spectral filter of finished runs."),
-    "report": Command("report.page", "Write an HTML page about one run or several."),
+    "report": Command("commands.report", "Write an HTML page about one run or several."),
     "export": Command("commands.export", "Write an encoder's weights for torchvision, timm or safetensors."),
     "plan": Command("commands.plan", "Estimate the memory and the time of a run without training it."),
     "bench": Command("commands.bench", "Measure how fast your images are loaded and trained on, and say what to set."),
@@ -50,6 +50,9 @@ COMMANDS = {
     "completion": Command("commands.catalog", "Print a script that completes words in a shell.", "completion"),
     "doctor": Command("commands.doctor", "Say what is installed, what will be used, and how to get what is missing."),
 }
+
+PARSED = ("eval", "embed", "explore", "analyze", "report", "export", "plan", "bench")
+"""Commands whose modules import torch: commands.parsers reads their arguments before."""
 
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -105,9 +108,14 @@ def _print_any_name() -> None:
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run the command `name` of COMMANDS and return its exit status."""
     command = COMMANDS[name]
-    return guarded(
-        lambda words: int(getattr(import_module(f"fastrdm.{command.module}"), command.function)(words)), arguments
-    )
+
+    def work(words: Sequence[str]) -> int:
+        # Help is printed and options are refused before the command's module imports torch.
+        if name in PARSED:
+            import_module("fastrdm.commands.parsers").PARSERS[name]().parse_intermixed_args(words)
+        return int(getattr(import_module(f"fastrdm.{command.module}"), command.function)(words))
+
+    return guarded(work, arguments)
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -135,12 +143,9 @@ def usage() -> str:
 def main(arguments: Sequence[str]) -> int:
     """The exit status of `fastrdm` with these arguments."""
     name, *rest = arguments or ["--help"]
-    if name in ("--help", "-h"):
-        print(usage())
-        return 0
-    if name == "--version":
-        print(f"fastrdm {__version__}")
-        return 0
+    if name in ("--help", "-h", "--version"):
+        told = f"fastrdm {__version__}" if name == "--version" else usage()
+        return guarded(lambda _: print(told) or 0, [])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         now = f"it is called {RENAMED[name]!r} now" if name in RENAMED else near and f"did you mean {near[0]!r}?"

@@ -36,7 +36,8 @@ def all_blocks(language: str) -> list[object]:
 
 def training_commands() -> list[str]:
     """Commands shown on pages and at the head of shipped configs; [what stands in brackets] is optional."""
-    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    shell = [block.replace("\\\n", " ") for page in PAGES for block in blocks(page, "sh")]
+    lines = [line for block in shell for line in block.splitlines()]
     lines += [line.removeprefix("# ") for file in RECIPES for line in file.read_text().splitlines() if line[:2] == "# "]
     shown = [line for line in lines if re.match(r"torchrun .*fastrdm/train\.py|fastrdm train", line)]
     return [re.sub(r"\[.*?\.\.\.\]", "", line) for line in shown]

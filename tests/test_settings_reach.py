@@ -11,7 +11,8 @@ from torch import nn
 
 from fastrdm.config import run_config
 from fastrdm.evaluation import evaluator, finetune
-from fastrdm.evaluation.evaluator import Evaluator, KnnConfig
+from fastrdm.evaluation.evaluator import Evaluator
+from fastrdm.evaluation.settings import KnnConfig
 from fastrdm.kernels.augment.layout import COLUMNS, Column
 from fastrdm.kernels.batchnorm import ViewBatchNorm
 from fastrdm.kernels.linalg.effective_rank import statistics

@@ -7,6 +7,12 @@ from pydantic.dataclasses import dataclass
 
 from fastrdm.schema import STRICT, Duration
 
+IMAGES_PER_DIMENSION = 10
+"""Images for each dimension below which a metric is called biased."""
+
+MIN_IMAGES = 5000
+"""Images that an analysis takes at least, where the set has them."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AnalysisConfig:

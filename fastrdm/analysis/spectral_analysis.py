@@ -18,6 +18,7 @@ from fastrdm.analysis.branch_comparison import (
     spectral_filter_between,
     white_bound,
 )
+from fastrdm.analysis.settings import IMAGES_PER_DIMENSION
 from fastrdm.analysis.settings import AnalysisConfig as AnalysisConfig
 from fastrdm.kernels.collectives import process_count
 from fastrdm.kernels.linalg.effective_rank import entropy_rank, spectrum
@@ -27,7 +28,6 @@ from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
 from fastrdm.runtime.distributed import gather_rows
 from fastrdm.schema import require
 
-IMAGES_PER_DIMENSION = 10  # images a dimension below which a figure is called biased
 PASSES = {1: "low-pass", 0: "no filter", -1: "high-pass"}
 
 

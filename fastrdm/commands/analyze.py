@@ -1,6 +1,5 @@
 """`fastrdm analyze`: the spectral analysis of finished runs."""
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -9,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, summary_lines
-from fastrdm.commands.pretrained import add_trust
+from fastrdm.analysis.spectral_analysis import Measured, summary_lines
+from fastrdm.commands import parsers
 from fastrdm.config import run_config, tree
 from fastrdm.config.run_config import Config
 from fastrdm.evaluation.sets import open_sets
@@ -21,36 +20,15 @@ from fastrdm.runtime.checkpoint import Checkpoint
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon, require, steps_of
 from fastrdm.training.learner import build_method
-from fastrdm.training.periodic_analysis import MIN_IMAGES, analyze_method, images_needed
+from fastrdm.training.periodic_analysis import analyze_method, images_needed
 
 FILE = "analysis.json"
 CPU = torch.device("cpu")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `fastrdm analyze`."""
-    p = argparse.ArgumentParser(
-        "fastrdm analyze",
-        usage="fastrdm analyze RUN ... [options] [a.b=c ...]",
-        description="Spectra, rank difference, spectral filter and eigenspace alignment of the last checkpoint of each "
-        f"run, on new views of its training images; written to RUN/{FILE}. How to read them: docs/theory.md.",
-    )
-    p.add_argument("words", nargs="+", metavar="RUN", help="run folder; a.b=c changes its settings (loader.root=...)")
-    p.add_argument(
-        "--images",
-        type=int,
-        help=f"images to measure on; default {IMAGES_PER_DIMENSION} for each dimension, at least {MIN_IMAGES}",
-    )
-    p.add_argument("--split", choices=("train", "test"), default="train", help="whose images")
-    p.add_argument("--replicates", type=int, default=100, help="bootstrap samples of an interval, at least 10")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add_trust(p)
-    return p
-
-
 def main(arguments: Sequence[str]) -> int:
     """Measure the runs that `arguments` name; the exit status."""
-    options = parser().parse_intermixed_args(arguments)
+    options = parsers.analyze().parse_intermixed_args(arguments)
     world = os.environ.get("WORLD_SIZE", "1")
     require(world == "1", "fastrdm analyze", "run on one process, without torchrun", f"{world} processes")
     require(options.replicates >= 10, "--replicates", "at least 10", options.replicates)

@@ -1,13 +1,11 @@
 """`fastrdm bench SOURCE`: every engine and the training step on the images at hand, and what to set."""
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastrdm.commands.pretrained import add_trust
-from fastrdm.commands.source_word import HELP, loader_of, named_source
+from fastrdm.commands import parsers
+from fastrdm.commands.source_word import loader_of, named_source
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Loaded
@@ -42,21 +40,7 @@ class Bench(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """`fastrdm bench`; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="fastrdm bench",
-        description="Measure every installed engine and the training step on your images, in two minutes at most, and "
-        "say what to set. Nothing is trained or kept.",
-    )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="SOURCE CONFIG a.b=c",
-        help=f"{HELP}; the rest as for fastrdm train",
-    )
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time of measuring; default {SECONDS:g}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE too")
-    add_trust(parser)
-    options = parser.parse_intermixed_args(arguments)
+    options = parsers.bench().parse_intermixed_args(arguments)
     require(options.seconds >= LEAST_SECONDS, "--seconds", f"at least {LEAST_SECONDS:g}", options.seconds)
     found = measure(run_config.compose(settings_of(options.words), trust=options.trust), options.seconds)
     print("\n".join(summary_lines(found)))

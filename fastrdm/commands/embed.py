@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastrdm.commands.evaluate import add_weights
+from fastrdm.commands import parsers
 from fastrdm.commands.evaluate import opened as open_foreign
-from fastrdm.commands.pretrained import Pretrained, add_trust, from_path, load_projector
-from fastrdm.commands.source_word import HELP, loader_of
+from fastrdm.commands.pretrained import Pretrained, from_path, load_projector
+from fastrdm.commands.source_word import loader_of
 from fastrdm.evaluation.embedding import FEATURES, Embedded, blocks, complete, embed, tap_features, unit_length, whiten
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.files import whole, write_whole
@@ -32,44 +32,6 @@ from fastrdm.schema import require
 FORMAT = "fastrdm-embed-1"
 TABLE, PARQUET, ABOUT = "images.csv", "features.parquet", "embed.json"
 OWN_TAPS = ("features", "hidden", "projection")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `fastrdm embed`."""
-    p = argparse.ArgumentParser(
-        "fastrdm embed",
-        usage="fastrdm embed (RUN | FILE | --weights FILE --layout NAME --encoder NAME) [SOURCE] -o OUT [options]\n"
-        "       torchrun --nproc-per-node N -m fastrdm embed ...",
-        description="Write the features of every image of SOURCE, in its order: OUT/features.npy has one row for each "
-        "image that can be read, OUT/images.csv its index, name and label. A stopped command continues when it is "
-        "given again. RUN is a run folder or a step folder, FILE was written by `fastrdm export`.",
-    )
-    p.add_argument("words", nargs="*", metavar="RUN SOURCE", help=HELP)
-    p.add_argument("-o", "--out", type=Path, metavar="OUT", required=True, help="folder of the files")
-    add_weights(p)
-    add_trust(p)
-    add_images(p)
-    p.add_argument(
-        "--tap",
-        default="features",
-        help="what to write: features of the encoder; hidden or projection of "
-        "the projector; or a module of the encoder, such as layer3, averaged over positions",
-    )
-    p.add_argument("--whiten", action="store_true", help="zero mean and identity covariance over all rows (ZCA)")
-    p.add_argument("--unit", action="store_true", help="rows of length 1, after whitening")
-    p.add_argument("--parquet", action="store_true", help=f"write OUT/{PARQUET} too: index, name, label, features")
-    return p
-
-
-def add_images(p: argparse.ArgumentParser) -> None:
-    """Options that say which images are read and how; `loader_of` and `machine_of` read them."""
-    p.add_argument("--root", help="folder of a SOURCE that is given by name")
-    p.add_argument("--split", choices=("train", "test"), default="train", help="part of SOURCE; default train")
-    p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder")
-    p.add_argument("--batch-size", type=int, default=256, help="images a pass")
-    p.add_argument("--workers", type=int, default=2, help="decoding threads of each process")
 
 
 def encode_function(pretrained: Pretrained, tap: str, machine: Machine) -> Callable[[Tensor], Tensor]:
@@ -97,7 +59,7 @@ def encode_function(pretrained: Pretrained, tap: str, machine: Machine) -> Calla
 
 def main(arguments: Sequence[str]) -> int:
     """Embed what `arguments` ask for; the exit status."""
-    options = parser().parse_intermixed_args(arguments)
+    options = parsers.embed().parse_intermixed_args(arguments)
     for key in ("size", "batch_size", "workers"):
         value = getattr(options, key)
         require(value is None or value > 0, f"--{key.replace('_', '-')}", "above 0", value)

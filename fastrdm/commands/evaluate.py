@@ -13,18 +13,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fastrdm.commands.pretrained import Pretrained, add_trust, from_file, from_path, write_classifier
+from fastrdm.commands import parsers
+from fastrdm.commands.pretrained import Pretrained, from_file, from_path, write_classifier
 from fastrdm.config import help, run_config
 from fastrdm.config import tree as trees
-from fastrdm.evaluation.evaluator import EvalConfig, Evaluator, Machine, sized
-from fastrdm.evaluation.knn import EvaluateConfig
+from fastrdm.evaluation.evaluator import Evaluator, Machine, sized
 from fastrdm.evaluation.published_settings import RECIPES
 from fastrdm.evaluation.sets import open_sets
+from fastrdm.evaluation.settings import EvalConfig, EvaluateConfig
 from fastrdm.files import write_whole
 from fastrdm.live_line import LiveLine
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig
-from fastrdm.models.foreign_weights import LAYOUTS
 from fastrdm.runtime import distributed
 from fastrdm.schema import require
 from fastrdm.training.run_state import versions
@@ -33,43 +33,6 @@ FORMAT = "fastrdm-eval-1"
 METHODS = ("knn", "linear", "finetune")
 _ADAPTER = TypeAdapter(EvalConfig)
 _SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+=")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `fastrdm eval`."""
-    p = argparse.ArgumentParser(
-        "fastrdm eval",
-        usage="fastrdm eval (CHECKPOINT | --weights FILE --layout NAME) [options] [a.b=c ...]",
-        description="Measure a trained encoder: k-NN, linear probe, fine-tuning; top-1 and top-5 with Wilson's 95 % "
-        "intervals. Each measurement is printed and written to eval-METHOD-SOURCE.json.",
-        epilog="Settings, written a.b=c:\n" + "\n".join(map(help.show, help.walk(EvalConfig))),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("words", nargs="*", metavar="CHECKPOINT", help="run folder (its newest checkpoint) or a step folder")
-    add_weights(p)
-    add_trust(p)
-    p.add_argument("--source", help="images to use; the run's own without it (digits, cifar10, folder, pkg.mod:Class)")
-    p.add_argument("--root", help="folder of the images")
-    p.add_argument("--holdout", type=float, metavar="N", help="share or number of the images to test on, without val")
-    p.add_argument("--size", type=int, help="pixels of a view; as in training without it")
-    p.add_argument("--method", help="of knn, linear, finetune, separated by commas; default knn,linear")
-    p.add_argument("--recipe", choices=RECIPES, help="published settings, see docs/evaluation.md")
-    p.add_argument("--labels", help="shares of the labels for finetune, such as 0.01,0.1,1")
-    p.add_argument("-o", "--out", type=Path, help="folder of the result files; default: beside the checkpoint")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder")
-    p.add_argument("--batch-size", type=int, default=256, help="images a pass where nothing is trained")
-    p.add_argument("--workers", type=int, default=2, help="decoding threads")
-    return p
-
-
-def add_weights(p: argparse.ArgumentParser) -> None:
-    """Options that say where the encoder comes from; `opened` reads them."""
-    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
-    p.add_argument("--weights", type=Path, metavar="FILE", help="weights of another project, in place of CHECKPOINT")
-    p.add_argument("--layout", choices=LAYOUTS, help="the project that wrote FILE")
-    p.add_argument("--encoder", metavar="NAME", help="network of FILE, as in encoder.name: resnet50, timm/NAME, ...")
-    p.add_argument("--stem", choices=("imagenet", "cifar", "cifar_padding2"), default="imagenet", help="of that ResNet")
 
 
 def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
@@ -90,7 +53,7 @@ def opened(checkpoint: str | None, options: argparse.Namespace) -> Pretrained:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what `arguments` ask for; the exit status."""
-    options = parser().parse_intermixed_args(arguments)
+    options = parsers.evaluate().parse_intermixed_args(arguments)
     world = os.environ.get("WORLD_SIZE", "1")
     require(world == "1", "fastrdm eval", "run on one process, without torchrun", f"{world} processes")
     paths = [word for word in options.words if not _SETTING.match(word)]

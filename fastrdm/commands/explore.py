@@ -1,6 +1,5 @@
 """`fastrdm explore`: a page to look at the images of a source as trained encoders see them."""
 
-import argparse
 import csv
 import math
 import time
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrdm.commands.embed import add_images
-from fastrdm.commands.pretrained import Pretrained, add_trust, from_path
-from fastrdm.commands.source_word import HELP, loader_of
+from fastrdm.commands import parsers
+from fastrdm.commands.pretrained import Pretrained, from_path
+from fastrdm.commands.source_word import loader_of
 from fastrdm.evaluation.evaluator import Machine, sized
 from fastrdm.explore import space
 from fastrdm.explore.gather import DRAWS, Gathered, gather, views_of
@@ -36,31 +35,9 @@ PICTURE_BYTES, VIEW_BYTES = 6_000_000, 2_000_000  # of the JPEG sheets in the pa
 OUTLIERS = 100
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `fastrdm explore`."""
-    p = argparse.ArgumentParser(
-        "fastrdm explore",
-        usage="fastrdm explore RUN [RUN ...] [SOURCE] [-o PAGE.html] [options]",
-        description="Write one HTML page with a map of the images, the nearest neighbors of each in pixels, in a "
-        "random encoder and in each run's encoder, near duplicates, outliers, classes that are confused, and augmented "
-        "views. RUN is a run folder, a step folder, or a file of `fastrdm export`; without SOURCE, the images of the "
-        "first run are shown.",
-    )
-    p.add_argument("words", nargs="+", metavar="RUN SOURCE", help=HELP)
-    p.add_argument("-o", "--out", type=Path, metavar="PAGE", default=Path("explore.html"), help="default explore.html")
-    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
-    p.add_argument("--map", default="pca", help="of pca, umap, separated by commas; the page switches between them")
-    p.add_argument("--images", type=int, default=MOST_IMAGES, help="most images, spread evenly; default 10,000")
-    p.add_argument("--views", type=int, default=100, help="images whose augmented views are kept; default 100")
-    p.add_argument("--columns", type=Path, metavar="CSV", help="more to color by: a column `name`, and others")
-    add_trust(p)
-    add_images(p)
-    return p
-
-
 def main(arguments: Sequence[str]) -> int:
     """Write the page that `arguments` ask for; the exit status."""
-    options = parser().parse_intermixed_args(arguments)
+    options = parsers.explore().parse_intermixed_args(arguments)
     for key in ("size", "batch_size", "workers", "images"):
         value = getattr(options, key)
         require(value is None or value > 0, f"--{key.replace('_', '-')}", "above 0", value)

@@ -1,6 +1,5 @@
 """`fastrdm export`: an encoder for torchvision, timm, Hugging Face or ONNX, checked by loading it there."""
 
-import argparse
 import copy
 import json
 import shutil
@@ -16,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, add_trust, description, from_path, preprocess_of
+from fastrdm.commands import parsers
+from fastrdm.commands.pretrained import DESCRIPTION, Pretrained, description, from_path, preprocess_of
 from fastrdm.files import whole, write_whole
 from fastrdm.models.encoders import EncoderConfig, build_encoder
-from fastrdm.models.foreign_weights import EXPORTS, check_export
+from fastrdm.models.foreign_weights import check_export
 from fastrdm.schema import require
 
 TOLERANCE = 1e-6  # of the largest output: other kernels may sum in another order
@@ -27,31 +27,9 @@ ONNX_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest output: another 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # what timm and transformers look for in a folder
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `fastrdm export`."""
-    p = argparse.ArgumentParser(
-        "fastrdm export",
-        description="Write the encoder of a run, without its projector, in the layout of another library, and compare "
-        "both on random images. FILE.safetensors is a safetensors file, any other name a torch file; huggingface "
-        "writes a folder. Everything written says how images are prepared and where the encoder came from.",
-    )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, step folder, or a file of this command")
-    p.add_argument(
-        "--layout",
-        choices=EXPORTS,
-        required=True,
-        help="safetensors: the encoder's own keys; huggingface: a folder for timm's local-dir: and for transformers",
-    )
-    p.add_argument("-o", "--out", type=Path, metavar="FILE", required=True)
-    p.add_argument("--precision", choices=tuple(ONNX_TOLERANCE), default="fp32", help="of the weights in an ONNX file")
-    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
-    add_trust(p)
-    return p
-
-
 def main(arguments: Sequence[str]) -> int:
     """Export as `arguments` say; the exit status."""
-    options = parser().parse_args(arguments)
+    options = parsers.export().parse_args(arguments)
     layout, out = options.layout, options.out
     ending = {"safetensors": ".safetensors", "onnx": ".onnx"}.get(layout, out.suffix)
     require(out.suffix == ending, "--out", f"a name that ends in {ending} for --layout {layout}", str(out))

@@ -1,6 +1,5 @@
 """`fastrdm plan CONFIG --gpus N`: what a run will do, hold and take, before it starts."""
 
-import argparse
 import csv
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastrdm.commands import bench
-from fastrdm.commands.pretrained import add_trust
+from fastrdm.commands import bench, parsers
 from fastrdm.config import run_config, tree
 from fastrdm.config.layers import user_sets
 from fastrdm.config.run_config import Config
@@ -53,20 +51,7 @@ class Throughput(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """`fastrdm plan`; the exit status."""
-    parser = argparse.ArgumentParser(prog="fastrdm plan", description="Steps, memory and time of a run.")
-    parser.add_argument("config", nargs="*", metavar="CONFIG a.b=c", help="as for fastrdm train")
-    parser.add_argument("--gpus", type=int, metavar="N", help="processes, one a GPU; left out: one, on what is here")
-    parser.add_argument("--images", type=int, metavar="N", help="images of the set, where it is not here")
-    parser.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together, as measured")
-    parser.add_argument("--from", dest="run", metavar="RUN", help="folder of a run that measured images/s")
-    parser.add_argument("--table", metavar="CSV", help="of benchmarks.training.step, with this step on this device")
-    parser.add_argument(
-        "--bench",
-        action="store_true",
-        help="measure images/s here first, in two minutes at most, as fastrdm bench does",
-    )
-    add_trust(parser)
-    options = parser.parse_intermixed_args(arguments)
+    options = parsers.plan().parse_intermixed_args(arguments)
     for name in ("gpus", "images", "images_per_second"):
         value = getattr(options, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')}", "above 0", value)

@@ -1,6 +1,5 @@
 """A trained encoder with all that is known about it: from a run's checkpoint, or from a file of another project."""
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,20 +22,15 @@ from fastrdm.files import sha256, whole
 from fastrdm.loaders.evaluation import center_view, short_side
 from fastrdm.loaders.spec import STATISTICS, LoaderConfig, ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
-from fastrdm.models.foreign_weights import Branch, load_foreign, read_tree
+from fastrdm.models.foreign_weights import load_foreign, read_tree
 from fastrdm.models.heads import Head
+from fastrdm.models.layouts import Branch
 from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import META, WEIGHTS
 from fastrdm.schema import Triple, require
 
 CARD = "config.json"  # beside weights from Hugging Face
 DESCRIPTION = "fastrdm"  # key of an exported file's metadata: JSON with the encoder's settings and its preprocessing
-
-
-def add_trust(p: argparse.ArgumentParser) -> None:
-    """The option without which a stored configuration brings no code with it."""
-    told = "load the parts outside fastrdm (package.module:Name) that a stored configuration names: they are code"
-    p.add_argument("--trust", action="store_true", help=told)
 
 
 class Pretrained(NamedTuple):

@@ -11,7 +11,6 @@ from fastrdm.loaders.sources.store import is_remote
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.schema import require
 
-HELP = "SOURCE: a folder, a .tar or .parquet file, a URL of a packed set, or a name as in loader.source"
 BY_ENDING = {".tar": "tar", ".parquet": "parquet"}
 
 

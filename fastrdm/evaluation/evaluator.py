@@ -8,41 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastrdm.evaluation.features import FeatureSet, feature_set
-from fastrdm.evaluation.finetune import FinetuneConfig, classified, finetune
+from fastrdm.evaluation.finetune import classified, finetune
 from fastrdm.evaluation.knn import knn_hits, wilson_interval
-from fastrdm.evaluation.linear_probe import Features, FitConfig, LinearConfig, Task, cached_batches, linear_probe
+from fastrdm.evaluation.linear_probe import Features, Task, cached_batches, linear_probe
+from fastrdm.evaluation.settings import FinetuneConfig, FitConfig, KnnConfig, LinearConfig
 from fastrdm.loaders.evaluation import evaluation_batches
 from fastrdm.loaders.sources.checks import no_accuracy
 from fastrdm.loaders.sources.source import Source, Subset
 from fastrdm.loaders.spec import Loader, ViewSpec
 from fastrdm.loaders.supervised import crop_and_flip, labeled_share, supervised_loader
 from fastrdm.models.encoders import Encoder
-from fastrdm.schema import STRICT
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class KnnConfig:
-    """k-NN by cosine on features of the center view."""
-
-    k: int | None = Field(default=None, ge=1)
-    """Neighbors that vote in `fastrdm eval`. `null` takes 200, and 20 where fewer than 10,000 images are labeled."""
-
-    temperature: float = Field(default=0.07, gt=0)
-    """Temperature of the vote in `fastrdm eval`: a neighbor weighs exp(cosine / temperature)."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class EvalConfig:
-    """Everything that `fastrdm eval` measures."""
-
-    knn: KnnConfig = KnnConfig()
-    linear: LinearConfig = LinearConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
 
 
 class Machine(NamedTuple):

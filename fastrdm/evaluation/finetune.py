@@ -5,39 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastrdm.evaluation.knn import top_hits
-from fastrdm.evaluation.linear_probe import FitConfig
+from fastrdm.evaluation.settings import FinetuneConfig
 from fastrdm.loaders.spec import Loader
 from fastrdm.models.encoders import Encoder
 from fastrdm.optim.optimizers import Role, build_optimizer, parameter_groups, set_learning_rates
-from fastrdm.schema import STRICT, require
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class FinetuneConfig(FitConfig):
-    """Fine-tuning with crops and flips, BatchNorm in training mode."""
-
-    epochs: int = 20
-    """Epochs of fine-tuning."""
-
-    labels: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Shares of the training images whose labels are used. Each share is a run of its own."""
-
-    lr: float = 0.01
-    """Learning rate of the encoder, for a batch of 256 images."""
-
-    head_lr: float = 0.2
-    """Learning rate of the classifier in fine-tuning, for a batch of 256 images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        proper = len(self.labels) > 0 and all(0 < share <= 1 for share in self.labels)
-        require(proper, "labels", "shares in (0, 1]", self.labels)
-        require(min(self.lr, self.head_lr) >= 0, "lr and head_lr", "at least 0", (self.lr, self.head_lr))
 
 
 def finetune(

@@ -4,7 +4,6 @@ The first screen is a verdict on each run and at most a dozen charts; the rest i
 assets/ with its license, draws the charts in the browser, from the data that stand in the page.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -16,7 +15,6 @@ from fastrdm.config import run_config
 from fastrdm.config.tree import Tree
 from fastrdm.files import write_whole
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
-from fastrdm.report import watch
 from fastrdm.report.chart import Figure, color_of, html, table, to_json
 from fastrdm.report.figures import first, folded
 from fastrdm.report.ranks import convention_of, rank_key
@@ -30,34 +28,6 @@ OVERVIEW = (
     *("rank online", "rank target", "deviation", "images/s", "loss", "epochs"),
 )
 BRIEF = ("run", "verdict", "k-NN", "best", "raw pixels", "random encoder", "rank online", "rank target", "images/s")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`fastrdm report`; the exit status."""
-    parser = argparse.ArgumentParser(prog="fastrdm report", description="A page of HTML on one run or several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, finished or not.")
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="The page. By default RUN/report.html, for several runs report.html.",
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="Serve the page on this machine's loopback address; it follows the runs."
-    )
-    parser.add_argument(
-        "--port", type=int, default=0, help="Port of --watch. By default the system chooses a free one."
-    )
-    options = parser.parse_args(arguments)
-    if options.watch:
-        read_runs(options.runs)  # a path that is no run is refused before anything is served
-        return watch.serve(lambda stamp: page(read_runs(options.runs), stamp), options.runs, options.port)
-    out = write(options.runs, options.out)
-    for run in read_runs(options.runs):
-        print(f"{run.name}: {run.verdict().text}")
-    print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    return 0
 
 
 def write(paths: Sequence[str | Path], out: Path | None = None) -> Path:

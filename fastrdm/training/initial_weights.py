@@ -10,7 +10,8 @@ from torch import Tensor
 from fastrdm.files import sha256
 from fastrdm.methods.dual_branch import Network
 from fastrdm.models.encoders import Encoder, EncoderConfig
-from fastrdm.models.foreign_weights import Branch, encoder_weights, timm_weights
+from fastrdm.models.foreign_weights import encoder_weights, timm_weights
+from fastrdm.models.layouts import Branch
 from fastrdm.runtime import checkpoint
 from fastrdm.runtime.checkpoint import META, WEIGHTS
 from fastrdm.training.learner import Learner

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fastrdm.analysis.branch_comparison import white_bound
-from fastrdm.analysis.spectral_analysis import IMAGES_PER_DIMENSION, Measured, headline, measure
+from fastrdm.analysis.settings import IMAGES_PER_DIMENSION, MIN_IMAGES
+from fastrdm.analysis.spectral_analysis import Measured, headline, measure
 from fastrdm.config.run_config import Config
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.sources.source import Source
@@ -20,7 +21,6 @@ from fastrdm.schema import require, steps_of
 
 FILE = "analysis"  # .jsonl in the run's folder: metrics and curves of every measurement
 PREFIX = "analysis/"  # of the metrics in metrics.jsonl
-MIN_IMAGES = 5000  # where the set has them
 OTHER_SEED = 2**32  # added to the run's seed, which lies below: the views are none that the run was trained on
 
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 import fastrdm
 from fastrdm import cli
 from fastrdm.commands import evaluate as offline
+from fastrdm.commands import parsers
 from fastrdm.commands.pretrained import from_file
 from fastrdm.config import run_config
-from fastrdm.evaluation.evaluator import EvalConfig
 from fastrdm.evaluation.knn import wilson_interval
 from fastrdm.evaluation.published_settings import RECIPES
+from fastrdm.evaluation.settings import EvalConfig
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import LoaderConfig
 from fastrdm.models.encoders import EncoderConfig, build_encoder
@@ -195,11 +196,11 @@ def test_weights_of_another_project(tmp_path: Path) -> None:
 
 def test_recipes_are_settings_and_name_their_method() -> None:
     for name, tree in RECIPES.items():
-        options = offline.parser().parse_args(["--recipe", name])
+        options = parsers.evaluate().parse_args(["--recipe", name])
         found = offline.settings(options, [])
         (method,) = tree
         assert getattr(found, method) != getattr(EvalConfig(), method)
-    simsiam = offline.settings(offline.parser().parse_args(["--recipe", "simsiam"]), ["linear.epochs=3"]).linear
+    simsiam = offline.settings(parsers.evaluate().parse_args(["--recipe", "simsiam"]), ["linear.epochs=3"]).linear
     assert simsiam.rates[0] * simsiam.batch_size / 256 == pytest.approx(1.6)
     assert (simsiam.optimizer, simsiam.epochs, simsiam.augment) == ("lars", 3, True)
 

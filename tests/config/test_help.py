@@ -10,7 +10,7 @@ import pytest
 from fastrdm import cli
 from fastrdm.config import help
 from fastrdm.config.run_config import Config
-from fastrdm.evaluation.evaluator import EvalConfig
+from fastrdm.evaluation.settings import EvalConfig
 from fastrdm.methods.losses import ALIGNMENTS, loss_settings
 from fastrdm.methods.regularizer_settings import REGULARIZERS, regularizer_settings
 from fastrdm.methods.transform_settings import TRANSFORMS, transform_settings

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fastrdm.evaluation.evaluator import Evaluator, Machine
-from fastrdm.evaluation.finetune import FinetuneConfig, classified, finetune
-from fastrdm.evaluation.linear_probe import LinearConfig
+from fastrdm.evaluation.finetune import classified, finetune
+from fastrdm.evaluation.settings import FinetuneConfig, LinearConfig
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder

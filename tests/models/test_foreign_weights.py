@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastrdm.models.encoders import Encoder, EncoderConfig, build_encoder
-from fastrdm.models.foreign_weights import LAYOUTS, check_export, load_foreign, read_tree
+from fastrdm.models.foreign_weights import check_export, load_foreign, read_tree
+from fastrdm.models.layouts import LAYOUTS
 
 CONFIG = EncoderConfig(name="resnet18", width=4)
 

@@ -103,7 +103,7 @@ def million(folder: Path, lines: int) -> None:
 
 MEASURED = """
 import resource, sys
-from fastrdm.report.page import main
+from fastrdm.commands.report import main
 main(sys.argv[1:])
 # The kernel's own peak since exec: ru_maxrss would begin with that of the process that started this one.
 peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]

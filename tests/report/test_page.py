@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from fastrdm.commands import train, train_cli
+from fastrdm.commands.report import main
 from fastrdm.monitoring.advice import ADVICE
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION as CENTERED
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION
-from fastrdm.report.page import main, page, verdict, write
+from fastrdm.report.page import page, verdict, write
 from fastrdm.report.run_files import read_runs
 from fastrdm.report.run_set import with_alarms
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrdm.report.page import main
+from fastrdm.commands.report import main
 from fastrdm.report.watch import PageServer, serve
 
 
