@@ -64,6 +64,15 @@ def test_a_filter_from_the_left_would_have_another_gradient(place: Callable[...,
     torch.testing.assert_close(grad[0], grad[0] @ vh.mT @ vh, rtol=0, atol=1e-12)  # ours stays in the rows' span
 
 
+@pytest.mark.parametrize(
+    "more", [{"epsilon": 0.1}, {"epsilon": 0.1, "momentum": 0.5}, {"basis": "other"}, {"basis": "cross"}]
+)
+def test_no_target_filter_has_a_gradient(place: Callable[..., TransformContext], more: dict[str, Any]) -> None:
+    x = draw(2, 6, 5).requires_grad_()
+    branch = BranchContext(draw(2, 6, 5, seed=1), None)
+    assert not SpectralFilter(FilterConfig(power=-0.5, **more), place("target"))(x, branch).requires_grad
+
+
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_the_target_filter_has_the_value_and_no_gradient(place: Callable[..., TransformContext], kind: str) -> None:
     x = draw(2, 4, 5).requires_grad_()

@@ -309,7 +309,12 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             f"return ({TO_THE_LEFT})(\n            x,\n",
             f"{TRANSFORMS}the_online_filter_is_x_w_with_gradient_g_w[raw-3-log1p]",
         ),
-        ("target filter with gradient", "side=self.side", 'side="online"', f"{PLAIN}[rdm_simsiam_target0.5]"),
+        (
+            "target filter with gradient",
+            "return self._weighted(x.detach(), branch)\n        if",
+            "return self._weighted(x, branch)\n        if",
+            f"{TRANSFORMS}no_target_filter_has_a_gradient[more0]",
+        ),
         (
             "filter of this process's rows only",
             "x_all=gather_rows(x, dim=1)",
