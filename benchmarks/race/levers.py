@@ -93,6 +93,8 @@ TOGETHER = [  # levers that were ahead of the base alone, joined
           "method.bn_views=joint"),
     _over("together", "head 512, 512, one-cycle", "method.projector.hidden=512", "method.projector.out=512",
           "optim.schedule=linear", "optim.warmup=30%"),
+    _over("together", "no average, lr x 2, linear to zero, joint BatchNorm", "method.ema=null", "optim.lr=0.6",
+          "optim.schedule=linear", "method.bn_views=joint"),
 ]  # fmt: skip
 
 
