@@ -173,7 +173,7 @@ def test_every_entry_is_a_configuration(name: str) -> None:
 
 
 def test_the_races_recipe_is_what_its_head_says() -> None:
-    joined = TOGETHER[0].settings
+    joined = TOGETHER[-1].settings
     race, short, lever, lightly = (
         run_config.load(names)
         for names in (["cifar10/race.yaml"], ["cifar10/race_cpu.yaml"], [*joined], ["cifar10/lightly_byol.yaml"])
@@ -181,6 +181,7 @@ def test_the_races_recipe_is_what_its_head_says() -> None:
     for c in (race, short):
         assert (c.preset, c.optim.name, c.optim.lr) == (lever.preset, lever.optim.name, lever.optim.lr)
         assert (c.optim.schedule, c.method.bn_views) == (lever.optim.schedule, lever.method.bn_views)
+        assert c.method.ema is None is lever.method.ema
         assert [(v.size, v.scale, v.solarize) for v in c.loader.views] == [
             (v.size, v.scale, v.solarize) for v in lever.loader.views
         ]
