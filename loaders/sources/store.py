@@ -67,6 +67,7 @@ class Store:
         try:
             found = self._persist("", lambda: self.fs.find(self.path))
         except (FileNotFoundError, NotImplementedError):
+            # The second is fsspec's word for a protocol that cannot list.
             return []
         return sorted(path.removeprefix(self.path).lstrip("/") for path in found)
 
@@ -134,6 +135,7 @@ class Store:
             try:
                 return act()
             except (FileNotFoundError, NotImplementedError):
+                # No failure of the store but its answer: there is no such file, or the protocol cannot do this.
                 raise
             except Exception as error:  # each protocol has its own for a broken connection
                 reason = str(error) or type(error).__name__
