@@ -82,7 +82,7 @@ setup(
     ],
     packages=find_packages(include=["fastrdm", "fastrdm.*"]),
     package_data={
-        "fastrdm": ["py.typed", "commands/described.json", "recipes/**/*.yaml", "recipes/*.yaml"],
+        "fastrdm": ["py.typed", "recipes/**/*.yaml", "recipes/*.yaml"],
         "fastrdm.explore": ["page.html"],
         "fastrdm.report": ["assets/*"],
         "fastrdm.loaders.sources": ["class_lists/*.txt"],

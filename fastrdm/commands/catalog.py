@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from fastrdm.commands.described import kept
 from fastrdm.config import tree
 from fastrdm.methods.presets import PRESETS
 
@@ -62,8 +61,11 @@ def shipped() -> dict[str, tree.Source]:
 def completion_script(shell: str) -> str:
     """Return the script that a shell runs to complete the words of `fastrdm`; the words are written into it."""
     from fastrdm.cli import COMMANDS
+    from fastrdm.config import help, run_config
 
-    words = [*shipped(), *(f"preset={name}" for name in PRESETS), *kept("words")]
+    settings = list(help.walk(run_config.Config))
+    values = [f"{setting.key}={choice}" for setting in settings for choice in setting.choices or [""]]
+    words = [*shipped(), *(f"preset={name}" for name in PRESETS), *values]
     return SHELLS[shell].format(commands=" ".join(COMMANDS), words=" ".join(words))
 
 

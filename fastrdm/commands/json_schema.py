@@ -3,9 +3,8 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from fastrdm.commands.described import kept
+from fastrdm.config import run_config
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,6 +15,5 @@ def main(arguments: Sequence[str]) -> int:
         "`# yaml-language-server: $schema=FILE`.",
     )
     parser.parse_args(arguments)
-    schema: dict[str, Any] = kept("schema")
-    print(json.dumps(schema, indent=1))
+    print(json.dumps(run_config.json_schema(), indent=1))
     return 0

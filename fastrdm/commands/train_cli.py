@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastrdm.cli import EXIT_STOPPED, STOP_SIGNALS
-from fastrdm.commands.described import kept
 from fastrdm.config import run_config
 from fastrdm.config.layers import user_sets
 from fastrdm.methods.transform_settings import TRANSFORMS
@@ -104,13 +103,10 @@ def _launch(loaded: run_config.Loaded, options: argparse.Namespace, words: Seque
 
 
 def help_text(section: str) -> str:
-    """What `--help` prints: usage and sections, or the settings of a section, a key, a transform or of `all`."""
-    text: str | None = kept("help").get(section)
-    return compose_help(section) if text is None else text
+    """What `--help` prints: usage and sections, or the settings of a section, a key, a transform or of `all`.
 
-
-def compose_help(section: str) -> str:
-    """The text of `--help SECTION` by the settings as they are; ValueError names what there is."""
+    ValueError names what there is.
+    """
     if section:
         return "\n".join(run_config.describe("" if section == "all" else section))
     width = max(map(len, run_config.sections()))
