@@ -17,7 +17,6 @@ from fastrdm.schema import require
 from fastrdm.training import automatic
 from fastrdm.training.fit import fit_batch, fit_views
 
-SECONDS = 100.0  # of measuring; starting Python and listing the images come on top
 LEAST_SECONDS = 20.0
 WAITS = 0.05  # share of the step's speed that loading may cost without being called a bottleneck
 PAYS = 1.2  # times as fast as the files that a pack must load to be worth making
@@ -60,7 +59,7 @@ def settings_of(words: Sequence[str]) -> list[str]:
     return [*given, *(word for word in words if word not in sources)]
 
 
-def measure(loaded: Loaded, seconds: float = SECONDS) -> Bench:
+def measure(loaded: Loaded, seconds: float = parsers.BENCH_SECONDS) -> Bench:
     """Measure what a configuration asks for, in about `seconds`. ValueError where it cannot be run here."""
     settings = loaded.config
     processes = distributed.start(settings.train.device)

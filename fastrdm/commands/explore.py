@@ -29,7 +29,6 @@ from fastrdm.runtime import checkpoint, distributed
 from fastrdm.runtime.checkpoint import META
 from fastrdm.schema import require
 
-MOST_IMAGES = 10_000
 MOST_RUNS = 4
 PICTURE_BYTES, VIEW_BYTES = 6_000_000, 2_000_000  # of the JPEG sheets in the page, before base64
 OUTLIERS = 100

@@ -9,7 +9,7 @@ from fastrdm.evaluation.published_settings import RECIPES
 from fastrdm.evaluation.settings import EvalConfig
 from fastrdm.models.layouts import EXPORTS, LAYOUTS
 
-SOURCE = "SOURCE: a folder, a .tar or .parquet file, a URL of a packed set, or a name as in loader.source"
+SOURCE = "SOURCE: a folder, a .tar or .parquet file, a URL of packs or .tar files, or a name as in loader.source"
 MOST_IMAGES = 10_000
 """Images on a page of `fastrdm explore`."""
 
@@ -23,9 +23,14 @@ def add_trust(p: argparse.ArgumentParser) -> None:
     p.add_argument("--trust", action="store_true", help=told)
 
 
+def add_branch(p: argparse.ArgumentParser) -> None:
+    """The option that chooses between a run's two networks."""
+    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+
+
 def add_weights(p: argparse.ArgumentParser) -> None:
     """Options that say where the encoder comes from; `opened` reads them."""
-    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+    add_branch(p)
     p.add_argument("--weights", type=Path, metavar="FILE", help="weights of another project, in place of CHECKPOINT")
     p.add_argument("--layout", choices=LAYOUTS, help="the project that wrote FILE")
     p.add_argument("--encoder", metavar="NAME", help="network of FILE, as in encoder.name: resnet50, timm/NAME, ...")
@@ -110,7 +115,7 @@ def explore() -> argparse.ArgumentParser:
     )
     p.add_argument("words", nargs="+", metavar="RUN SOURCE", help=SOURCE)
     p.add_argument("-o", "--out", type=Path, metavar="PAGE", default=Path("explore.html"), help="default explore.html")
-    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+    add_branch(p)
     p.add_argument("--map", default="pca", help="of pca, umap, separated by commas; the page switches between them")
     p.add_argument("--images", type=int, default=MOST_IMAGES, help="most images, spread evenly; default 10,000")
     p.add_argument("--views", type=int, default=100, help="images whose augmented views are kept; default 100")
@@ -158,7 +163,7 @@ def export() -> argparse.ArgumentParser:
     )
     p.add_argument("-o", "--out", type=Path, metavar="FILE", required=True)
     p.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the weights in an ONNX file")
-    p.add_argument("--branch", choices=("online", "target"), default="online", help="target: the EMA network, teacher")
+    add_branch(p)
     add_trust(p)
     return p
 
