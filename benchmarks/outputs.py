@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.verdict.record import load
-from fastrdm.commands import embed, explore
+from fastrdm.commands import embed, parsers
 from fastrdm.commands.pretrained import from_path
 from fastrdm.config import run_config
 from fastrdm.evaluation.evaluator import sized
@@ -98,7 +98,7 @@ def explored(root: Path, images: Path, options: Namespace) -> list[dict[str, obj
     """The page of all images, and how long a browser takes to show it."""
     page = root / "explore.html"
     run = trained(root / "small", images, 16, 64)
-    spent = command("explore", run, str(images), "-o", str(page), "--images", str(explore.MOST_IMAGES))
+    spent = command("explore", run, str(images), "-o", str(page), "--images", str(parsers.MOST_IMAGES))
     size = f"{page.stat().st_size / 1e6:.1f}"
     rows = [row(f"explore, {options.images:,} images of {SIDE} px seen at 64 by a small ResNet", spent, megabytes=size)]
     found = runpy.run_path(str(common.ROOT / "tests" / "explore" / "chromium.py"))
