@@ -90,21 +90,13 @@ class Trainer:
         self.halt: Action = "warn"  # what an alarm asks for
 
     def _open_data(self) -> None:
-        p, evaluate = self.processes, self.settings.evaluate
+        evaluate = self.settings.evaluate
         self.sets = open_sets(self.settings.loader, evaluate)
         self.source, self.test = self.sets.train, self.sets.test
         # where k-NN looks for neighbors
         self.bank, notes = evaluation_bank(self.sets.bank, evaluate.bank)
-        self.settings, told = fit_batch(self.settings, len(self.source), p.world, self.given)
-        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes, *told]
-        c, train = self.settings.loader, self.settings.train
+        self.notes += [*(f"note: {note}" for note in self.sets.notes), *notes]
         self.unread: dict[str, dict[int, str]] = {"bank": {}, "test": {}}  # images that evaluation could not read
-        require(
-            c.batch_size % (p.world * train.accumulate) == 0,
-            "loader.batch_size",
-            f"a multiple of {p.world} processes x train.accumulate={train.accumulate}",
-            c.batch_size,
-        )
         self.unmeasured = no_accuracy(self.sets.bank, self.test)
         self.labeled = self.unmeasured is None
         self.data = fingerprint(self.source)
@@ -119,6 +111,14 @@ class Trainer:
         )
         if not stored and (init := self.settings.train.init):
             distributed.on_main(lambda: check(init))
+        world, accumulate = self.processes.world, self.settings.train.accumulate
+        self.settings, told = fit_batch(self.settings, len(self.source), world, self.given, stored)
+        self.notes += told
+        batch, whole = (
+            self.settings.loader.batch_size,
+            f"a multiple of {world} processes x train.accumulate={accumulate}",
+        )
+        require(batch % (world * accumulate) == 0, "loader.batch_size", whole, batch)
         self._may_run_eagerly = self.settings.train.compile == "auto"
         self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
         self.notes += told

@@ -1,7 +1,8 @@
 """Settings of presets, recipes and defaults made to fit a smaller set or a shorter run, and what is told of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,22 @@ STEPS_AN_EPOCH = 4  # at least, where a batch is made smaller
 SMALLEST_BATCH = 32  # images; BatchNorm gets noisy below
 
 
-def fit_batch(settings: Config, images: int, processes: int, given: Given) -> tuple[Config, list[str]]:
+def fit_batch(
+    settings: Config, images: int, processes: int, given: Given, stored: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
     """A batch that nobody set, and that a set of `images` or `processes` cannot make, becomes smaller.
 
     For a set that is smaller than the batch it becomes a power of two of at most a quarter of the set, but no less than
-    32 images; docs/small_sets.md has the runs behind these numbers.
+    32 images; docs/small_sets.md has the runs behind these numbers. A run that goes on keeps the batch of `stored`, the
+    configuration in its newest checkpoint.
     """
+    if given("loader.batch_size"):
+        return settings, []
     batch, parts = settings.loader.batch_size, processes * settings.train.accumulate
-    if given("loader.batch_size") or (batch <= images and batch % parts == 0):
+    if isinstance(kept := ((stored or {}).get("loader") or {}).get("batch_size"), int) and kept > 0:
+        told = [] if kept == batch else [f"note: loader.batch_size={kept}, as this run began"]
+        return replace(settings, loader=replace(settings.loader, batch_size=kept)), told
+    if batch <= images and batch % parts == 0:
         return settings, []
     fitted = batch
     if batch > images:

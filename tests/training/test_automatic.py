@@ -200,6 +200,19 @@ def test_a_batch_that_nobody_set_fits_the_set_and_the_processes(
     assert fit_batch(settings, images, processes, lambda key: key == "loader.batch_size") == (settings, [])
 
 
+def test_a_run_that_goes_on_keeps_its_batch() -> None:
+    """Begun on three processes, continued on one: the batch that both can make stays."""
+    begun, notes = fit_batch(run_config.load(["preset=byol"]), 300, 3, lambda key: False)
+    assert begun.loader.batch_size == 255 and notes
+    stored = {"loader": {"batch_size": 255}}
+    assert fit_batch(run_config.load(["preset=byol"]), 300, 1, lambda key: False, stored) == (
+        begun,
+        ["note: loader.batch_size=255, as this run began"],
+    )
+    settings = run_config.load(["loader.batch_size=128"])
+    assert fit_batch(settings, 300, 1, lambda key: True, stored) == (settings, [])
+
+
 def test_a_large_batch_keeps_four_steps_an_epoch() -> None:
     settings = run_config.load(["loader.batch_size=4096"])
     assert fit_batch(settings, 2000, 1, lambda key: False)[0].loader.batch_size == 256
