@@ -69,7 +69,7 @@ def evaluation_batches(
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
     def views(images: Pixels, place: torch.device = device) -> Tensor:
-        return center_view(torch.as_tensor(images, device=place), spec, dtype, source.whole_view)
+        return center_view(moved(torch.as_tensor(images), place), spec, dtype, source.whole_view)
 
     if source.images is None:
         # For a GPU the threads make the views as well, and a batch is one copy: there each image would be a copy that

@@ -483,8 +483,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "loaders/engines/native.py": [
         (
             "files: every view with the first one's crop",
-            "sample_parameters(spec, self.seed, epoch, index, view, images.height, images.width)",
-            "sample_parameters(spec, self.seed, epoch, index, 0, images.height, images.width)",
+            "zip(self.epoch_views, drawn, strict=True)",
+            "zip(self.epoch_views, [drawn[0]] * len(drawn), strict=True)",
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[native]",
         ),
     ],
