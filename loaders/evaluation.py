@@ -68,19 +68,21 @@ def evaluation_batches(
     mine = np.array_split(np.arange(len(source)), world)[rank]
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
-    def views(images: Pixels, place: torch.device = device) -> Tensor:
-        return center_view(moved(torch.as_tensor(images), place), spec, dtype, source.whole_view)
+    def views(images: Tensor) -> Tensor:
+        return center_view(images, spec, dtype, source.whole_view)
 
     if source.images is None:
         # For a GPU the threads make the views as well, and a batch is one copy: there each image would be a copy that
         # waits and some forty kernels.
-        made = (lambda image: views(image[None], CPU)) if device.type != "cpu" else (lambda image: image)
+        made = (lambda image: views(torch.as_tensor(image[None]))) if device.type != "cpu" else (lambda image: image)
         decoded = _decoded(source, mine, workers, faults, made)
-        single = ((index, x if isinstance(x, Tensor) else views(x[None])) for index, x in decoded)
+        single = ((index, x if isinstance(x, Tensor) else views(torch.as_tensor(x[None]))) for index, x in decoded)
         batches = ((moved(x, device), index) for x, index in _joined(single, batch_size))
     else:
         parts = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
-        batches = ((views(source.images[part]), torch.from_numpy(part)) for part in parts)
+        batches = (
+            (views(moved(torch.as_tensor(source.images[part]), device)), torch.from_numpy(part)) for part in parts
+        )
     for x, index in batches:
         yield x, moved(index, device), moved(labels[index], device)
 
