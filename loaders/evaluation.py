@@ -62,6 +62,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(views (b, 3, S, S), index (b,), label (b,)) over each sample of the source once, in its order, nothing dropped.
 
+    Views and labels lie on `device`. The index lies on the host, where it is known without a wait for the device.
+
     Process `rank` of `world` gets one contiguous part; parts may differ by one sample. Images that cannot be decoded
     are left out and noted in `faults`; without it, CorruptImage is raised.
     """
@@ -84,7 +86,7 @@ def evaluation_batches(
             (views(moved(torch.as_tensor(source.images[part]), device)), torch.from_numpy(part)) for part in parts
         )
     for x, index in batches:
-        yield x, moved(index, device), moved(labels[index], device)
+        yield x, index, moved(labels[index], device)
 
 
 def _decoded(

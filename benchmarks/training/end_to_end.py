@@ -39,6 +39,7 @@ from benchmarks.common import Row
 from benchmarks.loaders.pillow_view import pillow_view
 from benchmarks.training.step import reference_step
 from fastrdm.config import run_config
+from fastrdm.efficiency.speed import forever
 from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.build import build_loader
@@ -87,13 +88,6 @@ class Pictures(Dataset[Any]):
         drawn = [sample_parameters(spec, 0, 0, where[0], view, *where[1:]) for view, spec in enumerate(self.views)]
         views = [pillow_view(image, d[0].tolist(), spec) for d, spec in zip(drawn, self.views, strict=True)]
         return *views, index, int(self.source.labels[index])
-
-
-def forever(loader: Loader) -> Iterator[Batch]:
-    """The loader's epochs, one after the other."""
-    for epoch in count():
-        loader.set_epoch(epoch)
-        yield from loader
 
 
 def another_loader(trainer: Trainer, settings: Sequence[str]) -> Loader:

@@ -41,9 +41,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import common
 from benchmarks.common import Row
-from benchmarks.training.end_to_end import forever, monitored
+from benchmarks.training.end_to_end import monitored
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
+from fastrdm.efficiency.speed import forever
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
 from fastrdm.loaders.sources.open import open_source

@@ -134,6 +134,7 @@ def test_for_a_gpu_threads_make_the_views_and_a_batch_is_one_copy(monkeypatch: p
     monkeypatch.undo()
     wanted = list(evaluation_batches(source, spec, 10))
     assert [shape for shape in moves if len(shape) == 4] == [(10, 3, 8, 8), (10, 3, 8, 8), (5, 3, 8, 8)]
+    assert [shape for shape in moves if len(shape) == 1] == [(10,), (10,), (5,)], "labels; indices stay on the host"
     for ours, theirs in zip(found, wanted, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
