@@ -63,13 +63,13 @@ def _precision(settings: Config, device: torch.device, stored: Any) -> tuple[Any
         if settings.encoder.name == "resnet_small":
             return "fp32", "resnet_small on a CPU, whose results are on record"
         # A step takes 0.5 to 0.7 of the time (benchmarks/results/precision_cpu.csv).
-        return ("bf16", "native on this CPU") if _cpu_multiplies_bf16() else ("fp32", "this CPU has no AVX512_BF16")
+        return ("bf16", "native on this CPU") if cpu_multiplies_bf16() else ("fp32", "this CPU has no AVX512_BF16")
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "native on this GPU"
     return "fp16", "this GPU has no bf16"
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
     """Whether this processor is of the kind on which bf16 was measured to pay."""
     found: bool = torch.cpu._is_avx512_bf16_supported()
     return found

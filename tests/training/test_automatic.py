@@ -121,11 +121,11 @@ def test_a_cpu_stays_eager_and_takes_bf16_where_it_pays(
     assert f"{precision} ({why})" in told and "captured" not in told
 
 
-def test_torch_tells_whether_a_cpu_multiplies_bf16() -> None:
+def test_torch_tells_whether_acpu_multiplies_bf16() -> None:
     flags = Path("/proc/cpuinfo")
     if "flags" not in flags.read_text():
         pytest.skip("the kernel of this architecture names no flags")
-    assert automatic._cpu_multiplies_bf16() is ("avx512_bf16" in flags.read_text())
+    assert automatic.cpu_multiplies_bf16() is ("avx512_bf16" in flags.read_text())
 
 
 def test_what_the_user_said_is_left_alone(gpu: dict[str, bool]) -> None:
