@@ -17,6 +17,7 @@ the same way over this one's, median over turns.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ from benchmarks.training.step import add_arguments, named, ratio, trainer_of
 from fastrdm.kernels.cuda_graph import recorder
 from fastrdm.loaders.spec import Batch
 from fastrdm.methods.presets import PRESETS
+from fastrdm.runtime import distributed
 from fastrdm.runtime.distributed import Processes
 from fastrdm.trainer import Trainer
 from fastrdm.training.step import TrainStep
@@ -40,12 +42,11 @@ COMPARED = 6  # losses
 Losses = Callable[[], Tensor]  # runs a step and returns its loss (), on the device
 
 
-def join(device: torch.device) -> str:
-    """A group of this process alone; the name of its backend."""
+def join(device: torch.device, folder: str) -> str:
+    """Make a group of this process alone, which meets in a file of `folder`; the name of its backend."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store = dist.TCPStore("127.0.0.1", 0, 1, True)
     bound = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else None
-    dist.init_process_group(backend, store=store, rank=0, world_size=1, device_id=bound)
+    dist.init_process_group(backend, f"file://{folder}/group", rank=0, world_size=1, device_id=bound)
     return backend
 
 
@@ -96,9 +97,9 @@ def contestant(
     return step, losses_of(step)
 
 
-def rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def rows(args: argparse.Namespace, device: torch.device, backend: str) -> Iterator[Row]:
     """Two rows for each way, as soon as it is timed: a capture that fails may leave a device that computes no more."""
-    cuda, backend = device.type == "cuda", join(device)
+    cuda = device.type == "cuda"
     first = trainer_of(args.preset, args, False, False)
     batch, eager = next(iter(first.loader)), None
     shared = {"backend": backend, **common.environment(device)}
@@ -124,7 +125,6 @@ def rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
             if name in taken:
                 row |= {**common.times(taken[name], 2), "to_alone": f"{ratio(taken['alone'], taken[name]):.3f}"}
             yield {key: value for key, value in row.items() if key in FIELDS}
-    dist.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,7 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args(arguments)
     args.optimize_ddp, args.clock = "", "wall"
-    common.print_rows(FIELDS, rows(args, common.available_device()))
+    device = common.available_device()
+    with TemporaryDirectory(prefix="fastrdm-") as folder:
+        backend = join(device, folder)
+        common.print_rows(FIELDS, rows(args, device, backend))
+        distributed.stop()
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     found, failed = timed_blocks(contestants(settings, loaders, steps, not args.no_reference), blocks, args.pause)
     median = {name: 1e3 * statistics.median(t.whole for t in timed) / steps for name, timed in found.items()}
     environment = common.environment(common.available_device())
-    engines = {name: run_config.load([*settings, *own]).loader.engine for name, own in loaders.items()}
+    engines: dict[str, str] = {name: run_config.load([*settings, *own]).loader.engine for name, own in loaders.items()}
     engines |= {"real": c.loader.engine, "synthetic": "synthetic", "reference": "DataLoader"}
     for name, timed in found.items():
         ours, ms = name != "reference", median[name]

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import common
@@ -47,10 +46,13 @@ def kind_of(kernel: str) -> str:
 
 def recorded(events: Sequence[Any], device: torch.device) -> Iterator[tuple[str, int, float]]:
     """Name, calls and milliseconds of what ran on the device, of a profiler's averages."""
-    wanted = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
     for event in events:
         # A range that a program names spans the kernels in it, which have rows of their own.
-        if event.device_type != wanted or event.is_user_annotation or event.key.startswith("ProfilerStep"):
+        if (
+            event.device_type.name.lower() != device.type
+            or event.is_user_annotation
+            or event.key.startswith("ProfilerStep")
+        ):
             continue
         time = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         yield event.key, event.count, time / 1e3

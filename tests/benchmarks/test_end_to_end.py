@@ -62,7 +62,9 @@ def test_kernels_have_a_kind_and_ranges_none() -> None:
             self.key, self.device_type, self.is_user_annotation, self.count = key, kind, annotation, 4
             self.self_device_time_total, self.self_cpu_time_total = 2000.0, 3000.0
 
-    cuda, cpu = module.DeviceType.CUDA, module.DeviceType.CPU
+    from torch.autograd import DeviceType
+
+    cuda, cpu = DeviceType.CUDA, DeviceType.CPU
     events = [Event("k", cuda), Event("training step", cuda, True), Event("aten::add", cpu)]
     assert list(module.recorded(events, module.torch.device("cuda"))) == [("k", 4, 2.0)]
     assert list(module.recorded(events, module.torch.device("cpu"))) == [("aten::add", 4, 3.0)]
