@@ -1,6 +1,8 @@
 """Loaders in turns: one that fails costs no other its row, and one whose package is missing is named."""
 
+import argparse
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +70,39 @@ def test_kernels_have_a_kind_and_ranges_none() -> None:
     events = [Event("k", cuda), Event("training step", cuda, True), Event("aten::add", cpu)]
     assert list(module.recorded(events, module.torch.device("cuda"))) == [("k", 4, 2.0)]
     assert list(module.recorded(events, module.torch.device("cpu"))) == [("aten::add", 4, 3.0)]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_step_in_a_group_of_one_process_is_recorded_after_its_first_ones(
+    wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a recorder that runs the work, as on a GPU: the wrapper is built aside, and losses are those of the step."""
+    module = importlib.import_module("benchmarks.training.ddp_rank")
+    seen: list[str] = []
+
+    class Running:
+        def aside(self, work: Any) -> Any:
+            seen.append("aside")
+            return work()
+
+        def record(self, work: Any) -> Any:
+            seen.append("recorded")
+            result = work()
+            return lambda: seen.append("replayed"), result
+
+    args = argparse.ArgumentParser()
+    module.add_arguments(args)
+    small = args.parse_args(["--width", "4", "--size", "8", "--batch", "16"])
+    small.preset = "simsiam"
+    monkeypatch.setattr(module, "recorder", lambda device, key: Running())
+    assert module.join(module.torch.device("cpu"), str(tmp_path)) == "gloo"
+    try:
+        trainer = module.trainer_of("simsiam", small, False, False)
+        batch = next(iter(trainer.loader))
+        _, wanted = module.contestant(small, batch, False, False, False)
+        _, found = module.contestant(small, batch, wrapped, False, True)
+    finally:
+        module.distributed.stop()
+    assert seen == [*["aside"] * (1 + module.AHEAD), "recorded", *["replayed"] * module.COMPARED]
+    assert (found == found[0]).all(), "what was recorded writes to the same place"
+    assert found[0].item() == pytest.approx(wanted[0].item(), rel=1e-5)
