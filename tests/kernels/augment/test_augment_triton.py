@@ -244,6 +244,13 @@ def test_images_where_they_lie_give_the_views_of_one_buffer_bit_for_bit(mode: An
         assert torch.equal(kernel.augment_triton(apart, parameters.to(device), spec).cpu(), wanted), name
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_compiled_too_images_lie_where_they_are(mode: Any) -> None:
+    test_images_where_they_lie_give_the_views_of_one_buffer_bit_for_bit(mode)
+
+
 def test_a_batch_is_two_launches_however_many_images_it_has() -> None:
     kernel = pytest.importorskip("fastrdm.kernels.augment.augment_triton")
     launches = pytest.importorskip("benchmarks.kernels.launches").launches
