@@ -1,7 +1,7 @@
 // The augmentation of kernels/augment/augment_triton.py on a CPU: ragged uint8 images -> finished views, one image a thread.
 //
 // Everything is float32 on the scale 0 to 255. A view is kept as three planes whose rows are padded to whole vectors,
-// so that no loop has a tail; all of it (600 kB at 224 px) stays in the second-level cache of a core.
+// so that few loops have a tail; all of it (600 kB at 224 px) stays in the second-level cache of a core.
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +10,9 @@
 #include <cstring>
 #include <thread>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 // As Spec in kernels/augment/augment_cpu.py, which a test compares with it.
 extern "C" struct Spec {
@@ -29,12 +32,22 @@ namespace {
 enum Column { TOP, LEFT, HEIGHT, WIDTH, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAYSCALE = 13, BLUR, SOLARIZE, COLUMNS };
 enum Adjustment { OP_BRIGHTNESS, OP_CONTRAST, OP_SATURATION, OP_HUE };
 
+// Numbers in a vector: those of a register, since compilers take some operations on longer vectors apart one by one.
+#ifdef __AVX512F__
 constexpr int WIDE = 16;
+#else
+constexpr int WIDE = 8;
+#endif
+constexpr int BLOCK = WIDE / 3;  // rows of a view that are made together: a vector holds a pixel of each
 using Floats = float __attribute__((vector_size(4 * WIDE)));
+using Doubles = double __attribute__((vector_size(8 * WIDE)));
 using Ints = int32_t __attribute__((vector_size(4 * WIDE)));
 using Shorts = int16_t __attribute__((vector_size(2 * WIDE)));
 using Bytes = uint8_t __attribute__((vector_size(WIDE)));
 using Pixel = float __attribute__((vector_size(16)));  // red, green, blue, and what comes next
+
+using Buffer = std::vector<Floats>;  // whose memory begins where a cache line does
+inline float* floats(Buffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
 
 template <class T>
 inline T load(const void* from) {
@@ -48,9 +61,14 @@ inline void store(void* to, T value) {
     std::memcpy(to, &value, sizeof(T));
 }
 
-inline Floats widened(const uint8_t* from) {  // in steps, for which compilers have instructions
+inline Floats widened(const uint8_t* from) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load<__m128i>(from)));
+#else
+    // In steps, for which compilers have instructions.
     const Shorts shorts = __builtin_convertvector(load<Bytes>(from), Shorts);
     return __builtin_convertvector(__builtin_convertvector(shorts, Ints), Floats);
+#endif
 }
 
 template <class T>
@@ -63,7 +81,40 @@ inline T clamp(T x) {
 inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats most(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats luma(Floats r, Floats g, Floats b) { return 0.2989f * r + 0.587f * g + 0.114f * b; }
+
+// Lane i of the result is lane from[i] of a and b one after the other.
+inline Floats shuffled(Floats a, Floats b, Ints from) {
+#ifdef __clang__
+    Floats out;
+    for (int i = 0; i < WIDE; i++) out[i] = from[i] < WIDE ? a[from[i]] : b[from[i] - WIDE];
+    return out;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 inline int padded(int n) { return (n + WIDE - 1) / WIDE * WIDE; }
+
+// A matrix of WIDE rows in place: each step exchanges the halves of blocks with those half a block down.
+template <int HALF>
+inline void exchange(Floats* rows) {
+    Ints first, second;
+    for (int i = 0; i < WIDE; i++) {
+        first[i] = i & HALF ? WIDE + i - HALF : i;
+        second[i] = i & HALF ? WIDE + i : i + HALF;
+    }
+    for (int i = 0; i < WIDE; i++) {
+        if (i & HALF) continue;
+        const Floats a = rows[i], b = rows[i + HALF];
+        rows[i] = shuffled(a, b, first);
+        rows[i + HALF] = shuffled(a, b, second);
+    }
+}
+
+inline void transpose(Floats* rows) {
+    exchange<1>(rows), exchange<2>(rows), exchange<4>(rows);
+    if constexpr (WIDE == 16) exchange<8>(rows);
+}
 
 float filter(float distance, bool cubic) {
     const float d = std::fabs(distance);
@@ -111,46 +162,60 @@ struct Job {
 class View {
    public:
     explicit View(const Spec& spec)
-        : size_(spec.size), stride_(padded(spec.size)), planes_(size_t(3) * stride_ * size_ + WIDE) {}
+        : size_(spec.size), stride_(padded(spec.size)), planes_(size_t(3) * stride_ * size_ / WIDE) {}
 
     void crop(const Job& job) {
         const int tall = int(job.drawn[HEIGHT]), wide = int(job.drawn[WIDTH]);
         down_.plan(size_, tall, job.spec->cubic, false);
         across_.plan(size_, wide, job.spec->cubic, job.drawn[FLIP] > 0);
-        line_.resize(padded(3 * wide) + 3 * across_.taps + 4);
+        line_.resize(padded(3 * wide) / WIDE + 1);
+        columns_.resize(wide + 1);
     }
 
-    // One row of the crop into the planes.
-    Row resize_row(const Job& job, int y) {
+    // Rows [y, y + BLOCK) of the crop into the planes, fewer at the end; returns how many.
+    int resize_rows(const Job& job, int y) {
         const size_t pitch = size_t(3) * job.width;
         const uint8_t* corner = job.image + size_t(job.drawn[TOP]) * pitch + 3 * size_t(job.drawn[LEFT]);
-        resize_down(corner + down_.start[y] * pitch, pitch, &down_.weight[size_t(y) * down_.taps],
-                    3 * int(job.drawn[WIDTH]));
-        const Row row = at(y);
-        for (int x = 0; x < size_; x++) {
-            const float *from = &line_[3 * across_.start[x]], *w = &across_.weight[size_t(x) * across_.taps];
-            Pixel sum{};
-            for (int k = 0; k < across_.taps; k++) sum += w[k] * load<Pixel>(from + 3 * k);
-            sum = clamp(sum);
-            row.r[x] = sum[0], row.g[x] = sum[1], row.b[x] = sum[2];
+        const int rows = std::min(BLOCK, size_ - y), wide = int(job.drawn[WIDTH]);
+        float *line = floats(line_), *columns = floats(columns_);
+        for (int row = 0; row < rows; row++) {
+            resize_down(corner + down_.start[y + row] * pitch, pitch, &down_.weight[size_t(y + row) * down_.taps], 3 * wide);
+            // The last lane of each pixel is where the next row's red goes.
+            for (int x = 0; x < wide; x++) store(columns + WIDE * x + 3 * row, load<Pixel>(line + 3 * x));
         }
-        return row;
+        Floats square[WIDE];
+        for (int x = 0; x < stride_; x += WIDE) {
+            const int count = std::min(WIDE, size_ - x);
+            for (int i = 0; i < count; i++) {
+                const Floats* from = &columns_[across_.start[x + i]];
+                const float* w = &across_.weight[size_t(x + i) * across_.taps];
+                Floats sum{};
+                for (int k = 0; k < across_.taps; k++) sum += w[k] * from[k];
+                square[i] = clamp(sum);
+            }
+            transpose(square);
+            for (int row = 0; row < rows; row++) {
+                const Row to = at(y + row);
+                store(to.r + x, square[3 * row]), store(to.g + x, square[3 * row + 1]), store(to.b + x, square[3 * row + 2]);
+            }
+        }
+        return rows;
     }
 
     void blur(float sigma, int kernel) {
         std::vector<float> taps = gaussian(sigma, kernel);
         const int reach = int(taps.size()) - 1;
-        line_.resize(stride_ + 2 * reach + WIDE);
-        spare_.resize(size_t(stride_) * size_);
+        line_.resize((stride_ + 2 * reach) / WIDE + 2);
+        spare_.resize(size_t(stride_) * size_ / WIDE);
         for (int channel = 0; channel < 3; channel++) {
-            float* plane = &planes_[size_t(channel) * stride_ * size_];
-            for (int y = 0; y < size_; y++) blur_row(plane + size_t(y) * stride_, &spare_[size_t(y) * stride_], taps);
-            for (int y = 0; y < size_; y++) blur_column(plane + size_t(y) * stride_, y, taps);
+            float *plane = floats(planes_) + size_t(channel) * stride_ * size_, *spare = floats(spare_);
+            for (int y = 0; y < size_; y++) blur_row(plane + size_t(y) * stride_, spare + size_t(y) * stride_, taps);
+            for (int y = 0; y < size_; y += 2) blur_columns(plane + size_t(y) * stride_, y, taps);
         }
     }
 
     Row at(int y) {
-        float* row = &planes_[size_t(y) * stride_];
+        float* row = floats(planes_) + size_t(y) * stride_;
         const size_t plane = size_t(stride_) * size_;
         return {row, row + plane, row + 2 * plane};
     }
@@ -159,18 +224,19 @@ class View {
 
    private:
     void resize_down(const uint8_t* source, size_t pitch, const float* weight, int length) {
+        float* line = floats(line_);
         int j = 0;
         for (; j + WIDE <= length; j += WIDE) {
             Floats sum{};
             for (int k = 0; k < down_.taps; k++) {
                 sum += weight[k] * widened(source + k * pitch + j);
             }
-            store(&line_[j], sum);
+            store(line + j, sum);
         }
         for (; j < length; j++) {
             float sum = 0;
             for (int k = 0; k < down_.taps; k++) sum += weight[k] * source[k * pitch + j];
-            line_[j] = sum;
+            line[j] = sum;
         }
     }
 
@@ -192,7 +258,7 @@ class View {
 
     void blur_row(const float* row, float* out, const std::vector<float>& taps) {
         const int reach = int(taps.size()) - 1;
-        float* middle = &line_[reach];
+        float* middle = floats(line_) + reach;
         std::memcpy(middle, row, sizeof(float) * size_);
         for (int k = 1; k <= reach; k++) middle[-k] = row[mirrored(-k)], middle[size_ - 1 + k] = row[mirrored(size_ - 1 + k)];
         for (int x = 0; x < stride_; x += WIDE) {
@@ -203,19 +269,26 @@ class View {
         }
     }
 
-    void blur_column(float* out, int y, const std::vector<float>& taps) {
-        const int reach = int(taps.size()) - 1;
+    // Rows y and y + 1 together: what is k below the one is k + 1 below the other, and loaded once.
+    void blur_columns(float* out, int y, const std::vector<float>& taps) {
+        const int reach = int(taps.size()) - 1, last = y + (y + 1 < size_) + reach;
+        const auto rows = [&](int i) { return floats(spare_) + size_t(mirrored(std::min(i, last))) * stride_; };
         for (int x = 0; x < stride_; x += WIDE) {
-            Floats sum = taps[0] * load<Floats>(&spare_[size_t(y) * stride_ + x]);
-            for (int k = 1; k <= reach; k++)
-                sum += taps[k] * (load<Floats>(&spare_[size_t(mirrored(y - k)) * stride_ + x]) +
-                                  load<Floats>(&spare_[size_t(mirrored(y + k)) * stride_ + x]));
-            store(out + x, sum);
+            Floats above = load<Floats>(rows(y) + x), below = load<Floats>(rows(y + 1) + x);
+            Floats first = taps[0] * above, second = taps[0] * below;
+            for (int k = 1; k <= reach; k++) {
+                const Floats next_above = load<Floats>(rows(y - k) + x), next_below = load<Floats>(rows(y + 1 + k) + x);
+                first += taps[k] * (next_above + below);
+                second += taps[k] * (above + next_below);
+                above = next_above, below = next_below;
+            }
+            store(out + x, first);
+            if (y + 1 < size_) store(out + stride_ + x, second);
         }
     }
 
     int size_, stride_;
-    std::vector<float> planes_, spare_, line_;
+    Buffer planes_, spare_, line_, columns_;
     Axis down_, across_;
 };
 
@@ -263,8 +336,15 @@ void gray(Row row, int n) {
 }
 
 double gray_sum(Row row, int size) {
+    Doubles sums{};
+    int x = 0;
+    for (; x + WIDE <= size; x += WIDE) {
+        const Floats y = luma(load<Floats>(row.r + x), load<Floats>(row.g + x), load<Floats>(row.b + x));
+        sums += __builtin_convertvector(y, Doubles);
+    }
     double sum = 0;
-    for (int x = 0; x < size; x++) sum += 0.2989f * row.r[x] + 0.587f * row.g[x] + 0.114f * row.b[x];
+    for (; x < size; x++) sum += 0.2989f * row.r[x] + 0.587f * row.g[x] + 0.114f * row.b[x];
+    for (int i = 0; i < WIDE; i++) sum += sums[i];
     return sum;
 }
 
@@ -282,18 +362,32 @@ void jitter(Row row, int n, const float* drawn, int from, int to, float mean) {
     }
 }
 
+// A third of three vectors, interleaved: lane i is of plane (i + WIDE * third) % 3.
+template <int THIRD>
+inline Floats interleaved(Floats r, Floats g, Floats b) {
+    Ints two, three;
+    for (int i = 0; i < WIDE; i++) {
+        const int at = WIDE * THIRD + i, from = at / 3;
+        two[i] = at % 3 == 1 ? WIDE + from : from;
+        three[i] = at % 3 == 2 ? WIDE + from : i;
+    }
+    return shuffled(shuffled(r, g, two), b, three);
+}
+
 // Solarized where drawn, normalized, interleaved.
 void finish(Row row, const Job& job, float* out) {
     const Spec& spec = *job.spec;
     const float above = spec.solarize && job.drawn[SOLARIZE] > 0 ? spec.threshold : 1e9f;
-    const float* planes[] = {row.r, row.g, row.b};
-    for (int channel = 0; channel < 3; channel++) {
+    const auto value = [&](const float* plane, int channel) {
         const float factor = 1 / spec.std[channel], shift = -spec.mean[channel] / spec.std[channel];
-        const float* plane = planes[channel];
-        for (int x = 0; x < spec.size; x++) {
-            const float value = plane[x] >= above ? 255 - plane[x] : plane[x];
-            out[3 * x + channel] = value * factor + shift;
-        }
+        const Floats x = load<Floats>(plane);
+        return (x >= above ? 255.0f - x : x) * factor + shift;
+    };
+    int x = 0;
+    for (; x < spec.size; x += WIDE) {
+        const Floats r = value(row.r + x, 0), g = value(row.g + x, 1), b = value(row.b + x, 2);
+        const Floats pixels[] = {interleaved<0>(r, g, b), interleaved<1>(r, g, b), interleaved<2>(r, g, b)};
+        std::memcpy(out + 3 * x, pixels, 3 * sizeof(float) * std::min(WIDE, spec.size - x));
     }
 }
 
@@ -306,10 +400,11 @@ void make(View& view, const Job& job, float* out) {
     if (drawn[CONTRAST] == 1) contrast = turns;
     double sum = 0;
     view.crop(job);
-    for (int y = 0; y < size; y++) {
-        const Row row = view.resize_row(job, y);
-        jitter(row, n, drawn, 0, contrast, 0);
-        if (contrast < turns) sum += gray_sum(row, size);
+    for (int y = 0; y < size;) {
+        for (int end = y + view.resize_rows(job, y); y < end; y++) {
+            jitter(view.at(y), n, drawn, 0, contrast, 0);
+            if (contrast < turns) sum += gray_sum(view.at(y), size);
+        }
     }
     const float mean = float(sum / (double(size) * size)), sigma = spec.blur ? drawn[BLUR] : 0;
     for (int y = 0; y < size; y++) {
@@ -326,8 +421,9 @@ void make(View& view, const Job& job, float* out) {
 void make(View& view, const Job& job, uint8_t* out) {  // the crop alone, rounded, in planes
     const int size = job.spec->size;
     view.crop(job);
+    for (int y = 0; y < size; y += view.resize_rows(job, y)) continue;
     for (int y = 0; y < size; y++) {
-        const Row row = view.resize_row(job, y);
+        const Row row = view.at(y);
         const float* planes[] = {row.r, row.g, row.b};
         for (int channel = 0; channel < 3; channel++)
             for (int x = 0; x < size; x++)

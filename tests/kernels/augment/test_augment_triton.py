@@ -1,8 +1,9 @@
 """The compiled and the Triton augmentation against the reference; without a GPU Triton runs in its interpreter."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment import augment_cpu
+from fastrdm.kernels.augment.augment_cpu import library
+from fastrdm.kernels.augment.compiled import NoCompiler, compiled
 from fastrdm.kernels.augment.layout import COLUMNS, Column
 from fastrdm.kernels.augment.ragged import Ragged, Strided, ragged, strided
 from fastrdm.loaders.augment import reference
@@ -33,10 +36,26 @@ def by_triton(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec) -> T
     return views
 
 
-@pytest.fixture(params=["cpu", "triton"])
-def kernel(request: pytest.FixtureRequest) -> tuple[Augment, float]:
+@cache
+def short_vectors() -> ctypes.CDLL:
+    """The compiled source as processors without AVX-512 get it."""
+    try:
+        loaded = compiled(augment_cpu.SOURCE, (*augment_cpu.FLAGS, "-mno-avx512f"))
+    except NoCompiler as error:
+        pytest.skip(f"needs an x86 processor and its compiler: {error}")
+    loaded.augment_views.restype = library().augment_views.restype
+    loaded.augment_views.argtypes = library().augment_views.argtypes
+    return loaded
+
+
+@pytest.fixture(params=["cpu", "cpu, short vectors", "triton"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Augment, float]:
     """An implementation and what it may differ from the reference."""
-    return {"cpu": (augment_cpu.augment_cpu, EXACT), "triton": (by_triton, EIGHT_BITS)}[request.param]
+    if request.param == "triton":
+        return by_triton, EIGHT_BITS
+    if request.param == "cpu, short vectors":
+        monkeypatch.setattr(augment_cpu, "library", short_vectors)
+    return augment_cpu.augment_cpu, EXACT
 
 
 def pictures(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> list[Tensor]:
@@ -114,6 +133,14 @@ def test_each_operation_alone(kernel: tuple[Augment, float], operation: str) -> 
     expected = wanted(images, parameters, PLAIN)
     assert worst(augment(images, parameters, PLAIN), expected) < bar
     assert worst(expected, wanted(images, whole(images), PLAIN)) > 0.1, "the operation does something"
+
+
+@pytest.mark.parametrize(("size", "blur_kernel"), [(1, 23), (2, 23), (3, 23), (9, 23), (33, 23), (24, 3)])
+def test_blur_of_sizes_that_it_reaches_across(kernel: tuple[Augment, float], size: int, blur_kernel: int) -> None:
+    augment, bar = kernel
+    spec, images = replace(PLAIN, size=size, blur_kernel=blur_kernel), pictures([(40, 40)] * 3)
+    parameters = whole(images, blur=[0.3, 1.1, 4.0])
+    assert worst(augment(images, parameters, spec), wanted(images, parameters, spec)) < bar
 
 
 @pytest.mark.parametrize("spec", [ViewSpec(), ViewSpec(size=37, interpolation="bilinear", scale=(0.05, 1.0))])
