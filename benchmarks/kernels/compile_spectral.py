@@ -20,7 +20,7 @@ from benchmarks import common
 from benchmarks.common import Row
 
 FLOAT, HALF, TYPES = "*fp32", "*fp16", ("*fp32", "*bf16", "*fp16")
-Case = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]  # name, kernel, types, constants, options
+Case = tuple[str, Any, dict[str, Any], dict[str, Any], dict[str, int]]  # name, kernel, types, constants, options
 FIELDS = ["kernel", "arch", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
 
 
@@ -95,32 +95,55 @@ def around() -> Iterator[Case]:
         yield f"rows out{' of a power' * power}", kernels._rows_out_kernel, out, flags, {}
 
 
-def cases(arch: int) -> list[Case]:
-    """Every variant that runs on this architecture."""
+def grams() -> Iterator[Case]:
+    """Gram matrices in three float16 products, of rows in each dtype."""
     from fastrdm.kernels.linalg import gram_triton
 
-    out, tile = [*products(arch), *around()], {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
+    tile = {"BLOCK": gram_triton.BLOCK, "DEPTH": gram_triton.DEPTH}
     for kind in TYPES:
         gram = {"x_ptr": kind, "scale_ptr": FLOAT, "mean_ptr": FLOAT, "part_ptr": FLOAT}
         gram |= dict.fromkeys(("height", "width", "share", "splits"), "i32")
         for tall in (False, True):
-            for three in (False, True):
-                flags = {"TALL": tall, "CENTER": True, "THREE": three, **tile}
-                name = f"gram {kind[1:]} {'x^T x' if tall else 'x x^T'} {'fp16x3' if three else 'half'}"
-                out.append((name, gram_triton._gram_kernel, gram, flags, {}))
+            flags = {"TALL": tall, "CENTER": True, **tile}
+            yield f"gram {kind[1:]} {'x^T x' if tall else 'x x^T'} fp16x3", gram_triton._gram_kernel, gram, flags, {}
     sums = {"part_ptr": FLOAT, "unit_ptr": FLOAT, "out_ptr": FLOAT, "n": "i32", "splits": "i32"}
-    out.append(("gram sum", gram_triton._sum_kernel, sums, {"BLOCK": gram_triton.BLOCK}, {}))
+    yield "gram sum", gram_triton._sum_kernel, sums, {"BLOCK": gram_triton.BLOCK}, {}
     rows = {"x_ptr": "*bf16", "scale_ptr": FLOAT, "width": "i32"}
-    out.append(("gram row scales", gram_triton._row_scales_kernel, rows, {"BLOCK": 1024}, {}))
+    yield "gram row scales", gram_triton._row_scales_kernel, rows, {"BLOCK": 1024}, {}
     means = {"x_ptr": "*bf16", "scale_ptr": FLOAT, "mean_ptr": FLOAT, "height": "i32", "width": "i32"}
     flags = {"ROWS": 16, "BLOCK": gram_triton.BLOCK}
-    out.append(("gram column means", gram_triton._column_means_kernel, means, flags, {}))
-    return out
+    yield "gram column means", gram_triton._column_means_kernel, means, flags, {}
+
+
+def half_grams() -> Iterator[Case]:
+    """Gram matrices of half rows, of two inputs, as a monitor takes them of features and of the hidden layer."""
+    from fastrdm.kernels.linalg import half_gram_triton as kernels
+
+    sizes, tile = {"height": "i32", "padded": "i32"}, {"DEPTH": kernels.DEPTH}
+    parts = {"along_ptr": FLOAT, "size_ptr": FLOAT}
+    found = dict.fromkeys(("inverse_ptr", "share_ptr", "whole_ptr"), "*fp64") | {"gram_ptr": FLOAT} | sizes
+    for kind in ("*bf16", "*fp16"):
+        columns = {"x_ptrs": (kind, kind), "widths": ("i32", "i32"), "starts": ("i32", "i32"), "shifted_ptr": kind}
+        flags = {"ROWS": kernels.BLOCK, **tile}
+        yield f"half gram {kind[1:]} columns", kernels._columns_kernel, columns | parts | sizes, flags, {}
+        product = {"shifted_ptr": kind, "starts": ("i32",) * 3, "views": "i32"} | parts | found
+        flags = {"NORMALIZE": True, "WIDEN": False, "BLOCK": kernels.BLOCK, **tile}
+        yield f"half gram {kind[1:]} product", kernels._product_kernel, product, flags, kernels.OPTIONS
+    means = {"gram_ptr": FLOAT, "inverse_ptr": "*fp64", "mean_ptr": "*fp64"} | sizes
+    yield "half gram means", kernels._means_kernel, means, {"BLOCK": kernels.LINE}, {}
+    results = found | dict.fromkeys(("mean_ptr", "plain_ptr", "centered_ptr"), "*fp64")
+    flags = {"PLAIN": True, "CENTER": True, "TILE": kernels.TILE, "LINE": kernels.LINE}
+    yield "half gram results", kernels._result_kernel, results, flags, {}
+
+
+def cases(arch: int) -> list[Case]:
+    """Every variant that runs on this architecture."""
+    return [*products(arch), *around(), *grams(), *half_grams()]
 
 
 def compiled(
     kernel: Any,
-    types: dict[str, str],
+    types: dict[str, Any],
     constants: dict[str, Any],
     options: dict[str, int] | None = None,
     integers: bool = False,
@@ -136,8 +159,14 @@ def compiled(
 
     types = types | dict.fromkeys(constants, "constexpr")
     signature = {argument: types[argument] for argument in kernel.arg_names}
-    sixteens = [i for i, kind in enumerate(signature.values()) if kind[0] == "*" or (integers and kind == "i32")]
-    aligned = {(i,): [["tt.divisibility", 16]] for i in sixteens}
+    # The arguments one by one, and the elements of those that are tuples.
+    places: dict[tuple[int, ...], str] = {
+        (i,): kind for i, kind in enumerate(signature.values()) if isinstance(kind, str)
+    }
+    for i, kinds in enumerate(signature.values()):
+        places |= {(i, j): kind for j, kind in enumerate(kinds) if isinstance(kinds, tuple)}
+    sixteens = [place for place, kind in places.items() if kind[0] == "*" or (integers and kind == "i32")]
+    aligned = {place: [["tt.divisibility", 16]] for place in sixteens}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
