@@ -33,9 +33,10 @@ def products(arch: int) -> Iterator[Case]:
     types |= dict.fromkeys(("high_ptr", "low_ptr"), HALF) | dict.fromkeys(("m", "n", "depth", "a_row"), "i32")
     types |= dict.fromkeys(("alpha", "beta", "gamma", "scale"), "fp32")
     types |= dict.fromkeys(("weight_ptr", "t1_ptr", "t2_ptr", "t3_ptr"), FLOAT)
-    types |= {"weight_stride": "i32", "square_ptr": "*fp64"}
+    types |= {"weight_stride": "i32", "square_ptr": "*fp64", "share_ptr": FLOAT}
     shapes = ((True, 512), (True, 2048), (False, 512), (False, 2048))
     variants = [*((*shape, "") for shape in shapes), (True, 512, "combined"), (True, 512, "squares")]
+    variants.append((True, 512, "of shares"))
     for symmetric_, size, extra in variants:
         tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024), arch >= 90)
         how: dict[str, Any] = {
@@ -46,12 +47,17 @@ def products(arch: int) -> Iterator[Case]:
             "SQUARES": extra == "squares",
             "KEEP_PARTS": extra != "squares",
             "ALIGNED": True,
+            "SHARES": 2 if extra == "of shares" else 1,
         }
         how |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth, "a_column": 1}
         across, down = ("b_row", "b_column") if symmetric_ else ("b_column", "b_row")
         constants, options = how | {across: 1}, {"num_warps": tile.warps, "num_stages": tile.stages}
         name = f"{'axpby' if symmetric_ else 'product'} {size} {extra}".strip()
         yield name, fp16x3_triton._product_kernel, types | {down: "i32"}, constants, options
+        if extra == "of shares":
+            kernel = fp16x3_triton._share_kernel
+            constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+            yield "axpby 512 share", kernel, types | {down: "i32", "share": "i32"}, constants, options
 
 
 def around() -> Iterator[Case]:

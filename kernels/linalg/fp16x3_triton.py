@@ -17,6 +17,10 @@ from fastrdm.kernels.linalg.matmul import BOUNDED_SCALE, Combination, Precision
 from fastrdm.kernels.linalg.tiles_triton import SPLIT, split, store
 
 CHUNK = 2048  # elements that a program splits or combines
+# Programs that share the sum of a tile where `programs_a_tile` sees room for them. More than one has not been timed:
+# a row of benchmarks/kernels/products.py decides.
+PROGRAMS_A_TILE = 1
+LONG_SUM = 1024  # terms from which on a tile is shared
 
 
 @triton.jit
@@ -54,6 +58,110 @@ def _store_squares(ptr, c, batch, row_tile, column_tile, tiles):  # type: ignore
 
 
 @triton.jit
+def _sum_of_terms(  # type: ignore[no-untyped-def]
+    a_high_ptr,
+    a_low_ptr,
+    b_high_ptr,
+    b_low_ptr,
+    batch,
+    rows,
+    columns,
+    first,
+    last,
+    m,
+    n,
+    depth,
+    a_row,
+    a_column,
+    b_row,
+    b_column,
+    ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """A tile of a b summed over its terms from `first` up to `last`."""
+    k = first + tl.arange(0, DEPTH)
+    a_at = batch * m * depth + rows[:, None] * a_row + k[None, :] * a_column
+    b_at = batch * n * depth + k[:, None] * b_row + columns[None, :] * b_column
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    cross = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k0 in range(first, last, DEPTH):
+        if ALIGNED:
+            a_high, a_low = tl.load(a_high_ptr + a_at), tl.load(a_low_ptr + a_at)
+            b_high, b_low = tl.load(b_high_ptr + b_at), tl.load(b_low_ptr + b_at)
+        else:
+            inside = k0 + tl.arange(0, DEPTH) < depth
+            a_inside, b_inside = (rows < m)[:, None] & inside[None, :], inside[:, None] & (columns < n)[None, :]
+            a_high = tl.load(a_high_ptr + a_at, mask=a_inside, other=0.0)
+            a_low = tl.load(a_low_ptr + a_at, mask=a_inside, other=0.0)
+            b_high = tl.load(b_high_ptr + b_at, mask=b_inside, other=0.0)
+            b_low = tl.load(b_low_ptr + b_at, mask=b_inside, other=0.0)
+        total = tl.dot(a_high, b_high, total)
+        cross = tl.dot(a_low, b_high, cross)
+        cross = tl.dot(a_high, b_low, cross)
+        a_at += DEPTH * a_column
+        b_at += DEPTH * b_row
+    return total + cross / SPLIT
+
+
+@triton.jit
+def _share_kernel(  # type: ignore[no-untyped-def]
+    a_high_ptr,
+    a_low_ptr,
+    b_high_ptr,
+    b_low_ptr,
+    share_ptr,
+    m,
+    n,
+    depth,
+    share,
+    a_row,
+    a_column,
+    b_row,
+    b_column,
+    SYMMETRIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SHARES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """`share` terms of one tile of a b, into a workspace (K, SHARES, tiles down, tiles across) of whole tiles."""
+    row_tile, column_tile, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if SYMMETRIC and column_tile > row_tile:
+        return
+    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = program % SHARES * share
+    c = _sum_of_terms(
+        a_high_ptr,
+        a_low_ptr,
+        b_high_ptr,
+        b_low_ptr,
+        (program // SHARES).to(tl.int64),
+        rows,
+        columns,
+        first,
+        tl.minimum(first + share, depth),
+        m,
+        n,
+        depth,
+        a_row,
+        a_column,
+        b_row,
+        b_column,
+        ALIGNED,
+        BLOCK_M,
+        BLOCK_N,
+        DEPTH,
+    )
+    place = (program * tl.num_programs(0) + row_tile).to(tl.int64) * tl.num_programs(1) + column_tile
+    inner = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(share_ptr + place * BLOCK_M * BLOCK_N + inner, c)
+
+
+@triton.jit
 def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     a_high_ptr,
     a_low_ptr,
@@ -71,6 +179,7 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     t2_ptr,
     t3_ptr,
     square_ptr,
+    share_ptr,
     m,
     n,
     depth,
@@ -89,39 +198,52 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     SQUARES: tl.constexpr,
     KEEP_PARTS: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One tile of alpha a b + beta add + gamma I + combined, its two parts at `scale`, and its sum of squares."""
+    """One tile of alpha a b + beta add + gamma I + combined, its two parts at `scale`, and its sum of squares.
+
+    With several SHARES, a b comes from the workspace that `_share_kernel` filled, added in the order of the terms.
+    """
     row_tile, column_tile = tl.program_id(0), tl.program_id(1)
     if SYMMETRIC and column_tile > row_tile:
         return
     batch = tl.program_id(2).to(tl.int64)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, DEPTH)
-    a_at = batch * m * depth + rows[:, None] * a_row + k[None, :] * a_column
-    b_at = batch * n * depth + k[:, None] * b_row + columns[None, :] * b_column
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    cross = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in range(0, depth, DEPTH):
-        if ALIGNED:
-            a_high, a_low = tl.load(a_high_ptr + a_at), tl.load(a_low_ptr + a_at)
-            b_high, b_low = tl.load(b_high_ptr + b_at), tl.load(b_low_ptr + b_at)
-        else:
-            a_inside = (rows < m)[:, None] & (k0 + k < depth)[None, :]
-            b_inside = (k0 + k < depth)[:, None] & (columns < n)[None, :]
-            a_high = tl.load(a_high_ptr + a_at, mask=a_inside, other=0.0)
-            a_low = tl.load(a_low_ptr + a_at, mask=a_inside, other=0.0)
-            b_high = tl.load(b_high_ptr + b_at, mask=b_inside, other=0.0)
-            b_low = tl.load(b_low_ptr + b_at, mask=b_inside, other=0.0)
-        total = tl.dot(a_high, b_high, total)
-        cross = tl.dot(a_low, b_high, cross)
-        cross = tl.dot(a_high, b_low, cross)
-        a_at += DEPTH * a_column
-        b_at += DEPTH * b_row
-    c = alpha * (total + cross / SPLIT)
+    if SHARES == 1:
+        c = _sum_of_terms(
+            a_high_ptr,
+            a_low_ptr,
+            b_high_ptr,
+            b_low_ptr,
+            batch,
+            rows,
+            columns,
+            0,
+            depth,
+            m,
+            n,
+            depth,
+            a_row,
+            a_column,
+            b_row,
+            b_column,
+            ALIGNED,
+            BLOCK_M,
+            BLOCK_N,
+            DEPTH,
+        )
+    else:
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        place = batch * SHARES * tiles + row_tile * tl.num_programs(1) + column_tile
+        inner = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        c = tl.load(share_ptr + place * BLOCK_M * BLOCK_N + inner)
+        for i in tl.static_range(1, SHARES):
+            c += tl.load(share_ptr + (place + i * tiles) * BLOCK_M * BLOCK_N + inner)
+    c = alpha * c
     if UNITS:
         c = c * _unit(tl.load(a_largest_ptr + batch)) * _unit(tl.load(b_largest_ptr + batch))
     if SYMMETRIC and row_tile == column_tile:
@@ -245,6 +367,24 @@ def tile_of(symmetric: bool, m: int, n: int, wgmma: bool = True) -> Tile:
     return Tile(64, 128, depth, 4, 3) if m <= 256 else Tile(128, 128, depth, 8, 3)
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a device; 132, as an H100 and an H200 have, where there is no such device to ask."""
+    asked = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(device).multi_processor_count if asked else 132
+
+
+def programs_a_tile(symmetric: bool, count: int, n: int, depth: int, device: torch.device) -> int:
+    """How many programs share the sum of one tile of `count` symmetric results (n, n): PROGRAMS_A_TILE, or 1.
+
+    Sums are shared where they are long and the tiles leave multiprocessors idle. A square of two views of 512 x 2048
+    has 72 tiles for 132 of them and took 17.7 us, a product with sums of 512 terms 8.1
+    (benchmarks/results/products_h200.csv). Sharing costs a launch and a workspace.
+    """
+    few = symmetric and count * lower_tiles(n) < multiprocessors(device)
+    return PROGRAMS_A_TILE if few and depth >= LONG_SUM else 1
+
+
 def multiply(
     a: Parts,
     b: Parts,
@@ -267,10 +407,22 @@ def multiply(
     count, m, depth = a.high.shape
     n = b.high.shape[-1]
     tile = tile_of(symmetric, m, n, has_wgmma(a.high.device))
+    down, across = triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns)
+    shares = programs_a_tile(symmetric, count, n, depth, a.high.device)
+    how = {"SYMMETRIC": symmetric, "ALIGNED": not (m % tile.rows or n % tile.columns or depth % tile.depth)}
+    how |= {"SHARES": shares, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth}
+    how |= {"num_warps": tile.warps, "num_stages": tile.stages}
+    strides = (*a.high.stride()[1:], *b.high.stride()[1:])
+    shared = None
+    if shares > 1:
+        shared = a.high.new_empty((count, shares, down, across, tile.rows, tile.columns), dtype=torch.float32)
+        share = triton.cdiv(triton.cdiv(depth, tile.depth), shares) * tile.depth
+        operands = (a.high, a.low, b.high, b.low)
+        _share_kernel[(down, across, count * shares)](*operands, shared, m, n, depth, share, *strides, **how)
     out = a.high.new_empty((count, m, n), dtype=torch.float32)
     high, low = (torch.empty_like(out, dtype=torch.float16) if keep else out for _ in range(2))
     weights, terms = (out, (out, out, out)) if combined is None else _dense_combination(combined, count)
-    _product_kernel[(triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns), count)](
+    _product_kernel[(down, across, count)](
         a.high,
         a.low,
         b.high,
@@ -285,27 +437,21 @@ def multiply(
         weights.stride(0),
         *terms,
         squares,
+        shared,
         m,
         n,
         depth,
-        *a.high.stride()[1:],
-        *b.high.stride()[1:],
+        *strides,
         alpha / (scale or 1.0) ** 2,
         beta,
         gamma,
         keep or 1.0,
         UNITS=scale is None,
-        SYMMETRIC=symmetric,
         ADD=add is not None,
         COMBINED=combined is not None,
         SQUARES=squares is not None,
         KEEP_PARTS=keep is not None,
-        ALIGNED=not (m % tile.rows or n % tile.columns or depth % tile.depth),
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **how,
     )
     return out, Parts(high, low, None) if keep else None
 

@@ -72,7 +72,13 @@ def test_refuses_what_it_has_no_kernel_for() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 20), (2, 20, 7)])
-def test_newton_schulz_runs_on_the_kernels(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("programs", [1, 2])
+def test_newton_schulz_runs_on_the_kernels(
+    shape: tuple[int, int, int], programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every symmetric product's tiles summed by one program, or shared by two."""
+    monkeypatch.setattr("fastrdm.kernels.linalg.fp16x3_triton.PROGRAMS_A_TILE", programs)
+    monkeypatch.setattr("fastrdm.kernels.linalg.fp16x3_triton.LONG_SUM", 0)
     x = rand(*shape).float()
     for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", -0.7, "target")):
         how = {"kind": kind, "power": power, "side": side}
