@@ -112,6 +112,7 @@ def first_quarter(cifar: str) -> Iterator[Part]:
     yield Part("profile_resnet50", profile_of_a_step(), seconds=40)
     yield Part("step_crops", crops, seconds=75)
     yield Part("spectral_bars", bench("kernels.spectral_bars"), seconds=40)
+    yield Part("product_ways", bench("kernels.products", "--ways"), seconds=30)
 
 
 def profile_of_a_step() -> list[str]:

@@ -3,8 +3,9 @@
     python -m benchmarks.kernels.compile_spectral > benchmarks/results/spectral_sm90.csv
     python -m benchmarks.kernels.compile_spectral --arch 80 > benchmarks/results/spectral_sm80.csv
 
-Registers and stack bytes (spills) a thread, shared memory a block in bytes, and the instruction that the tensor cores
-run: wgmma on Hopper, tcgen05 on Blackwell, mma elsewhere.
+Registers and stack bytes (spills) a thread, shared memory a block in bytes, the instruction that the tensor cores run
+(wgmma on Hopper, tcgen05 on Blackwell, mma elsewhere), and the one that copies operands to shared memory while they
+work: cp.async, or cp.async.bulk.tensor by tensor descriptors.
 """
 
 import os
@@ -21,7 +22,7 @@ from benchmarks.common import Row
 
 FLOAT, HALF, TYPES = "*fp32", "*fp16", ("*fp32", "*bf16", "*fp16")
 Case = tuple[str, Any, dict[str, Any], dict[str, Any], dict[str, int]]  # name, kernel, types, constants, options
-FIELDS = ["kernel", "arch", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "torch", "triton"]
+FIELDS = ["kernel", "arch", "registers", "stack_bytes", "shared_bytes", "tensor_cores", "copies", "torch", "triton"]
 
 
 def products(arch: int) -> Iterator[Case]:
@@ -36,7 +37,6 @@ def products(arch: int) -> Iterator[Case]:
     types |= {"weight_stride": "i32", "square_ptr": "*fp64", "share_ptr": FLOAT}
     shapes = ((True, 512), (True, 2048), (False, 512), (False, 2048))
     variants = [*((*shape, "") for shape in shapes), (True, 512, "combined"), (True, 512, "squares")]
-    variants.append((True, 512, "of shares"))
     for symmetric_, size, extra in variants:
         tile = fp16x3_triton.tile_of(symmetric_, size, max(size, 1024), arch >= 90)
         how: dict[str, Any] = {
@@ -47,17 +47,36 @@ def products(arch: int) -> Iterator[Case]:
             "SQUARES": extra == "squares",
             "KEEP_PARTS": extra != "squares",
             "ALIGNED": True,
-            "SHARES": 2 if extra == "of shares" else 1,
+            "SHARES": 1,
+            "DESCRIPTORS": False,
+            "TURNED": False,
         }
         how |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth, "a_column": 1}
         across, down = ("b_row", "b_column") if symmetric_ else ("b_column", "b_row")
         constants, options = how | {across: 1}, {"num_warps": tile.warps, "num_stages": tile.stages}
         name = f"{'axpby' if symmetric_ else 'product'} {size} {extra}".strip()
         yield name, fp16x3_triton._product_kernel, types | {down: "i32"}, constants, options
-        if extra == "of shares":
-            kernel = fp16x3_triton._share_kernel
-            constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-            yield "axpby 512 share", kernel, types | {down: "i32", "share": "i32"}, constants, options
+
+
+def product_variants(arch: int) -> Iterator[Case]:
+    """Ways to make a product that no run takes yet: a sum shared by two programs, operands by tensor descriptors."""
+    from fastrdm.kernels.linalg import fp16x3_triton
+
+    found = {name: parts for name, *parts in products(arch)}
+    kernel, types, constants, options = found["axpby 512"]
+    yield "axpby 512 of two shares", kernel, types, constants | {"SHARES": 2}, options
+    kernel, constants = fp16x3_triton._share_kernel, constants | {"SHARES": 2}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    yield "axpby 512 share", kernel, types | {"share": "i32"}, constants, options
+    if arch < 90:
+        return
+    kernel, types, constants, options = found["product 2048"]
+    rows, columns, depth = (constants[name] for name in ("BLOCK_M", "BLOCK_N", "DEPTH"))
+    types |= dict.fromkeys(("a_high_ptr", "a_low_ptr"), f"tensordesc<fp16[1, {rows}, {depth}]>")
+    for turned, block in ((False, f"{depth}, {columns}"), (True, f"{columns}, {depth}")):
+        types |= dict.fromkeys(("b_high_ptr", "b_low_ptr"), f"tensordesc<fp16[1, {block}]>")
+        flags = constants | {"DESCRIPTORS": True, "TURNED": turned}
+        yield f"product 2048 by descriptors{', turned' * turned}", kernel, types, flags, options
 
 
 def around() -> Iterator[Case]:
@@ -144,7 +163,7 @@ def half_grams() -> Iterator[Case]:
 
 def cases(arch: int) -> list[Case]:
     """Every variant that runs on this architecture."""
-    return [*products(arch), *around(), *grams(), *half_grams()]
+    return [*products(arch), *product_variants(arch), *around(), *grams(), *half_grams()]
 
 
 def compiled(
@@ -215,7 +234,8 @@ def rows(arch: int) -> Iterator[Row]:
     """A row for each variant."""
     for name, kernel, types, constants, options in cases(arch):
         built = compiled(kernel, types, constants, options, integers=True, arch=arch)
-        yield {**used(name, built), "arch": f"sm_{arch}", **versions()}
+        found = [copy for copy in ("cp.async.bulk.tensor", "cp.async") if copy in built.asm["ptx"]]
+        yield {**used(name, built), "copies": (found or ["none"])[0], "arch": f"sm_{arch}", **versions()}
 
 
 def main() -> None:

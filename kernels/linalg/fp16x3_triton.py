@@ -5,13 +5,15 @@ the result, so that chains of products never split again. Of symmetric results o
 stored with their mirror images.
 """
 
+from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastrdm.kernels.linalg.matmul import BOUNDED_SCALE, Combination, Precision
 from fastrdm.kernels.linalg.tiles_triton import SPLIT, split, store
@@ -21,6 +23,9 @@ CHUNK = 2048  # elements that a program splits or combines
 # a row of benchmarks/kernels/products.py decides.
 PROGRAMS_A_TILE = 1
 LONG_SUM = 1024  # terms from which on a tile is shared
+# Whether products that are not symmetric load their operands by tensor descriptors where `described` can. It has not
+# been timed either: a row of the same benchmark decides.
+WIDE_BY_DESCRIPTORS = False
 
 
 @triton.jit
@@ -64,8 +69,8 @@ def _sum_of_terms(  # type: ignore[no-untyped-def]
     b_high_ptr,
     b_low_ptr,
     batch,
-    rows,
-    columns,
+    row_tile,
+    column_tile,
     first,
     last,
     m,
@@ -76,18 +81,38 @@ def _sum_of_terms(  # type: ignore[no-untyped-def]
     b_row,
     b_column,
     ALIGNED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """A tile of a b summed over its terms from `first` up to `last`."""
+    """A tile of a b summed over its terms from `first` up to `last`.
+
+    With DESCRIPTORS the operands are not pointers but descriptors of blocks. That of b is of (K, depth, n), or of
+    (K, n, depth) where it is TURNED.
+    """
+    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = first + tl.arange(0, DEPTH)
     a_at = batch * m * depth + rows[:, None] * a_row + k[None, :] * a_column
     b_at = batch * n * depth + k[:, None] * b_row + columns[None, :] * b_column
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     cross = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k0 in range(first, last, DEPTH):
-        if ALIGNED:
+        if DESCRIPTORS:
+            a_place = [batch.to(tl.int32), row_tile * BLOCK_M, k0]
+            a_high = a_high_ptr.load(a_place).reshape(BLOCK_M, DEPTH)
+            a_low = a_low_ptr.load(a_place).reshape(BLOCK_M, DEPTH)
+            if TURNED:
+                b_place = [batch.to(tl.int32), column_tile * BLOCK_N, k0]
+                b_high = tl.trans(b_high_ptr.load(b_place).reshape(BLOCK_N, DEPTH))
+                b_low = tl.trans(b_low_ptr.load(b_place).reshape(BLOCK_N, DEPTH))
+            else:
+                b_place = [batch.to(tl.int32), k0, column_tile * BLOCK_N]
+                b_high = b_high_ptr.load(b_place).reshape(DEPTH, BLOCK_N)
+                b_low = b_low_ptr.load(b_place).reshape(DEPTH, BLOCK_N)
+        elif ALIGNED:
             a_high, a_low = tl.load(a_high_ptr + a_at), tl.load(a_low_ptr + a_at)
             b_high, b_low = tl.load(b_high_ptr + b_at), tl.load(b_low_ptr + b_at)
         else:
@@ -131,8 +156,6 @@ def _share_kernel(  # type: ignore[no-untyped-def]
     row_tile, column_tile, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if SYMMETRIC and column_tile > row_tile:
         return
-    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     first = program % SHARES * share
     c = _sum_of_terms(
         a_high_ptr,
@@ -140,8 +163,8 @@ def _share_kernel(  # type: ignore[no-untyped-def]
         b_high_ptr,
         b_low_ptr,
         (program // SHARES).to(tl.int64),
-        rows,
-        columns,
+        row_tile,
+        column_tile,
         first,
         tl.minimum(first + share, depth),
         m,
@@ -152,6 +175,8 @@ def _share_kernel(  # type: ignore[no-untyped-def]
         b_row,
         b_column,
         ALIGNED,
+        False,
+        False,
         BLOCK_M,
         BLOCK_N,
         DEPTH,
@@ -199,6 +224,8 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     KEEP_PARTS: tl.constexpr,
     ALIGNED: tl.constexpr,
     SHARES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -220,8 +247,8 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
             b_high_ptr,
             b_low_ptr,
             batch,
-            rows,
-            columns,
+            row_tile,
+            column_tile,
             0,
             depth,
             m,
@@ -232,6 +259,8 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
             b_row,
             b_column,
             ALIGNED,
+            DESCRIPTORS,
+            TURNED,
             BLOCK_M,
             BLOCK_N,
             DEPTH,
@@ -385,6 +414,21 @@ def programs_a_tile(symmetric: bool, count: int, n: int, depth: int, device: tor
     return PROGRAMS_A_TILE if few and depth >= LONG_SUM else 1
 
 
+def described(a: Parts, b: Parts, tile: Tile) -> list[TensorDescriptor] | None:
+    """Descriptors of the blocks of a and b that a product loads, b's as it lies in memory, for the hardware's copies.
+
+    None where memory does not allow it: rows must lie together, as multiples of 16 bytes. The descriptors are made on
+    the host and travel as arguments, so that no allocator is needed and a CUDA graph holds them.
+    """
+    a_block, b_block = [1, tile.rows, tile.depth], [1, tile.depth, tile.columns]
+    if b.high.stride(-1) != 1:
+        b, b_block = turned(b), [1, tile.columns, tile.depth]
+    operands = [(a.high, a_block), (a.low, a_block), (b.high, b_block), (b.low, b_block)]
+    if any(x.stride(-1) != 1 or x.stride(0) % 8 or x.stride(1) % 8 or x.data_ptr() % 16 for x, _ in operands):
+        return None
+    return [TensorDescriptor.from_tensor(x, block) for x, block in operands]
+
+
 def multiply(
     a: Parts,
     b: Parts,
@@ -409,24 +453,23 @@ def multiply(
     tile = tile_of(symmetric, m, n, has_wgmma(a.high.device))
     down, across = triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns)
     shares = programs_a_tile(symmetric, count, n, depth, a.high.device)
+    by_descriptors = WIDE_BY_DESCRIPTORS and not symmetric and has_wgmma(a.high.device)
+    descriptors = described(a, b, tile) if by_descriptors else None
     how = {"SYMMETRIC": symmetric, "ALIGNED": not (m % tile.rows or n % tile.columns or depth % tile.depth)}
     how |= {"SHARES": shares, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth}
     how |= {"num_warps": tile.warps, "num_stages": tile.stages}
     strides = (*a.high.stride()[1:], *b.high.stride()[1:])
+    operands: Sequence[Any] = (a.high, a.low, b.high, b.low)
     shared = None
     if shares > 1:
         shared = a.high.new_empty((count, shares, down, across, tile.rows, tile.columns), dtype=torch.float32)
         share = triton.cdiv(triton.cdiv(depth, tile.depth), shares) * tile.depth
-        operands = (a.high, a.low, b.high, b.low)
         _share_kernel[(down, across, count * shares)](*operands, shared, m, n, depth, share, *strides, **how)
     out = a.high.new_empty((count, m, n), dtype=torch.float32)
     high, low = (torch.empty_like(out, dtype=torch.float16) if keep else out for _ in range(2))
     weights, terms = (out, (out, out, out)) if combined is None else _dense_combination(combined, count)
     _product_kernel[(down, across, count)](
-        a.high,
-        a.low,
-        b.high,
-        b.low,
+        *(descriptors or operands),
         a.largest,
         b.largest,
         out if add is None else add.contiguous(),
@@ -451,6 +494,8 @@ def multiply(
         COMBINED=combined is not None,
         SQUARES=squares is not None,
         KEEP_PARTS=keep is not None,
+        DESCRIPTORS=descriptors is not None,
+        TURNED=b.high.stride(-1) != 1,
         **how,
     )
     return out, Parts(high, low, None) if keep else None

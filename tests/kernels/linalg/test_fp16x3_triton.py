@@ -199,6 +199,54 @@ def test_a_shared_sum_is_one_launch_more(monkeypatch: pytest.MonkeyPatch) -> Non
     assert launches(lambda: TRITON.square(x)) == ["_share_kernel", "_product_kernel"]
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8, 8), (2, 24, 72, 40), (1, 130, 64, 136), (2, 64, 72, 600)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_operands_by_descriptors_give_the_same_bits(
+    shape: tuple[int, int, int, int], turned: bool, bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, m, k, n = shape
+    a, b = rand(count, m, k).float(), rand(count, k, n, seed=1).float()
+    b = b.mT.contiguous().mT if turned else b
+    want = product_triton(a, b, bounded)
+    monkeypatch.setattr(fp16x3_triton, "WIDE_BY_DESCRIPTORS", True)
+    monkeypatch.setattr(fp16x3_triton, "described", counted := Counted(fp16x3_triton.described))
+    assert torch.equal(product_triton(a, b, bounded), want)
+    assert len(counted.results) == 1 and counted.results[0] is not None
+
+
+class Counted:
+    """A function that keeps what it returned."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.results = function, list[Any]()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.results.append(self.function(*arguments))
+        return self.results[-1]
+
+
+@pytest.mark.parametrize("m, k, n", [(8, 12, 16), (8, 16, 12), (7, 20, 9)])
+def test_rows_of_odd_lengths_are_loaded_by_pointers(m: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor's rows are multiples of 16 bytes."""
+    monkeypatch.setattr(fp16x3_triton, "WIDE_BY_DESCRIPTORS", True)
+    monkeypatch.setattr(fp16x3_triton, "described", counted := Counted(fp16x3_triton.described))
+    a, b = rand(2, m, k).float(), rand(2, k, n, seed=1).float()
+    close(product_triton(a, b, True), a.double() @ b.double(), 2e-6)
+    assert counted.results == [None]
+
+
+def test_nothing_is_described_until_a_benchmark_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on a GPU without the hardware for it, where the kernel would spill, nor for symmetric products."""
+    monkeypatch.setattr(fp16x3_triton, "described", None)
+    a = rand(1, 16, 16).float()
+    product_triton(a, a, True)
+    monkeypatch.setattr(fp16x3_triton, "WIDE_BY_DESCRIPTORS", True)
+    square_triton(a)
+    monkeypatch.setattr(fp16x3_triton, "has_wgmma", lambda device: False)
+    product_triton(a, a, True)
+
+
 def joined(parts: Parts) -> Tensor:
     return parts.high.double() + parts.low.double() / SPLIT
 
