@@ -223,9 +223,9 @@ def half_grams(
     """x x^T (K, n, n) in `dtype` of each input (K, n, d), one for each of `centers`, as gram.gram defines them.
 
     Inputs are all float16 or all bfloat16, with the same K and n, and n is at most d. Four launches, or three where
-    nothing is centered. Two runs are bitwise equal. Entries are right to 2e-6 of the largest entry of the same matrix,
-    if sums in float32 are rounded to nearest. Squares are float32 too: rows longer than 1e19 give results that are not
-    finite, and rows shorter than 1e-19 may count as zeros. ValueError for other inputs.
+    nothing is centered. Two runs are bitwise equal. Entries are right to 5e-6 of the largest entry of the same matrix
+    for d up to 2,048, however nearly alike the rows are. Squares are float32: rows longer than 1e19 give results that
+    are not finite, and rows shorter than 1e-19 may count as zeros. ValueError for other inputs.
     """
     count, height = inputs[0].shape[:2]
     kind = inputs[0].dtype
