@@ -25,6 +25,7 @@ _ALL = BASE[2:]
 _LOCAL = "{size: 20, scale: [0.05, 0.3], saturation: 0.2}"
 _GLOBAL = "{size: 32, scale: [0.2, 1.0], saturation: 0.2}"
 _SOLARIZED = "{size: 32, scale: [0.2, 1.0], saturation: 0.2, solarize: 0.2}"
+_LARS = ("optim.name=lars", "optim.lr=1.0", "optim.eta=0.02", "optim.clip=true", "optim.exclude_bias_norm=true")
 _CIFAR = "loader.views.*.mean=[0.4914, 0.4822, 0.4465]", "loader.views.*.std=[0.247, 0.2435, 0.2616]"
 
 
@@ -75,8 +76,7 @@ SECOND = [
     _over("augmentation", "no solarization", "loader.views.1.solarize=0"),
     _over("augmentation", "grayscale 0.1", "loader.views.*.grayscale=0.1"),
     _over("augmentation", "weak color", "loader.views.*.jitter=0.4", "loader.views.*.grayscale=0.1"),
-    _over("optimizer", "lars", "optim.name=lars", "optim.lr=1.0", "optim.eta=0.02", "optim.clip=true",
-          "optim.exclude_bias_norm=true"),
+    _over("optimizer", "lars", *_LARS),
     _over("views", "4 x 32", f"loader.views=[{_GLOBAL}, {_SOLARIZED}, {_GLOBAL}, {_GLOBAL}]", *_CIFAR,
           what="targets of two of them"),
     _over("average", "no average", "method.ema=null"),
@@ -94,6 +94,8 @@ TOGETHER = [  # levers that were ahead of the base alone, joined
     _over("together", "head 512, 512, one-cycle", "method.projector.hidden=512", "method.projector.out=512",
           "optim.schedule=linear", "optim.warmup=30%"),
     _over("together", "no average, lr x 2, linear to zero, joint BatchNorm", "method.ema=null", "optim.lr=0.6",
+          "optim.schedule=linear", "method.bn_views=joint"),
+    _over("together", "no average, lars, linear to zero, joint BatchNorm", "method.ema=null", *_LARS,
           "optim.schedule=linear", "method.bn_views=joint"),
 ]  # fmt: skip
 

@@ -201,6 +201,7 @@ def devices_of(torch: Any) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{platform.machine()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     out: dict[str, Any] = {"cpu": cpu, "cuda": [], "torch_cuda": torch.version.cuda}
+    out["cpu_bf16"] = torch.cpu._is_avx512_bf16_supported()  # what auto goes by
     try:
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
@@ -235,6 +236,7 @@ def abilities(packages: Sequence[Package], devices: dict[str, Any], compilers: d
 def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bool]) -> dict[str, str]:
     """The device, engine, solver and precision that `auto` takes here, by job."""
     cuda = works["cuda"]
+    bf16 = works["bf16"] if cuda else devices["cpu_bf16"]
     compiler = "Triton" if cuda else compilers["c++"].partition(":")[0]
     return {
         "device": devices["cuda"][0]["name"] if cuda else "cpu",
@@ -244,7 +246,7 @@ def used(devices: dict[str, Any], compilers: dict[str, str], works: dict[str, bo
         "spectral solver": "newton_schulz, eigh where it falls short" if cuda else "eigh, gram_power for even powers",
         "Triton kernels": "available" if works["triton"] else "off: no CUDA device" if not cuda else "off: no Triton",
         "torch.compile": f"through {compiler}" if works["compile"] else "not possible: no compiler",
-        "16-bit training": ("bf16" if works["bf16"] else "fp16") if cuda else "slow on a CPU",
+        "16-bit training": "bf16" if bf16 else "fp16" if cuda else "slow",
     }
 
 

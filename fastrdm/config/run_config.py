@@ -69,7 +69,8 @@ class TrainConfig:
 
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Arithmetic of the encoder and of the projector up to its last BatchNorm. What follows runs in float32, or in
-    float64 with fp64. `auto` takes bf16 on CUDA, fp16 on a GPU without bf16, and fp32 on a CPU.
+    float64 with fp64. `auto` takes bf16 on CUDA, and fp16 on a GPU without bf16. On a CPU it takes bf16 where the
+    processor has AVX512_BF16, else fp32, and always fp32 for resnet_small.
     """
 
     accumulate: int = Field(default=1, ge=1)

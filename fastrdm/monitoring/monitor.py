@@ -14,13 +14,15 @@ from fastrdm.monitoring.moments import unit_rows
 from fastrdm.monitoring.rank_statistics import CENTERED_CONVENTION
 from fastrdm.monitoring.rank_statistics import HEADLINE_CONVENTION as HEADLINE_CONVENTION
 from fastrdm.monitoring.settings import MonitorConfig as MonitorConfig
-from fastrdm.monitoring.window import Shape, Window, WindowReport, bytes_of, read
+from fastrdm.monitoring.window import GROUPED_WIDTH, Shape, Window, WindowReport, bytes_of, read
 from fastrdm.runtime.distributed import Processes, gather_rows
 from fastrdm.runtime.timers import Stopwatch
 from fastrdm.schema import require, steps_of
 
 # rows of a window for each dimension: a white spectrum of 512 then reads 487, of 512 rows only 310
 ROWS_PER_DIMENSION = 10
+# batches over which the rows of one are spread where moments are large: their products are then 1 to 2 % of a step
+SPREAD = 4
 # up to this width eigenvalues come from one CPU thread, above from a stream of their own on the GPU
 MAX_CPU_WIDTH = 1024
 
@@ -88,12 +90,18 @@ class RankMonitor:
             rows,
         )
         groups = config.groups if images >= config.groups > 0 else 1
-        self.shape = Shape(rows, widths, config.max_width, groups, tuple(config.conventions))
+        spread = self._spread(rows, groups) if least > GROUPED_WIDTH else 1
+        self.shape = Shape(rows, widths, config.max_width, groups, tuple(config.conventions), spread)
         self.window: Window | None = None
         self.clock = Stopwatch(processes.device, "monitor")
         self._ready: WindowReport | None = None
         self._pending: Future[WindowReport] | None = None
         self._thread: ThreadPoolExecutor | None = None
+
+    def _spread(self, rows: int, groups: int) -> int:
+        """SPREAD, or less where a window would then end after the next begins, or a batch give too few images."""
+        batches = -(-rows // (2 * self.images))
+        return max(min(SPREAD, min(self.every, self.horizon.total) // batches, self.images // groups), 1)
 
     def describe(self) -> list[str]:
         """Lines that say what is measured, and how much memory it takes on the main process."""
@@ -105,7 +113,8 @@ class RankMonitor:
         if wide:
             cap = self.shape.max_width
             lines.append(f"note: {', '.join(wide)} above monitor.max_width={cap}: ranks of a sample, at most {cap}")
-        if self.shape.rows > (total := 2 * self.images * self.horizon.total):
+        taken = -(-self.images // self.shape.spread)
+        if self.shape.rows > (total := 2 * taken * self.horizon.total):
             lines.append(
                 f"note: the run has {total:,} rows, no window fills; ranks of batches are at most {self.images}"
             )

@@ -26,6 +26,7 @@ class Shape(NamedTuple):
     max_width: int  # of taps kept as moments; wider ones: a sample of so many rows
     groups: int  # for intervals; 1: none
     conventions: tuple[str, ...]
+    spread: int = 1  # of each batch every so many-th image is taken
 
     def wide(self, tap: str) -> bool:
         return self.widths[tap] > self.max_width
@@ -75,6 +76,7 @@ class Window:
 
         Groups are of whole batches, whose rows BatchNorm ties together; of images where a window has too few batches.
         """
+        rows = {tap: x[:, :: self.shape.spread] for tap, x in rows.items()}
         count = rows["online"].shape[:2].numel()
         turn = self.seen // count if self.shape.rows >= self.shape.groups * count else None
         self.seen += count

@@ -42,7 +42,7 @@ class FfcvLoader(EpochLoader):
         self.implementation = chosen(config.augment, process.device)
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64)
         self.height, self.width = torch.from_numpy(beton.height), torch.from_numpy(beton.width)
-        self.numbers = beton.numbers
+        self.beton = beton
         self.reader = Reader(source, self.faults, config.max_corrupt)
         share, row = batch_rows(config, process.world, beton)
         ahead = max(1, min(config.prefetch, config.prefetch_mb * 2**20 // (share * row) - 2))
@@ -57,8 +57,9 @@ class FfcvLoader(EpochLoader):
         shares = list(self._remaining())
         if not shares:
             return
+        self.beton.check()
         views = tuple(spec.at(self.epoch) for spec in self.views)
-        decoded = self.start(self.loader, self.numbers[np.concatenate(shares)])
+        decoded = self.start(self.loader, self.beton.numbers[np.concatenate(shares)])
         try:
             for indices, (rows,) in zip(shares, decoded, strict=True):
                 index, images = self._images(torch.from_numpy(indices), torch.as_tensor(rows))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastrdm.loaders.sources.decode import CorruptImage
+from fastrdm.loaders.sources.index_cache import stamp
 from fastrdm.loaders.sources.packed import PackedSource
 from fastrdm.loaders.sources.source import BetonImages, Source
 
@@ -70,12 +71,14 @@ class BetonSource(Source):
     """Images of a folder with a .beton file."""
 
     name = "packed"
+    beton: BetonImages
 
     def __init__(self, root: Path) -> None:
         check_ffcv(f"loader.root={root}, with a .beton file,")
         from ffcv.reader import Reader
 
         self.path = root / BETON
+        opened = stamp(self.path)
         reader = Reader(str(self.path))
         self.classes: list[str] = json.loads((root / CLASSES).read_text())
         entries = reader.metadata["f0"]
@@ -85,7 +88,7 @@ class BetonSource(Source):
         by_start = np.argsort(reader.alloc_table["ptr"])
         place = np.searchsorted(reader.alloc_table["ptr"], self.start, sorter=by_start)
         self.bytes = reader.alloc_table["size"][by_start[place]].astype(np.int64)
-        self.beton = BetonImages(self.path, np.arange(len(self.labels)), self.height, self.width)
+        self.beton = BetonImages(self.path, opened, np.arange(len(self.labels)), self.height, self.width)
         if (entries["mode"] != JPEG_MODE).any():
             raise ValueError(f"{self.path} holds images that are no JPEGs: write it with fastrdm pack --format beton")
         self._file = np.memmap(self.path, np.uint8, "r")
@@ -93,6 +96,7 @@ class BetonSource(Source):
     def fetch(self, index: int) -> tuple[bytes, str]:
         """The encoded image, and what to call it; raises CorruptImage."""
         start, name = self.start.item(index), f"{self.path}, image {index}"
+        self.beton.check()
         data = self._file[start : start + self.bytes.item(index)].tobytes()
         if len(data) < self.bytes.item(index):
             raise CorruptImage(f"{name}: the file ends before it")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fastrdm.loaders.sources.archives import Arrays
 from fastrdm.loaders.sources.checks import check_pixels
-from fastrdm.loaders.sources.decode import Allocate, Pixels, decode, new_pixels
+from fastrdm.loaders.sources.decode import Allocate, CorruptImage, Pixels, decode, new_pixels
+from fastrdm.loaders.sources.index_cache import stamp
 from fastrdm.loaders.spec import STATISTICS
 from fastrdm.schema import Triple
 
@@ -29,13 +30,23 @@ class BetonImages(NamedTuple):
     """Images of one .beton file, as ffcv's engine finds them."""
 
     path: Path
+    stamp: tuple[int, int]  # size and time of change when the file was opened
     numbers: NDArray[np.int64]  # (N,) of each image in the file
     height: NDArray[np.int64]  # (N,) pixels
     width: NDArray[np.int64]  # (N,) pixels
 
     def at(self, index: NDArray[np.int64]) -> "BetonImages":
         """The images `index` (n,) of these."""
-        return BetonImages(self.path, self.numbers[index], self.height[index], self.width[index])
+        return self._replace(numbers=self.numbers[index], height=self.height[index], width=self.width[index])
+
+    def check(self) -> None:
+        """CorruptImage where the file is not the one that was opened; a shorter one would end the process."""
+        try:
+            same = stamp(self.path) == self.stamp
+        except OSError as error:
+            raise CorruptImage(f"{self.path}: {error.strerror}") from None
+        if not same:
+            raise CorruptImage(f"{self.path}: the file has changed since it was opened")
 
 
 class Source:

@@ -130,15 +130,19 @@ def test_a_name_that_cannot_be_required_is_refused(monkeypatch: pytest.MonkeyPat
         doctor.main(["--require", "cuda,dalli"])
 
 
-def fake_torch(devices: int, error: Exception | None = None) -> Any:
+def fake_torch(devices: int, error: Exception | None = None, bf16: bool = False) -> Any:
     def properties(i: int) -> SimpleNamespace:
         if error:
             raise error
         return SimpleNamespace(name="H100", major=9, minor=0, total_memory=80 * 2**30)
 
     cuda = SimpleNamespace(device_count=lambda: devices, get_device_properties=properties)
-    cpu = SimpleNamespace(get_cpu_capability=lambda: "AVX2")
-    return SimpleNamespace(cuda=cuda, backends=SimpleNamespace(cpu=cpu), version=SimpleNamespace(cuda="13.0"))
+    return SimpleNamespace(
+        cuda=cuda,
+        cpu=SimpleNamespace(_is_avx512_bf16_supported=lambda: bf16),
+        backends=SimpleNamespace(cpu=SimpleNamespace(get_cpu_capability=lambda: "AVX2")),
+        version=SimpleNamespace(cuda="13.0"),
+    )
 
 
 def test_devices_and_what_they_make_possible() -> None:
@@ -149,6 +153,8 @@ def test_devices_and_what_they_make_possible() -> None:
     assert doctor.used(devices, NO_COMPILER, works)["torch.compile"] == "through Triton"
     on_cpu = doctor.abilities([], doctor.devices_of(fake_torch(0)), {**NO_COMPILER, "triton": "3.8.0"})
     assert not any(on_cpu.values())
+    for bf16, said in ((True, "bf16"), (False, "slow")):
+        assert doctor.used(doctor.devices_of(fake_torch(0, bf16=bf16)), NO_COMPILER, on_cpu)["16-bit training"] == said
 
 
 def test_a_failing_driver_is_told() -> None:

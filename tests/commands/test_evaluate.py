@@ -30,6 +30,7 @@ SMALL = [
     "train.length=6st",
     "optim.warmup=1st",
     "encoder.width=4",
+    "train.precision=fp32",  # as eval's own
     "method.projector.hidden=16",
     "method.projector.out=12",
     "loader.batch_size=64",

@@ -157,6 +157,34 @@ def test_windows_open_where_they_should_and_can_be_switched_off(tmp_path: Path) 
     assert off.window is None and off.describe() == ["monitor: metrics of batches only"]
 
 
+def test_where_moments_are_large_a_window_takes_a_share_of_more_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "GROUPED_WIDTH", 8)
+    watcher = watch(tmp_path, "monitor.rows=64", "monitor.every=8st", "monitor.groups=4")
+    fill(watcher, 7, **watcher.shape.widths)
+    assert watcher.poll() is None
+    fill(watcher, 1, start=8, **watcher.shape.widths)
+    reading = poll(watcher)
+    outputs = [output(seed=10 * step, **watcher.shape.widths) for step in range(1, 9)]
+    for tap in watcher.shape.widths:
+        rows = torch.cat([taps(o)[tap][:, ::4].flatten(0, 1) for o in outputs])
+        expected = effective_rank(rows, normalize=True).item()
+        assert reading.metrics[f"{tap}/erank_l/unit/moment/window"] == pytest.approx(expected)
+    low, high = (reading.metrics[f"null/erank_l/unit/moment/window/{end}"] for end in ("low", "high"))
+    assert low < 0 < high, "groups of batches give an interval as before"
+    spreads = {
+        "monitor.every=5st": 2,  # a window has ended when the next begins
+        "monitor.every=1st": 1,
+        "monitor.groups=8": 2,  # of 16 images
+        "monitor.groups=0": 4,
+        "train.length=4st": 2,
+    }
+    base = ("monitor.rows=64", "monitor.every=8st", "monitor.groups=4")
+    found = {more: watch(tmp_path / more, *base, more).shape.spread for more in spreads}
+    assert found == spreads
+
+
 def test_figures_of_a_batch_are_means_over_views(tmp_path: Path) -> None:
     watcher = watch(tmp_path)
     out = output()

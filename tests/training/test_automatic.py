@@ -103,10 +103,29 @@ def test_several_processes_and_growing_views_are_not_captured(gpu: dict[str, boo
     assert c.train.capture is False and "not captured (the views grow)" in told
 
 
-def test_a_cpu_stays_exact_and_eager() -> None:
-    c, told = chosen(CPU)
-    assert (c.train.precision, c.train.compile, c.train.capture) == ("fp32", False, False)
-    assert "fp32 (on a CPU)" in told and "captured" not in told
+@pytest.mark.parametrize(
+    ("native", "encoder", "precision", "why"),
+    [
+        (True, "resnet18", "bf16", "native on this CPU"),
+        (True, "timm/vit_tiny_patch16_224", "bf16", "native on this CPU"),
+        (False, "resnet18", "fp32", "this CPU has no AVX512_BF16"),
+        (True, "resnet_small", "fp32", "resnet_small on a CPU, whose results are on record"),
+    ],
+)
+def test_a_cpu_stays_eager_and_takes_bf16_where_it_pays(
+    monkeypatch: pytest.MonkeyPatch, native: bool, encoder: str, precision: str, why: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    c, told = chosen(CPU, f"encoder.name={encoder}")
+    assert (c.train.precision, c.train.compile, c.train.capture) == (precision, False, False)
+    assert f"{precision} ({why})" in told and "captured" not in told
+
+
+def test_torch_tells_whether_acpu_multiplies_bf16() -> None:
+    flags = Path("/proc/cpuinfo")
+    if "flags" not in flags.read_text():
+        pytest.skip("the kernel of this architecture names no flags")
+    assert automatic.cpu_multiplies_bf16() is ("avx512_bf16" in flags.read_text())
 
 
 def test_what_the_user_said_is_left_alone(gpu: dict[str, bool]) -> None:
@@ -120,7 +139,8 @@ def test_a_run_that_goes_on_keeps_its_precision_but_not_its_speed(gpu: dict[str,
     stored = {"train": {"precision": "fp32", "compile": False}, "loader": {"engine": "native", "workers": 99}}
     c, told = chosen(CUDA, stored=stored)
     assert (c.train.precision, c.train.compile) == ("fp32", True) and "fp32 (as this run began)" in told
-    assert chosen(CPU, stored={"train": {"precision": "auto"}})[0].train.precision == "fp32"
+    open_still = chosen(CPU, "quickstart.yaml", stored={"train": {"precision": "auto"}})[0]
+    assert open_still.train.precision == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """FFCV: written by its own writer, decoded once, our order and views; what it cannot decode; what is refused."""
 
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.order import epoch_order
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.sources import beton
+from fastrdm.loaders.sources.decode import CorruptImage
 from fastrdm.loaders.sources.folder import FolderSource
 from fastrdm.loaders.sources.open import open_source
 from fastrdm.loaders.spec import Batch, Loader, LoaderConfig, ViewSpec
@@ -135,6 +138,25 @@ def test_what_ffcv_cannot_decode_is_replaced_and_named(packed: Path, tmp_path: P
         assert batch.index[other].tolist() == ([12] if 11 in wanted.index else [])
         assert torch.equal(batch.views[0][~other], wanted.views[0][~other])
     assert list(loader.faults) == [11] and "image 11" in loader.faults[11]
+
+
+@ffcv
+@pytest.mark.parametrize("how", ["shorter", "written again", "gone"])
+def test_a_file_that_changes_after_opening_is_told_and_never_read(packed: Path, tmp_path: Path, how: str) -> None:
+    copy = shutil.copytree(packed, tmp_path / "copy")
+    file = copy / "images.beton"
+    loader, source = opened(copy), beton.BetonSource(copy)
+    if how == "shorter":
+        os.truncate(file, 100)
+    elif how == "written again":
+        os.utime(file, ns=(0, 0))
+    else:
+        file.unlink()
+    said = "No such file" if how == "gone" else "the file has changed since it was opened"
+    with pytest.raises(CorruptImage, match=said):
+        next(iter(loader))
+    with pytest.raises(CorruptImage, match=said):
+        source.fetch(0)
 
 
 @ffcv
