@@ -455,7 +455,10 @@ def multiply(
     shares = programs_a_tile(symmetric, count, n, depth, a.high.device)
     by_descriptors = WIDE_BY_DESCRIPTORS and not symmetric and has_wgmma(a.high.device)
     descriptors = described(a, b, tile) if by_descriptors else None
-    how = {"SYMMETRIC": symmetric, "ALIGNED": not (m % tile.rows or n % tile.columns or depth % tile.depth)}
+    how: dict[str, int] = {
+        "SYMMETRIC": symmetric,
+        "ALIGNED": not (m % tile.rows or n % tile.columns or depth % tile.depth),
+    }
     how |= {"SHARES": shares, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth}
     how |= {"num_warps": tile.warps, "num_stages": tile.stages}
     strides = (*a.high.stride()[1:], *b.high.stride()[1:])
