@@ -76,7 +76,7 @@ def product_variants(arch: int) -> Iterator[Case]:
     for turned, block in ((False, f"{depth}, {columns}"), (True, f"{columns}, {depth}")):
         types |= dict.fromkeys(("b_high_ptr", "b_low_ptr"), f"tensordesc<fp16[1, {block}]>")
         flags = constants | {"DESCRIPTORS": True, "TURNED": turned}
-        yield f"product 2048 by descriptors{', turned' * turned}", kernel, types, flags, options
+        yield f"product 2048 by descriptors{' turned' * turned}", kernel, types, flags, options
 
 
 def around() -> Iterator[Case]:
