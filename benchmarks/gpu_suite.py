@@ -7,8 +7,9 @@
 Each part is a command with the seconds that it should take. A part is not begun where they are no longer left, so that
 what a call has measured is whole; smaller parts behind it may still fit. Quarter 1: the tests that are marked gpu, a
 training on CIFAR-10 to an accuracy, steps beside the method that is varied, cuDNN's choice by measuring, crops,
-kernels, a profile of the ResNet-50 step. Quarter 2: training with its loader at 224 px, views, decoding. Quarter 3:
-what is left for a longer loan. One process times all presets of an encoder, and all share one folder of compiled code,
+kernels, a table of what the ResNet-50 step runs. Quarter 2: training with its loaders at 224 px in turns, decoding,
+captured views beside crops of a CPU, DistributedDataParallel on one process of NCCL, views of others. Quarter 3: what
+is left for a longer loan. One process times all presets of an encoder, and all share one folder of compiled code,
 which some parts fill while another one trains.
 
 Outputs lie in a state folder beside OUT, which the next call reads: <part>.txt (a benchmark's table is its CSV),
@@ -26,6 +27,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +51,8 @@ METHODS = ("simsiam", "byol", "swav", "dino")
 VARIANTS = ("rdm_simsiam", "rdm_simsiam_log1p", "rdm_byol", "rdm_byol_log1p")
 SMALLEST = ["--width", "4", "--size", "8", "--batch", "16", "--repeats", "1"]
 NEEDS = {"cifar": "--cifar", "imagenet": "--imagenet", "gpus": "two GPUs"}
-ENGINES = ("native", "torchcodec", "dali")
+FEEDS = ("native", "torchcodec", "dali", "ffcv")  # engines that are attached to a training
+CROPS_OF_A_CPU = ["loader.engine=native", "loader.augment=reference"]  # threads cut 8 bits, the device colors them
 
 
 class Part(NamedTuple):
@@ -81,7 +84,7 @@ def step(*arguments: str, presets: Sequence[str] = ("simsiam",), contestants: Se
 def parts(cifar: str | None, imagenet: str | None, out: Path) -> Iterator[Part]:
     """The whole suite, by value: what is first is measured first."""
     yield from first_quarter(cifar or "")
-    yield from second_quarter(imagenet or "", out)
+    yield from second_quarter(cifar or "", imagenet or "", out)
     yield from further_parts(cifar or "", imagenet or "", out)
 
 
@@ -109,35 +112,45 @@ def first_quarter(cifar: str) -> Iterator[Part]:
         command = step(*RESNET50, *FAST, *how, contestants=("step", "ceiling"))
         yield Part(f"step_resnet50_cudnn_{choice}", command, seconds=35)
     yield Part("step_resnet18_rdm", rdm18, seconds=60)
-    yield Part("profile_resnet50", profile_of_a_step(), seconds=40)
+    yield Part("profile_resnet50", kernels_of(*RESNET50, *COMPILED, "--trace", "STATE/profile.json.gz"), seconds=40)
     yield Part("step_crops", crops, seconds=75)
     yield Part("spectral_bars", bench("kernels.spectral_bars"), seconds=40)
     yield Part("product_ways", bench("kernels.products", "--ways"), seconds=30)
 
 
-def profile_of_a_step() -> list[str]:
-    """A training on noise that records its kernels over ten steps."""
-    noise = ["imagenet/simsiam.yaml", "loader.source=digits", "loader.engine=synthetic", "loader.max_enlarge=1000"]
-    noise += ["loader.subset=null", "loader.batch_size=128", "train.length=40st", "optim.warmup=0st"]
-    noise += ["train.precision=bf16", "train.compile=true", "train.capture=false", "evaluate.baselines=false"]
-    noise += ["log.report=false", "evaluate.probe=false", "log.profile={start: 20st, steps: 10}", "run=STATE/profile"]
-    return [str(ROOT / "fastrdm" / "train.py"), *noise]
+def kernels_of(*arguments: str) -> list[str]:
+    """The command that prints what a step runs, by torch's profiler."""
+    return bench("training.step_kernels", *arguments)
 
 
-def second_quarter(imagenet: str, out: Path) -> Iterator[Part]:
-    """Training with its loader at 224 px, engine by engine, then views and decoding."""
-    packed = out / PACKED
+def attached(*settings: str, loaders: dict[str, list[str]], brief: Sequence[str] = ()) -> list[str]:
+    """The command that trains with several loaders, and with noise, in turns."""
+    others = [word for name, own in loaders.items() for word in ("--loader", name, *own)]
+    return bench("training.end_to_end", *settings, *others, "--no-reference", "--pause", "1", *brief)
+
+
+def second_quarter(cifar: str, imagenet: str, out: Path) -> Iterator[Part]:
+    """Training with its loaders at 224 px, then decoding, views and one process of NCCL."""
+    packed, beton = out / PACKED, out / PACKED / "beton"
     fast = ["train.precision=bf16", "train.compile=true", "train.capture=true", "loader.workers=16"]
+    fast.append("train.length=100000st")  # of which only blocks are run
     for split in (s for s in ("train", "val") if not (packed / s).exists()):  # the same images: training asks for both
         pack = ["-m", "fastrdm.cli", "pack", imagenet, str(packed / split), "--mode", "jpeg"]
         yield Part(f"pack_{split}", pack, "imagenet", seconds=10, quarter=2)
+    if find_spec("ffcv") and not (beton / "train").exists():
+        pack = ["-m", "fastrdm.cli", "pack", imagenet, str(beton / "train"), "--format", "beton", "--workers", "1"]
+        yield Part("pack_beton", pack, "imagenet", seconds=20, quarter=2)
     real = ["imagenet/simsiam.yaml", "loader.source=packed", f"loader.root={packed}", "loader.batch_size=128", *fast]
-    for engine in ENGINES:
-        command = bench("training.end_to_end", *real, f"loader.engine={engine}", "--pause", "1")
-        yield Part(f"end_to_end_{engine}", command, "imagenet", seconds=80, quarter=2)
+    feeds = {engine: [f"loader.engine={engine}"] for engine in FEEDS} | {"crops": CROPS_OF_A_CPU}
+    feeds["ffcv"].append(f"loader.root={beton}")
+    yield Part("loaders_224", attached(*real, loaders=feeds), "imagenet", seconds=180, quarter=2)
     loading = ["--threads", "16", "--rounds", "3", "--minutes", "1"]
     decode = bench("loaders.throughput", "decode", imagenet, *loading)
     yield Part("load_decode", decode, "imagenet", seconds=70, quarter=2)
+    small = ["cifar10/resnet18.yaml", f"loader.root={cifar}", "loader.batch_size=512", *fast]
+    ways = {name: [f"loader.engine={name}"] for name in ("resident", "native")} | {"crops": CROPS_OF_A_CPU}
+    yield Part("views_captured", attached(*small, loaders=ways), "cifar", seconds=80, quarter=2)
+    yield Part("ddp_one_rank", bench("training.ddp_rank", *RESNET18, "--precision", "bf16"), seconds=90, quarter=2)
     for words in (["native", "synthetic", "floor"], ["DALI", "ffcv"]):
         views = bench("loaders.throughput", "views", imagenet, *loading, "--only", *words)
         yield Part(f"load_views_{words[0]}", views, "imagenet", seconds=70, quarter=2)
@@ -196,6 +209,12 @@ def dry_parts(out: Path) -> Iterator[Part]:
     brief = ["train.length=100ep", "--blocks", "1", "--steps", "1", "--pause", "0"]
     yield Part("end_to_end", bench("training.end_to_end", *small, *brief), seconds=30)
     yield Part("left_out", bench("loaders.throughput", "decode", ""), "imagenet")
+    loaders = {"resident": ["loader.engine=resident"], "crops": CROPS_OF_A_CPU}
+    command = attached(*small, "train.length=100ep", loaders=loaders, brief=["--blocks", "1", "--steps", "1"])
+    yield Part("loaders", command, seconds=25, quarter=2)
+    table = kernels_of(*SMALLEST[:-2], "--steps", "2", "--top", "5", "--trace", "STATE/profile.json.gz")
+    yield Part("profile", table, seconds=20)
+    yield Part("ddp_one_rank", bench("training.ddp_rank", *SMALLEST, "--ways", "eager"), seconds=25, quarter=2)
     ends = ["train.length=2st", "optim.warmup=0st", "run=STATE/run", "log.report=false"]
     beside = (["-c", "print('compiled ahead')"],)
     yield Part("train", [str(ROOT / "fastrdm" / "train.py"), *small, *ends], seconds=25, beside=beside)

@@ -62,27 +62,31 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(views (b, 3, S, S), index (b,), label (b,)) over each sample of the source once, in its order, nothing dropped.
 
+    Views and labels lie on `device`. The index lies on the host, where it is known without a wait for the device.
+
     Process `rank` of `world` gets one contiguous part; parts may differ by one sample. Images that cannot be decoded
     are left out and noted in `faults`; without it, CorruptImage is raised.
     """
     mine = np.array_split(np.arange(len(source)), world)[rank]
     labels = torch.as_tensor(source.labels, dtype=torch.int64)
 
-    def views(images: Pixels, place: torch.device = device) -> Tensor:
-        return center_view(torch.as_tensor(images, device=place), spec, dtype, source.whole_view)
+    def views(images: Tensor) -> Tensor:
+        return center_view(images, spec, dtype, source.whole_view)
 
     if source.images is None:
         # For a GPU the threads make the views as well, and a batch is one copy: there each image would be a copy that
         # waits and some forty kernels.
-        made = (lambda image: views(image[None], CPU)) if device.type != "cpu" else (lambda image: image)
+        made = (lambda image: views(torch.as_tensor(image[None]))) if device.type != "cpu" else (lambda image: image)
         decoded = _decoded(source, mine, workers, faults, made)
-        single = ((index, x if isinstance(x, Tensor) else views(x[None])) for index, x in decoded)
+        single = ((index, x if isinstance(x, Tensor) else views(torch.as_tensor(x[None]))) for index, x in decoded)
         batches = ((moved(x, device), index) for x, index in _joined(single, batch_size))
     else:
         parts = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
-        batches = ((views(source.images[part]), torch.from_numpy(part)) for part in parts)
+        batches = (
+            (views(moved(torch.as_tensor(source.images[part]), device)), torch.from_numpy(part)) for part in parts
+        )
     for x, index in batches:
-        yield x, moved(index, device), moved(labels[index], device)
+        yield x, index, moved(labels[index], device)
 
 
 def _decoded(

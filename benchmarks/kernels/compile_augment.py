@@ -22,11 +22,14 @@ def cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     from fastrdm.kernels.augment import augment_triton, parameters_triton
 
     tile = {"COLUMNS": COLUMNS, "JITTER": True, "BLOCK": augment_triton.BLOCK, "STEP": augment_triton.STEP}
-    crop = {"pixel_ptr": "*u8", "offset_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
+    crop = {"pixel_ptr": "*u8", "place_ptr": "*i64", "width_ptr": "*i32", "drawn_ptr": "*fp32", "plane_ptr": "*fp16"}
     crop |= {"part_ptr": "*fp32", "size": "i32", "tiles_across": "i32"}
     out: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = []
     for mode in ("bilinear", "bicubic"):
-        out.append((f"crop {mode}", augment_triton._crop_kernel, crop, {"CUBIC": mode == "bicubic", **tile}))
+        flags = {"CUBIC": mode == "bicubic", **tile}
+        out.append((f"crop {mode}", augment_triton._crop_kernel, crop, {"STRIDED": False, **flags}))
+        apart = {"pixel_ptr": None, "width_ptr": None, "STRIDED": True}
+        out.append((f"crop {mode} planes", augment_triton._crop_kernel, crop, {**apart, **flags}))
     numbers = ("threshold", *(f"{color}_{kind}" for kind in ("mean", "std") for color in ("red", "green", "blue")))
     for kind in ("fp32", "bf16", "fp16"):
         finish = {"plane_ptr": "*fp16", "part_ptr": "*fp32", "drawn_ptr": "*fp32", "out_ptr": f"*{kind}"}

@@ -41,9 +41,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import common
 from benchmarks.common import Row
-from benchmarks.training.end_to_end import forever, monitored
+from benchmarks.training.end_to_end import monitored
 from fastrdm.config import run_config
 from fastrdm.config.run_config import Config
+from fastrdm.efficiency.speed import forever
 from fastrdm.kernels.batchnorm import set_views
 from fastrdm.kernels.ema import ema_update
 from fastrdm.loaders.sources.open import open_source
@@ -111,7 +112,7 @@ def settings_of(method: str, args: argparse.Namespace) -> list[str]:
 def by_us(settings: Sequence[str], folder: str, window: bool) -> Work:
     """The trainer's step with its loader, probe, monitor and what a log line measures."""
     trainer = Trainer(run_config.load([*settings, f"run={folder}/run", f"monitor.every={'1st' if window else '0st'}"]))
-    batches, numbers = forever(trainer), count(1)
+    batches, numbers = forever(trainer.loader), count(1)
 
     def step() -> float:
         output = monitored(trainer, next(batches))

@@ -273,10 +273,8 @@ def named(preset: str, contestant: str, args: argparse.Namespace, ours: Trainer)
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS, metavar="PRESET")
-    parser.add_argument("--contestants", nargs="+", default=CONTESTANTS[:4], choices=CONTESTANTS, metavar="CONTESTANT")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `trainer_of` reads of a command line, but for how the step runs."""
     parser.add_argument("--encoder", default="resnet_small", help="or timm/NAME")
     parser.add_argument("--width", type=int, default=16, help="of a ResNet")
     parser.add_argument("--stem", default="cifar", help="of a ResNet")
@@ -285,13 +283,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crop-size", type=int, default=96, help="px")
     parser.add_argument("--batch", type=int, default=128, help="of all processes")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--settings", nargs="*", default=[], metavar="a.b=c", help="more of fastrdm train's settings")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS, metavar="PRESET")
+    parser.add_argument("--contestants", nargs="+", default=CONTESTANTS[:4], choices=CONTESTANTS, metavar="CONTESTANT")
+    add_arguments(parser)
     parser.add_argument("--compile", default="no", choices=["no", "yes"])
     parser.add_argument("--capture", default="no", choices=["no", "yes"], help="as CUDA graphs")
     parser.add_argument("--optimize-ddp", default="ddp_optimizer", choices=["ddp_optimizer", "no_optimization"])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--clock", choices=common.CLOCKS, default="wall")
     parser.add_argument("--no-head", action="store_true", help="rows for a table that has its first line")
-    parser.add_argument("--settings", nargs="*", default=[], metavar="a.b=c", help="more of fastrdm train's settings")
     args = parser.parse_args(arguments)
     device = common.available_device()
     if args.capture == "yes" and device.type == "cpu":

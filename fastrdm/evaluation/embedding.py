@@ -126,7 +126,7 @@ def _make_parts(
     waiting = iter(todo)
     current = next(waiting, None)
     for views, index, _ in batches:
-        rows.append((encode(views), torch.from_numpy(mine)[index.cpu()]))
+        rows.append((encode(views), torch.from_numpy(mine)[index]))
         # The first row beyond a part shows that it is complete. Features stay on the device until then.
         while current is not None and int(rows[-1][1][-1]) >= (current + 1) * PART:
             rows = _write_part(folder, current, rows, faults, mine)

@@ -44,7 +44,8 @@ def feature_sets(encoders: Sequence[Encode], batches: Iterable[tuple[Tensor, Ten
     """The features of each encoder as by `feature_set`, with every image read and decoded once for all of them."""
     rows = [([encode(images).float() for encode in encoders], label, index) for images, index, label in batches]
     of_batch, all_labels, all_index = zip(*rows, strict=True)
-    labels, index = _join(torch.cat(all_labels)), _join(torch.cat(all_index), padding=-1)
+    labels = _join(torch.cat(all_labels))
+    index = _join(torch.cat(all_index).to(labels.device), padding=-1)
     order = index.argsort()[int((index < 0).sum()) :]
     features = (_join(torch.cat(parts)) for parts in zip(*of_batch, strict=True))
     return [FeatureSet(x[order], labels[order]) for x in features]

@@ -56,10 +56,13 @@ def classified(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], tops: Sequence[int]
 ) -> tuple[list[int], int]:
     """Count right answers for each of `tops`, and labeled images, over (images, index, label) batches."""
-    right, of = [0] * len(tops), 0
+    counts = []  # of each batch, on the device: nothing waits for it before the last one
     for images, _, labels in batches:
-        known = labels >= 0
-        hits = top_hits(model(images)[known], labels[known], tops).tolist()
-        right = [a + b for a, b in zip(right, hits, strict=True)]
-        of += int(known.sum())
+        scores, known = model(images), labels >= 0
+        # An image without a label is given a class that has no score, which is no hit.
+        hits = top_hits(scores, labels.masked_fill(~known, scores.shape[1]), tops)
+        counts.append(torch.cat([hits, known.sum()[None]]))
+    if not counts:
+        return [0] * len(tops), 0
+    *right, of = torch.stack(counts).sum(0).tolist()
     return right, of

@@ -35,8 +35,7 @@ def top_hits(scores: Tensor, labels: Tensor, tops: Sequence[int]) -> Tensor:
     number = torch.arange(classes, device=scores.device)
     before = (scores > own) | ((scores == own) & (number < labels[:, None]))
     place = before.sum(1).masked_fill((labels >= classes) | ~own[:, 0].isfinite(), classes)
-    limits = torch.tensor([min(top, classes) for top in tops], device=scores.device)
-    return (place[:, None] < limits).sum(0)
+    return torch.stack([(place < min(top, classes)).sum() for top in tops])
 
 
 def knn_accuracy(bank: FeatureSet, query: FeatureSet, k: int | None, temperature: float) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastrdm.evaluation.features import FeatureSet
 from fastrdm.evaluation.knn import top_hits
 from fastrdm.evaluation.settings import FitConfig, LinearConfig
+from fastrdm.loaders.engines.backpressure import moved
 from fastrdm.loaders.order import epoch_order
 from fastrdm.optim.optimizers import Role, build_optimizer, parameter_groups, set_learning_rates
 
@@ -129,6 +130,6 @@ def _trained(config: LinearConfig, task: Task, blind: int, tell: Callable[[str],
 
 def cached_batches(bank: FeatureSet, batch_size: int, seed: int, epoch: int) -> Iterable[Features]:
     """The rows of `bank` in the order of an epoch, whole batches only."""
-    order = torch.from_numpy(epoch_order(len(bank.labels), seed, epoch)).to(bank.labels.device)
+    order = moved(torch.from_numpy(epoch_order(len(bank.labels), seed, epoch)), bank.labels.device)
     for index in order[: len(order) // batch_size * batch_size].view(-1, batch_size):
         yield bank.features[index], bank.labels[index], index

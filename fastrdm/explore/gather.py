@@ -54,13 +54,14 @@ def gather(
         )
         done = 0
         for images, index, _ in batches:
+            # Before the encoders: the host waits for the pictures, and should not wait for this batch's features.
+            if view == first.plain():
+                numbers.append(index)
+                pixels.append(raw_pixels(F.adaptive_avg_pool2d(images, min(COMPARED, view.size))).float())
+                pictures.append(_pictures(images, view))
             for i in takers:
                 with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
                     rows[i].append(encoders[i][0](images).float())
-            if view == first.plain():
-                numbers.append(index.cpu())
-                pixels.append(raw_pixels(F.adaptive_avg_pool2d(images, min(COMPARED, view.size))).float())
-                pictures.append(_pictures(images, view))
             done += len(index)
             tell(f"{done:,} of {len(source):,} images")
     if not numbers:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastrdm.kernels.augment.color_triton import clamp, colored, jitter, luma
 from fastrdm.kernels.augment.layout import COLUMNS, Column, ViewRecipe
-from fastrdm.kernels.augment.ragged import Ragged
+from fastrdm.kernels.augment.ragged import Ragged, Strided
 
 BLOCK = 32  # rows and columns of a tile of the view
 STEP = 16  # rows and columns of the pixels it is made of, taken at once; 32 would take 250 registers a thread
@@ -53,9 +53,22 @@ def _tile(size, tiles_across, BLOCK: tl.constexpr):  # type: ignore[no-untyped-d
 
 
 @triton.jit
+def _image(number, pixel_ptr, place_ptr, width_ptr, STRIDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Address of an image, and its bytes from row to row, from pixel to pixel and from channel to channel."""
+    if STRIDED:
+        place = place_ptr + number * 4
+        image_ptr = tl.load(place).to(tl.pointer_type(tl.uint8))
+        down_by, right_by, channel = tl.load(place + 1), tl.load(place + 2).to(tl.int32), tl.load(place + 3)
+    else:
+        image_ptr = pixel_ptr + tl.load(place_ptr + number)
+        down_by, right_by, channel = tl.load(width_ptr + number) * 3, 3, 1
+    return image_ptr, down_by, right_by, channel
+
+
+@triton.jit
 def _crop_kernel(  # type: ignore[no-untyped-def]
     pixel_ptr,
-    offset_ptr,
+    place_ptr,
     width_ptr,
     drawn_ptr,
     plane_ptr,
@@ -65,6 +78,7 @@ def _crop_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     CUBIC: tl.constexpr,
     JITTER: tl.constexpr,
+    STRIDED: tl.constexpr,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
@@ -72,8 +86,9 @@ def _crop_kernel(  # type: ignore[no-untyped-def]
     row_ptr = drawn_ptr + number * COLUMNS
     top, left = tl.load(row_ptr + TOP).to(tl.int32), tl.load(row_ptr + LEFT).to(tl.int32)
     tall, wide = tl.load(row_ptr + HEIGHT).to(tl.int32), tl.load(row_ptr + WIDTH).to(tl.int32)
-    flip, width = tl.load(row_ptr + FLIP) > 0, tl.load(width_ptr + number)
-    pixel_ptr += tl.load(offset_ptr + number) + (top.to(tl.int64) * width + left) * 3
+    flip = tl.load(row_ptr + FLIP) > 0
+    image_ptr, down_by, right_by, channel = _image(number, pixel_ptr, place_ptr, width_ptr, STRIDED)
+    image_ptr += top.to(tl.int64) * down_by + left * right_by
     y_scale, x_scale = tall.to(tl.float32) / size, wide.to(tl.float32) / size
     y0, x0 = _tile(size, tiles_across, BLOCK)
     y, x = y0 + tl.arange(0, BLOCK), x0 + tl.arange(0, BLOCK)
@@ -99,11 +114,11 @@ def _crop_kernel(  # type: ignore[no-untyped-def]
             j = j0 + tl.arange(0, STEP)
             down = _taps(y_place, j, y_scale, tall, CUBIC)
             y_sum += tl.sum(down.to(tl.float32), axis=1)
-            at = pixel_ptr + (j[:, None].to(tl.int64) * width + k[None, :]) * 3
+            at = image_ptr + j[:, None].to(tl.int64) * down_by + k[None, :] * right_by
             inside = (j < tall)[:, None] & (k < wide)[None, :]
             red_rows = tl.dot(down, tl.load(at, mask=inside, other=0).to(tl.float16), red_rows)
-            green_rows = tl.dot(down, tl.load(at + 1, mask=inside, other=0).to(tl.float16), green_rows)
-            blue_rows = tl.dot(down, tl.load(at + 2, mask=inside, other=0).to(tl.float16), blue_rows)
+            green_rows = tl.dot(down, tl.load(at + channel, mask=inside, other=0).to(tl.float16), green_rows)
+            blue_rows = tl.dot(down, tl.load(at + 2 * channel, mask=inside, other=0).to(tl.float16), blue_rows)
         across = tl.trans(across)
         red = tl.dot((red_rows / y_sum[:, None]).to(tl.float16), across, red)
         green = tl.dot((green_rows / y_sum[:, None]).to(tl.float16), across, green)
@@ -233,9 +248,11 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
 
 
 def augment_triton(
-    images: Ragged, parameters: Tensor, recipe: ViewRecipe, dtype: torch.dtype = torch.float32
+    images: Ragged | Strided, parameters: Tensor, recipe: ViewRecipe, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Views (B, 3, S, S) `dtype`, channels-last, normalized, of images and parameters (B, COLUMNS) on one device.
+
+    Two launches, however many images there are and wherever they lie.
 
     Reference: fastrdm.loaders.augment, from which it differs by at most 2/255 before normalization (float16 weights).
     No image may be smaller than its crop box: boxes are not checked. Sums are made in a fixed order.
@@ -248,10 +265,10 @@ def augment_triton(
     out = parameters.new_empty((count, size, size, 3), dtype=dtype)
     grid = (across * across, count)
     shape = {"COLUMNS": COLUMNS, "JITTER": recipe.jitter > 0, "BLOCK": BLOCK, "STEP": STEP}
+    apart = isinstance(images, Strided)
+    where = (None, images.place, None) if isinstance(images, Strided) else (images.pixels, images.offset, images.width)
     cubic = recipe.interpolation == "bicubic"
-    _crop_kernel[grid](
-        images.pixels, images.offset, images.width, parameters, planes, parts, size, across, CUBIC=cubic, **shape
-    )
+    _crop_kernel[grid](*where, parameters, planes, parts, size, across, CUBIC=cubic, STRIDED=apart, **shape)
     _finish_kernel[grid](
         planes,
         parts,

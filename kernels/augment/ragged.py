@@ -1,4 +1,4 @@
-"""Images of any sizes in one buffer, as the kernels of the augmentation take them."""
+"""Images of any sizes, in one buffer or each in its own memory, as the kernels of the augmentation take them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,3 +40,27 @@ def ragged(images: Tensor | Sequence[Tensor]) -> Ragged:
     sides = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32, device=images[0].device)
     pixels = torch.cat([image.reshape(-1) for image in images])
     return Ragged(pixels, sizes.cumsum(0)[:-1].to(pixels.device), *sides.T.contiguous().unbind(0))
+
+
+class Strided(NamedTuple):
+    """B images (H, W, 3) uint8 of any sizes, each where it lies and with its own strides: nothing is copied."""
+
+    images: list[Tensor]
+    """Views of the memory that the addresses name, which keep it from being freed."""
+    place: Tensor
+    """(B, 4) int64 on the images' device: the address of an image, and its bytes from row to row, from pixel to pixel
+    and from channel to channel."""
+
+
+def strided(images: Sequence[Tensor]) -> Strided:
+    """The table of `images`, (H, W, 3) uint8 each, such as planes (3, H, W) permuted.
+
+    On CUDA it is one copy that nobody waits for. The memory of the images is then held for the stream that is current
+    here, on which the kernels that read them are to run, whichever stream it was made on.
+    """
+    place, device = torch.tensor([(image.data_ptr(), *image.stride()) for image in images]), images[0].device
+    if device.type == "cuda":
+        place, stream = place.pin_memory().to(device, non_blocking=True), torch.cuda.current_stream(device)
+        for image in images:
+            image.record_stream(stream)
+    return Strided(list(images), place)

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from fastrdm.kernels.augment.augment_cpu import augment_cpu, crop_cpu, library
 from fastrdm.kernels.augment.compiled import NoCompiler
 from fastrdm.kernels.augment.layout import Adjustment, Column
-from fastrdm.kernels.augment.ragged import Ragged, ragged
+from fastrdm.kernels.augment.ragged import Ragged, Strided, ragged, strided
 from fastrdm.kernels.triton_support import HAS_TRITON, triton_module
 from fastrdm.loaders.spec import ViewSpec
 from fastrdm.schema import Triple
@@ -23,8 +23,8 @@ from fastrdm.schema import Triple
 # Plain numbers, because torch.compile cannot trace a comparison with a member of an enum.
 _, CONTRAST, SATURATION, HUE = (int(kind) for kind in Adjustment)
 
-# uint8: (B, H, W, 3), any sizes in one buffer, or B times (H, W, 3).
-Images = Tensor | Ragged | Sequence[Tensor]
+# uint8: (B, H, W, 3), any sizes in one buffer, or B times (H, W, 3), of which Strided holds the addresses too.
+Images = Tensor | Ragged | Strided | Sequence[Tensor]
 
 
 def augment(
@@ -35,18 +35,28 @@ def augment(
     `implementation` as LoaderConfig.augment. The reference waits for the device where images differ in size.
     """
     name = chosen(implementation, parameters.device)
+    if name == "triton":
+        views: Tensor = triton_module("augment.augment_triton").augment_triton(
+            _addressed(images), parameters, spec, dtype
+        )
+        return views
+    if isinstance(images, Strided):
+        images = images.images
     if name == "cpu":
         return augment_cpu(ragged(images) if isinstance(images, Tensor) else images, parameters, spec).to(dtype)
-    if name == "triton":
-        buffer = images if isinstance(images, Ragged) else ragged(images)
-        views: Tensor = triton_module("augment.augment_triton").augment_triton(buffer, parameters, spec, dtype)
-        return views
     if isinstance(images, Tensor):
         crops = crop_resize(images, parameters, spec)
     else:
         singles = map(images.image, range(len(parameters))) if isinstance(images, Ragged) else images
         crops = torch.stack([crop_resize_one(*pair, spec) for pair in zip(singles, parameters, strict=True)])
     return color(crops, parameters, spec, dtype)
+
+
+def _addressed(images: Images) -> Ragged | Strided:
+    """The images with the places at which the Triton kernels find them; no pixel is copied."""
+    if isinstance(images, Ragged | Strided):
+        return images
+    return ragged(images) if isinstance(images, Tensor) else strided(images)
 
 
 def crop(images: Sequence[Tensor], parameters: Tensor, spec: ViewSpec, out: Tensor, implementation: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.augment.ragged import Ragged, ragged
-from fastrdm.loaders.augment.parameters import sample_parameters
+from fastrdm.loaders.augment.parameters import sample_all_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
 from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from fastrdm.loaders.engines.ring import Ring, Slot
@@ -63,26 +63,22 @@ class FfcvLoader(EpochLoader):
         try:
             for indices, (rows,) in zip(shares, decoded, strict=True):
                 index, images = self._images(torch.from_numpy(indices), torch.as_tensor(rows))
-                drawn = [
-                    sample_parameters(spec, self.seed, self.epoch, index, view, images.height, images.width)
-                    for view, spec in enumerate(views)
-                ]
                 self.backpressure.step()
-                batch = self._batch(index, images, drawn, views)
+                batch = self._batch(index, images, views)
                 self.position += self.batch_size
                 yield batch
         finally:
             decoded.close()
 
-    def _batch(self, index: Tensor, images: Ragged, drawn: list[Tensor], views: tuple[ViewSpec, ...]) -> Batch:
+    def _batch(self, index: Tensor, images: Ragged, views: tuple[ViewSpec, ...]) -> Batch:
         """The batch on the device; on a GPU made beside the stream that trains, which waits for it."""
         if self.stream is None:
-            return self._made(index, images, drawn, views)
+            return self._made(index, images, views)
         slot = self.ring.take(len(index))
         joined = gathered(slot, images)
         train = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self.stream):
-            batch = self._made(index, joined.to(self.device, non_blocking=True), drawn, views)
+            batch = self._made(index, joined.to(self.device, non_blocking=True), views)
             slot.copied = self.stream.record_event()
         self.ring.give(slot)
         train.wait_stream(self.stream)
@@ -90,12 +86,14 @@ class FfcvLoader(EpochLoader):
             tensor.record_stream(train)
         return batch
 
-    def _made(self, index: Tensor, images: Ragged, drawn: list[Tensor], views: tuple[ViewSpec, ...]) -> Batch:
+    def _made(self, index: Tensor, images: Ragged, views: tuple[ViewSpec, ...]) -> Batch:
+        placed = moved(index, self.device)
+        drawn = sample_all_parameters(views, self.seed, self.epoch, placed, images.height, images.width)
         made = tuple(
-            augment(images, moved(parameters, self.device), spec, self.dtype, self.implementation)
+            augment(images, parameters, spec, self.dtype, self.implementation)
             for spec, parameters in zip(views, drawn, strict=True)
         )
-        return Batch(made, moved(index, self.device), moved(self.labels[index], self.device))
+        return Batch(made, placed, moved(self.labels[index], self.device))
 
     def _images(self, index: Tensor, rows: Tensor) -> tuple[Tensor, Ragged]:
         """Numbers and pixels of a batch as ffcv decoded it; what it could not is read as by the other engines."""

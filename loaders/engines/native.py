@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastrdm.kernels.augment.augment_cpu import augment_cpu
 from fastrdm.kernels.augment.ragged import Ragged
-from fastrdm.loaders.augment.parameters import sample_parameters
+from fastrdm.loaders.augment.parameters import sample_all_parameters
 from fastrdm.loaders.augment.reference import augment, chosen, color, crop
 from fastrdm.loaders.engines.backpressure import Backpressure
 from fastrdm.loaders.engines.bottleneck import Diagnosis
@@ -36,7 +36,7 @@ CHUNK = 16  # images a task
 SQUARES = 64  # images a task that only copies, which takes a hundredth of the time of decoding
 CPU = torch.device("cpu")
 Views = tuple[ViewSpec, ...]
-Draw = Callable[[ViewSpec, int, Tensor, Ragged], Tensor]  # a view, its number, indices (b,), images -> parameters
+Draw = Callable[[Tensor, Ragged], Tensor]  # indices (b,), images -> parameters of all views (V, b, COLUMNS)
 
 
 @dataclass
@@ -133,8 +133,8 @@ class TritonViews:
     def finish(self, pending: Pending, index: Tensor, specs: Views, draw: Draw) -> list[Tensor]:
         images = pending.slot.images().to(self.device, non_blocking=True)
         return [
-            augment(images, draw(spec, view, index, images), spec, self.dtype, "triton")
-            for view, spec in enumerate(specs)
+            augment(images, parameters, spec, self.dtype, "triton")
+            for spec, parameters in zip(specs, draw(index, images), strict=True)
         ]
 
 
@@ -266,18 +266,18 @@ class NativeLoader(EpochLoader):
     def _cut_all(self, pending: Pending, epoch: int, cutter: Cutter) -> None:
         """Draw the parameters of all views at once, which costs as much as for one image, and start the cutting."""
         images, size = pending.slot.images(), len(pending.index)
-        for view, spec in enumerate(self.epoch_views):
-            drawn = self._draw(epoch, spec, view, pending.index, images)
-            pending.parameters.append(drawn.pin_memory() if self.cuda else drawn)
+        drawn = self._draw(epoch, pending.index, images)
+        for spec, parameters in zip(self.epoch_views, drawn, strict=True):
+            pending.parameters.append(parameters.pin_memory() if self.cuda else parameters)
             pending.views.append(cutter.room(size, spec.size))
         pending.tasks += [
             self.pool.submit(self._cut, pending, images, slice(start, start + CHUNK), cutter)
             for start in range(0, size, CHUNK)
         ]
 
-    def _draw(self, epoch: int, spec: ViewSpec, view: int, index: Tensor, images: Ragged) -> Tensor:
-        """Parameters (b, COLUMNS) of view number `view` for samples `index` (b,)."""
-        return sample_parameters(spec, self.seed, epoch, index, view, images.height, images.width)
+    def _draw(self, epoch: int, index: Tensor, images: Ragged) -> Tensor:
+        """Parameters (V, b, COLUMNS) of all views for samples `index` (b,); one kernel where they lie on a GPU."""
+        return sample_all_parameters(self.epoch_views, self.seed, epoch, index, images.height, images.width)
 
     def _cut(self, pending: Pending, images: Ragged, place: slice, cutter: Cutter) -> None:
         """One task of a thread: the views of some images."""

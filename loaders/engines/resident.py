@@ -9,6 +9,7 @@ from torch import Tensor
 from fastrdm.kernels.cuda_graph import Captured, Recorder
 from fastrdm.loaders.augment.parameters import sample_all_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
+from fastrdm.loaders.engines.backpressure import moved
 from fastrdm.loaders.order import EpochLoader, Process
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch, LoaderConfig
@@ -38,7 +39,7 @@ class ResidentLoader(EpochLoader):
         order = np.array(list(self._remaining()), np.int64).reshape(-1, share)
         self.drawn_for.fill_(self.epoch)
         sizes = tuple(spec.at(self.epoch).size for spec in self.views)
-        for index in torch.from_numpy(order).to(self.device):  # moved once an epoch, so that no step waits
+        for index in moved(torch.from_numpy(order), self.device):  # once an epoch, and nothing waits for it
             batch = self.captured(sizes, index) if self.captured else self._batch(index)
             self.position += self.batch_size
             yield batch

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fastrdm.loaders.engines.backpressure import moved
 from fastrdm.loaders.order import EpochLoader, Process
 from fastrdm.loaders.sources.source import Source
 from fastrdm.loaders.spec import Batch, LoaderConfig
@@ -26,6 +27,6 @@ class SyntheticLoader(EpochLoader):
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch still to come."""
         order = np.array(list(self._remaining()), np.int64).reshape(-1, len(self.views[0]))
-        for index in torch.from_numpy(order).to(self.labels.device):
+        for index in moved(torch.from_numpy(order), self.labels.device):
             self.position += self.batch_size
             yield Batch(self.views, index, self.labels[index])

@@ -15,8 +15,8 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.augment.ragged import ragged
-from fastrdm.loaders.augment.parameters import sample_parameters
+from fastrdm.kernels.augment.ragged import strided
+from fastrdm.loaders.augment.parameters import sample_all_parameters
 from fastrdm.loaders.augment.reference import augment, chosen
 from fastrdm.loaders.engines.backpressure import Backpressure, moved
 from fastrdm.loaders.engines.threads import start_threads
@@ -131,34 +131,50 @@ class TorchcodecLoader(EpochLoader):
 
     def _made(self, encoded: list[Encoded], views: tuple[ViewSpec, ...], epoch: int) -> Batch:
         decoded = self._decoded(encoded)
-        encoded, images = [image for image, _ in decoded], ragged([pixels for _, pixels in decoded])
-        index = torch.tensor([image.number for image in encoded])
-        height, width = torch.tensor([(image.height, image.width) for image in encoded]).unbind(1)
-        made = []
-        for view, spec in enumerate(views):
-            drawn = sample_parameters(spec, self.seed, epoch, index, view, height, width)
-            drawn = moved(drawn, self.device)
-            made.append(augment(images, drawn, spec, self.dtype, self.implementation))
-        return Batch(tuple(made), moved(index, self.device), moved(self.labels[index], self.device))
+        pixels = self._on_device(decoded)
+        # The kernels read every image where the decoder left it. Joining them would be a copy an image.
+        images = strided(pixels) if self.implementation == "triton" else pixels
+        numbers = torch.tensor([image.number for image, _ in decoded])
+        sides = torch.tensor([[image.height for image, _ in decoded], [image.width for image, _ in decoded]])
+        index, (height, width) = moved(numbers, self.device), moved(sides, self.device).unbind(0)
+        drawn = sample_all_parameters(views, self.seed, epoch, index, height, width)
+        made = tuple(
+            augment(images, parameters, spec, self.dtype, self.implementation)
+            for spec, parameters in zip(views, drawn, strict=True)
+        )
+        return Batch(made, index, moved(self.labels[numbers], self.device))
 
-    def _decoded(self, encoded: list[Encoded]) -> list[tuple[Encoded, Tensor]]:
-        """Each image with its pixels (H, W, 3) on the device; what cannot be decoded is replaced."""
+    def _decoded(self, encoded: list[Encoded]) -> list[tuple[Encoded, Tensor | None]]:
+        """Each image with its pixels (H, W, 3) on the device, None for those that the host decoded.
+
+        What cannot be decoded is replaced.
+        """
         found = self._try([image.data for image in encoded if isinstance(image.data, bytes)])
         if found is None:  # a call gives all of its images or none
             return [self._one(image) for image in encoded]
         jpegs = iter(found)
-        return [(k, next(jpegs) if isinstance(k.data, bytes) else k.data.to(self.device)) for k in encoded]
+        return [(image, next(jpegs) if isinstance(image.data, bytes) else None) for image in encoded]
 
-    def _one(self, image: Encoded) -> tuple[Encoded, Tensor]:
+    def _one(self, image: Encoded) -> tuple[Encoded, Tensor | None]:
         while isinstance(image.data, bytes):
             if found := self._try([image.data]):
                 return image, found[0]
             self.refused.add(image.number)
             image = self._encoded(image.number)
-        return image, image.data.to(self.device)
+        return image, None
+
+    def _on_device(self, decoded: list[tuple[Encoded, Tensor | None]]) -> list[Tensor]:
+        """The pixels (H, W, 3) of all images on the device; those that the host decoded go there in one copy."""
+        host = [image.data for image, _ in decoded if isinstance(image.data, Tensor)]
+        if not host:
+            return [pixels for _, pixels in decoded if pixels is not None]
+        joined = moved(torch.cat([pixels.reshape(-1) for pixels in host]), self.device)
+        parts = joined.split([pixels.numel() for pixels in host])
+        copied = (part.view(pixels.shape) for part, pixels in zip(parts, host, strict=True))
+        return [next(copied) if pixels is None else pixels for _, pixels in decoded]
 
     def _try(self, jpegs: list[bytes]) -> list[Tensor] | None:
-        """The images (H, W, 3) on the device, or None if one of them is not decoded."""
+        """The images on the device, as planes or pixels seen as (H, W, 3), or None if one of them is not decoded."""
         try:
             return [image.permute(1, 2, 0) for image in self.decode(jpegs, device=self.device)] if jpegs else []
         except torch.OutOfMemoryError:

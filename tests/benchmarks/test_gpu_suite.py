@@ -49,6 +49,21 @@ def test_the_dry_run_measures_and_records(tmp_path: Path) -> None:
     whole = table(state / "end_to_end.txt")
     assert whole.keys() == {"real", "synthetic", "reference"}
     assert float(whole["synthetic"]["to_synthetic"]) == 1
+    fed = table(state / "loaders.txt")
+    assert {name: row["engine"] for name, row in fed.items()} == {
+        "resident": "resident",
+        "crops": "native",
+        "synthetic": "synthetic",
+    }
+    assert all(float(row["to_synthetic"]) > 0 and not row["to_reference"] for row in fed.values())
+    ran = list(csv.DictReader((state / "profile.txt").open()))
+    assert [row["name"] for row in ran[:2]] == ["step", "all kernels"] and len(ran) == 7
+    assert float(ran[1]["ms"]) >= sum(float(row["ms"]) for row in ran[2:]) > 0
+    alone = table(state / "ddp_one_rank.txt")
+    assert {row["outcome"] for row in alone.values()} == {"ok"} and alone.keys() == {"alone", "ddp"}
+    assert {row["backend"] for row in alone.values()} == {"gloo"}
+    assert float(alone["ddp"]["loss_difference"]) < 1e-5, "the sums of one process change nothing"
+    assert (state / "profile.json.gz").exists()
     assert (state / "run" / "summary.json").exists(), "the training ended"
     with tarfile.open(out / "results.tar") as results:
         assert {"step.txt", "run/summary.json", "train.json"} <= set(results.getnames())
@@ -59,6 +74,9 @@ def test_the_dry_run_measures_and_records(tmp_path: Path) -> None:
         "step",
         "step_crops",
         "end_to_end",
+        "loaders",
+        "profile",
+        "ddp_one_rank",
         "train",
     }
 
@@ -166,12 +184,22 @@ def test_the_suites_benchmarks_take_their_arguments(suite: ModuleType, monkeypat
         settings_are_sound(seen[-1], module, parsed.value.args[0], monkeypatch)
     assert {"training.step", "training.first_step", "training.end_to_end"} <= set(seen)
     assert {"loaders.throughput", "loaders.augment"} <= set(seen)
+    assert {"training.step_kernels", "training.ddp_rank"} <= set(seen)
+
+
+def test_every_engine_is_attached_in_turns(suite: ModuleType) -> None:
+    (part,) = (part for part in suite.parts("C", "I", Path("R")) if part.name == "loaders_224")
+    named = [part.command[i + 1] for i, word in enumerate(part.command) if word == "--loader"]
+    assert named == ["native", "torchcodec", "dali", "ffcv", "crops"], "and noise, which is always there"
+    assert part.command.count("loader.root=R/packed/beton") == 1, "ffcv reads a file of its own"
 
 
 def settings_are_sound(name: str, module: ModuleType, args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a benchmark would train makes a configuration."""
     if name == "training.end_to_end":
         assert run_config.load(args.settings).train.capture
+        for _, *own in args.loader:
+            assert run_config.load([*args.settings, *own])
     if name == "training.step":
         monkeypatch.setattr(module, "Trainer", lambda settings: settings)
         for preset in args.presets:

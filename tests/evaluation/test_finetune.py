@@ -101,6 +101,16 @@ def test_images_without_label_are_not_counted() -> None:
     assert classified(nn.Identity(), batches, (1, 4)) == ([2, 3], 3)
 
 
+def test_answers_are_counted_without_a_wait_for_each_batch() -> None:
+    """On a GPU a number that is read, and rows chosen by truth values, are waits for all that was queued before."""
+    pytest.importorskip("triton")
+    launches = pytest.importorskip("benchmarks.kernels.launches").launches
+    batch = torch.eye(4), torch.arange(4), torch.tensor([0, 1, -1, 0])
+    found = launches(lambda: classified(nn.Identity(), [batch] * 3, (1, 4)))
+    assert found.count("gather") == 3, "once a batch"
+    assert not {"_local_scalar_dense", "nonzero", "index", "masked_select"} & set(found), found
+
+
 def test_a_set_too_small_to_hold_some_out_is_told() -> None:
     m = measures(Stripes(2, 0), Stripes(4, 1))
     with pytest.raises(ValueError, match=r"linear\.held_out=0\.1 leaves no image to learn from: give one"):

@@ -134,8 +134,17 @@ def test_for_a_gpu_threads_make_the_views_and_a_batch_is_one_copy(monkeypatch: p
     monkeypatch.undo()
     wanted = list(evaluation_batches(source, spec, 10))
     assert [shape for shape in moves if len(shape) == 4] == [(10, 3, 8, 8), (10, 3, 8, 8), (5, 3, 8, 8)]
+    assert [shape for shape in moves if len(shape) == 1] == [(10,), (10,), (5,)], "labels; indices stay on the host"
     for ours, theirs in zip(found, wanted, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_set_in_memory_goes_to_the_device_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[tuple[int, ...]] = []
+    monkeypatch.setattr(evaluation, "moved", lambda x, device: (moves.append(tuple(x.shape)), x)[1])
+    digits = open_source(LoaderConfig(subset=25), "train")
+    assert sum(len(x) for x, *_ in evaluation_batches(digits, ViewSpec(size=8), 10)) == 25
+    assert [shape for shape in moves if len(shape) == 4] == [(10, 8, 8, 3), (10, 8, 8, 3), (5, 8, 8, 3)]
 
 
 def test_reading_ahead_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -471,6 +471,13 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "x0, last_x",
             "tests/kernels/augment/test_augment_triton.py::test_crop_of_odd_sizes[triton-33-bilinear]",
         ),
+        (
+            "Triton: green read beside red, where the channels are planes",
+            "tl.load(at + channel, mask",
+            "tl.load(at + 1, mask",
+            "tests/kernels/augment/test_augment_triton.py::"
+            "test_images_where_they_lie_give_the_views_of_one_buffer_bit_for_bit[bilinear]",
+        ),
     ],
     "kernels/augment/parameters_triton.py": [
         (
@@ -483,8 +490,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     "loaders/engines/native.py": [
         (
             "files: every view with the first one's crop",
-            "sample_parameters(spec, self.seed, epoch, index, view, images.height, images.width)",
-            "sample_parameters(spec, self.seed, epoch, index, 0, images.height, images.width)",
+            "zip(self.epoch_views, drawn, strict=True)",
+            "zip(self.epoch_views, [drawn[0]] * len(drawn), strict=True)",
             "tests/methods/test_views.py::test_each_view_has_its_own_draw[native]",
         ),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fastrdm.kernels.augment import augment_cpu
 from fastrdm.kernels.augment.layout import COLUMNS, Column
-from fastrdm.kernels.augment.ragged import Ragged, ragged
+from fastrdm.kernels.augment.ragged import Ragged, Strided, ragged, strided
 from fastrdm.loaders.augment import reference
 from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.spec import ViewSpec
@@ -159,7 +160,7 @@ def test_every_kind_of_input() -> None:
     parameters = whole(images, contrast=0.5)
     views = reference.augment(images, parameters, PLAIN)
     assert views.is_contiguous(memory_format=torch.channels_last)
-    for same in (torch.stack(images), ragged(images), ragged(torch.stack(images))):
+    for same in (torch.stack(images), ragged(images), ragged(torch.stack(images)), strided(images)):
         assert torch.equal(reference.augment(same, parameters, PLAIN), views)
         for name in ("cpu", "reference"):
             assert worst(reference.augment(same, parameters, PLAIN, implementation=name), views) < 1e-5
@@ -210,3 +211,83 @@ def test_ragged_names_its_images() -> None:
     images = pictures()
     packed = ragged(images)
     assert isinstance(packed, Ragged) and all(torch.equal(packed.image(i), image) for i, image in enumerate(images))
+
+
+def planes(image: Tensor) -> Tensor:
+    """The image (H, W, 3) as nvJPEG leaves it, each channel by itself, with bytes between rows and planes."""
+    height, width, _ = image.shape
+    memory = torch.full((3, height + 1, width + 3), 255, dtype=torch.uint8)
+    memory[:, :height, :width] = image.permute(2, 0, 1)
+    return memory[:, :height, :width].permute(1, 2, 0)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_images_where_they_lie_give_the_views_of_one_buffer_bit_for_bit(mode: Any) -> None:
+    kernel = pytest.importorskip("fastrdm.kernels.augment.augment_triton")
+    images = pictures()
+    spec = replace(PLAIN, size=33, interpolation=mode)
+    parameters = whole(images, flip=torch.arange(6) % 2, contrast=0.6, hue=0.1, blur=1.0)
+    parameters[3:, :4] = torch.tensor([(8, 13, 1, 1), (3, 2, 30, 29), (0, 70, 23, 5)])
+    wanted = by_triton(images, parameters, spec)
+    device = "cuda" if CUDA else "cpu"
+    placed = [image.to(device) for image in images]
+    kinds = {
+        "pixels": placed,
+        "planes": [planes(image).to(device) for image in images],
+        "a part of a larger image": [torch.nn.functional.pad(x, (0, 0, 2, 5))[:, 2:-5] for x in placed],
+    }
+    kinds["mixed"] = [kinds[name][k] for k, name in enumerate([*kinds] * 2)]
+    for name, found in kinds.items():
+        assert all(torch.equal(x.cpu(), image) for x, image in zip(found, images, strict=True)), name
+        apart = strided(found)
+        assert isinstance(apart, Strided) and apart.place.shape == (6, 4)
+        assert torch.equal(kernel.augment_triton(apart, parameters.to(device), spec).cpu(), wanted), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_compiled_too_images_lie_where_they_are(mode: Any) -> None:
+    test_images_where_they_lie_give_the_views_of_one_buffer_bit_for_bit(mode)
+
+
+def test_a_batch_is_two_launches_however_many_images_it_has() -> None:
+    kernel = pytest.importorskip("fastrdm.kernels.augment.augment_triton")
+    launches = pytest.importorskip("benchmarks.kernels.launches").launches
+    for sizes in (SIZES[:2], SIZES):
+        images = [planes(image) for image in pictures(sizes)]
+        parameters = whole(images)
+        found = launches(partial(reference._addressed, images))
+        assert not [name for name in found if name in ("cat", "copy_", "clone")], found
+        apart = strided(images)
+        assert launches(partial(kernel.augment_triton, apart, parameters, PLAIN)) == ["_crop_kernel", "_finish_kernel"]
+
+
+class OnCuda:
+    """An image on a GPU that is not there."""
+
+    device = torch.device("cuda", 1)
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    def data_ptr(self) -> int:
+        return 4096
+
+    def stride(self) -> tuple[int, ...]:
+        return 640, 1, 307200
+
+    def record_stream(self, stream: str) -> None:
+        self.held.append(stream)
+
+
+def test_memory_of_images_is_held_for_the_stream_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: (asked.append("pinned"), x)[1])
+    monkeypatch.setattr(Tensor, "to", lambda x, *place, **how: (asked.append((*place, how)), x)[1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    images: Any = [OnCuda(), OnCuda()]
+    apart = strided(images)
+    assert [image.held for image in images] == [["the stream of cuda:1"]] * 2
+    assert asked == ["pinned", (OnCuda.device, {"non_blocking": True})], "one copy for all images"
+    assert apart.images == images and apart.place.tolist() == [[4096, 640, 1, 307200]] * 2

@@ -34,6 +34,12 @@ def test_the_draw_is_the_references_bit_for_bit(seed: int) -> None:
         assert torch.equal(got[view], want), f"view {view}: {(got[view] != want).nonzero()[:5].tolist()}"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+def test_compiled_too_the_draw_is_the_references() -> None:
+    test_the_draw_is_the_references_bit_for_bit(-1)
+
+
 def test_all_views_are_drawn_in_one_launch() -> None:
     launches = pytest.importorskip("benchmarks.kernels.launches").launches
     index, sides = torch.arange(5, device=DEVICE), torch.full((5,), 32, device=DEVICE)

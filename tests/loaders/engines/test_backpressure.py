@@ -73,6 +73,13 @@ def test_every_engine_holds_the_host_back_and_copies_no_index_or_label_by_itself
     assert not [call for call in blocking if "index" in call or "label" in call or "parameters" in call], blocking
 
 
+@pytest.mark.parametrize("engine", [ffcv, native, torchcodec], ids=lambda module: module.__name__.split(".")[-1])
+def test_parameters_of_all_views_are_drawn_at_once(engine: ModuleType) -> None:
+    """On a GPU that is one kernel; view by view it would be more than two hundred each."""
+    names = [node.id for node in ast.walk(ast.parse(inspect.getsource(engine))) if isinstance(node, ast.Name)]
+    assert names.count("sample_all_parameters") == 1 and "sample_parameters" not in names
+
+
 def test_rows_with_gaps_are_joined_in_the_slots_memory() -> None:
     drawn = np.random.default_rng(0)
     images = [torch.from_numpy(drawn.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((4, 5), (7, 3), (2, 2))]

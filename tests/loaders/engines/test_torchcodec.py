@@ -12,6 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fastrdm.kernels.augment.layout import COLUMNS
+from fastrdm.kernels.augment.ragged import ragged
+from fastrdm.loaders.augment import reference
 from fastrdm.loaders.build import build_loader
 from fastrdm.loaders.engines import torchcodec
 from fastrdm.loaders.engines.torchcodec import TorchcodecLoader
@@ -141,6 +144,51 @@ def test_a_refused_image_that_the_host_cannot_read_is_replaced(picky: Any, monke
         assert a.index.tolist() == [13 if k == 12 else k for k in b.index.tolist()]
         same = b.index != 12
         assert torch.equal(a.views[0][same], b.views[0][same])
+
+
+def as_planes(jpegs: list[bytes], device: torch.device) -> list[torch.Tensor]:
+    """The images (3, H, W) on a CPU in the memory layout that nvJPEG gives on a GPU."""
+    return [torch.from_numpy(decode(data, "")).permute(2, 0, 1).contiguous() for data in jpegs]
+
+
+@pytest.fixture
+def as_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A loader with planes from the decoder and views from Triton, which its interpreter runs here."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torchcodec, "_decoder", lambda device: as_planes)
+    monkeypatch.setattr(reference, "chosen", lambda name, device: name)
+    loader: Any = opened(folder)
+    loader.implementation = "triton"
+    yield loader
+    loader.close()
+
+
+def test_views_of_planes_are_those_of_joined_pixels_bit_for_bit(as_on_a_gpu: Any, monkeypatch: Any) -> None:
+    """JPEGs lie in planes, what the host decodes in pixels."""
+    found = epoch(as_on_a_gpu)
+    monkeypatch.setattr(torchcodec, "strided", ragged)
+    for a, b in zip(found, epoch(as_on_a_gpu), strict=True):
+        assert torch.equal(a.index, b.index) and all(map(torch.equal, a.views, b.views))
+
+
+def test_a_batch_is_as_many_launches_whatever_its_number_of_images(as_on_a_gpu: Any, monkeypatch: Any) -> None:
+    counted = pytest.importorskip("benchmarks.kernels.launches").launches
+    monkeypatch.setattr(torchcodec, "sample_all_parameters", lambda specs, *_: torch.zeros(len(specs), 1, COLUMNS))
+    loader = as_on_a_gpu
+    jpegs, host = ([loader._encoded(k) for k in some] for some in (range(9, COUNT), (4, 5)))
+    assert all(isinstance(image.data, torch.Tensor) for image in host)
+    data = [image.data for image in jpegs]
+    decoded = dict(zip(data, as_planes(data, loader.device), strict=True))
+    loader.decode = lambda some, device: [decoded[one] for one in some]
+
+    def launches(images: list[Any]) -> Any:
+        return counted(lambda: loader._made(images, VIEWS, 0))
+
+    few = launches(jpegs[:2])
+    assert few == launches(jpegs) and few.count("_crop_kernel") == len(VIEWS)
+    assert not {"cat", "clone", "copy_"} & set(few), few
+    mixed = launches([*jpegs, *host])
+    assert mixed == launches([*jpegs, *host * 8]) and mixed.count("cat") == 1, "what the host decoded is one copy"
 
 
 def test_a_full_device_is_no_bad_image(picky: Any) -> None:
