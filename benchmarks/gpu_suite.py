@@ -115,6 +115,7 @@ def first_quarter(cifar: str) -> Iterator[Part]:
     yield Part("profile_resnet50", kernels_of(*RESNET50, *COMPILED, "--trace", "STATE/profile.json.gz"), seconds=40)
     yield Part("step_crops", crops, seconds=75)
     yield Part("spectral_bars", bench("kernels.spectral_bars"), seconds=40)
+    yield Part("product_ways", bench("kernels.products", "--ways"), seconds=30)
 
 
 def kernels_of(*arguments: str) -> list[str]:

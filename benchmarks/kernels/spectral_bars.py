@@ -123,7 +123,7 @@ def monitor_rows() -> Iterator[Row]:
     def error(result: tuple[Tensor, Tensor | None]) -> float:
         return ((result[0].double() - exact).abs().max() / exact.abs().max()).item()
 
-    for precision in ("half", "half-triton"):
+    for precision in ("half", "fp16x3-triton", "half-triton"):
         found = row(MONITORED, partial(call, precision), MONITOR_BAR, error, {})
         yield {"task": "monitor of 8 matrices", "provider": f"gram {precision}", **found}
 

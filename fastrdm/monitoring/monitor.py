@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastrdm.kernels.batchnorm import ViewBatchNorm
-from fastrdm.kernels.linalg.effective_rank import effective_ranks, unit_gram
+from fastrdm.kernels.linalg.effective_rank import effective_ranks, unit_grams
 from fastrdm.methods.dual_branch import DualBranch, Output
 from fastrdm.monitoring.alarms import Alarms, loss_range
 from fastrdm.monitoring.moments import unit_rows
@@ -55,8 +55,8 @@ def batch_metrics(output: Output) -> dict[str, Tensor]:
     rows = {name: gather_rows(x, dim=1) for name, x in taps(output).items()}
     conventions = {HEADLINE_CONVENTION: False, CENTERED_CONVENTION: True}
     # The Gram matrices of all taps together, because on CUDA every eigensolve makes the host wait.
-    grams = [unit_gram(x, center) for x in rows.values() for center in conventions.values()]
-    ranks = iter(effective_ranks(grams))
+    grams = unit_grams(list(rows.values()), list(conventions.values()))
+    ranks = iter(effective_ranks([matrix for of_tap in grams for matrix in of_tap]))
     metrics = {}
     for name, x in rows.items():
         for convention in conventions:

@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrdm.kernels.linalg.gram import gram_of_one
+from fastrdm.kernels.linalg.gram import choose, gram_of_one
 from fastrdm.kernels.linalg.matmul import power_of_two
-from fastrdm.kernels.triton_support import HAS_TRITON
+from fastrdm.kernels.triton_support import triton_module
 
 Convention = Literal["eigenvalues", "singular_values"]
 
@@ -138,17 +138,31 @@ def effective_rank(
     return entropy_rank(values.sqrt() if convention == "singular_values" else values)
 
 
-def unit_gram(x: Tensor, center: bool) -> Tensor:
-    """The Gram matrix (K, n, n) of rows (K, B, D) at length 1, for their effective ranks; upper triangles alone count.
+@torch.no_grad()
+def unit_grams(inputs: Sequence[Tensor], centers: Sequence[bool]) -> list[list[Tensor]]:
+    """Gram matrices (K, n, n) float64 of the rows of each input (K, B, D) at length 1, one for each of `centers`.
 
-    float64 on a CPU. On CUDA, where Triton is installed, the rows are read as they are and multiplied in three float16
-    products. The means are subtracted before the rows are rounded, so that rows which are nearly alike keep their
-    spectrum: taken out of the Gram matrix of raw rows instead, they would leave a rank that is 8 % off where rows
-    differ by a thousandth, and twice too large where they differ by a tenth of that.
+    Made for effective ranks: nothing below the diagonal counts. float64 on a CPU. On CUDA, where Triton is installed,
+    float16 and bfloat16 rows are multiplied as they are, all inputs with as many rows at once, and others in three
+    float16 products. Both ways rows that are nearly alike keep their spectrum, because what they share is subtracted
+    before anything is rounded. Taken out of the Gram matrix of raw bfloat16 rows instead, it would leave a rank that
+    is 8 % off where rows differ by a thousandth, and twice too large where they differ by a tenth of that.
     """
-    by_triton = x.is_cuda and HAS_TRITON and x.dtype != torch.float64
-    precision = "fp16x3-triton" if by_triton else "fp64"
-    return gram_of_one(x, center, normalize=True, precision=precision, upper=True).double()
+    grams: list[list[Tensor]] = [[] for _ in inputs]
+    together: dict[tuple[torch.dtype, torch.Size], list[int]] = {}
+    for place, x in enumerate(inputs):
+        name = choose("auto", x)
+        if name == "half-triton":
+            together.setdefault((x.dtype, x.shape[:2]), []).append(place)
+        else:
+            precision = name if name == "fp16x3-triton" else "fp64"
+            grams[place] = [gram_of_one(x, center, True, precision, upper=True).double() for center in centers]
+    for places in together.values():
+        half_grams = triton_module("linalg.half_gram_triton").half_grams
+        found = half_grams([inputs[place] for place in places], centers, True, torch.float64)
+        for place, matrices in zip(places, found, strict=True):
+            grams[place] = matrices
+    return grams
 
 
 @torch.no_grad()

@@ -5,18 +5,27 @@ the result, so that chains of products never split again. Of symmetric results o
 stored with their mirror images.
 """
 
+from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastrdm.kernels.linalg.matmul import BOUNDED_SCALE, Combination, Precision
 from fastrdm.kernels.linalg.tiles_triton import SPLIT, split, store
 
 CHUNK = 2048  # elements that a program splits or combines
+# Programs that share the sum of a tile where `programs_a_tile` sees room for them. More than one has not been timed:
+# a row of benchmarks/kernels/products.py decides.
+PROGRAMS_A_TILE = 1
+LONG_SUM = 1024  # terms from which on a tile is shared
+# Whether products that are not symmetric load their operands by tensor descriptors where `described` can. It has not
+# been timed either: a row of the same benchmark decides.
+WIDE_BY_DESCRIPTORS = False
 
 
 @triton.jit
@@ -54,6 +63,130 @@ def _store_squares(ptr, c, batch, row_tile, column_tile, tiles):  # type: ignore
 
 
 @triton.jit
+def _sum_of_terms(  # type: ignore[no-untyped-def]
+    a_high_ptr,
+    a_low_ptr,
+    b_high_ptr,
+    b_low_ptr,
+    batch,
+    row_tile,
+    column_tile,
+    first,
+    last,
+    m,
+    n,
+    depth,
+    a_row,
+    a_column,
+    b_row,
+    b_column,
+    ALIGNED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    TURNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """A tile of a b summed over its terms from `first` up to `last`.
+
+    With DESCRIPTORS the operands are not pointers but descriptors of blocks. That of b is of (K, depth, n), or of
+    (K, n, depth) where it is TURNED.
+    """
+    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = first + tl.arange(0, DEPTH)
+    a_at = batch * m * depth + rows[:, None] * a_row + k[None, :] * a_column
+    b_at = batch * n * depth + k[:, None] * b_row + columns[None, :] * b_column
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    cross = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k0 in range(first, last, DEPTH):
+        if DESCRIPTORS:
+            a_place = [batch.to(tl.int32), row_tile * BLOCK_M, k0]
+            a_high = a_high_ptr.load(a_place).reshape(BLOCK_M, DEPTH)
+            a_low = a_low_ptr.load(a_place).reshape(BLOCK_M, DEPTH)
+            if TURNED:
+                b_place = [batch.to(tl.int32), column_tile * BLOCK_N, k0]
+                b_high = tl.trans(b_high_ptr.load(b_place).reshape(BLOCK_N, DEPTH))
+                b_low = tl.trans(b_low_ptr.load(b_place).reshape(BLOCK_N, DEPTH))
+            else:
+                b_place = [batch.to(tl.int32), k0, column_tile * BLOCK_N]
+                b_high = b_high_ptr.load(b_place).reshape(DEPTH, BLOCK_N)
+                b_low = b_low_ptr.load(b_place).reshape(DEPTH, BLOCK_N)
+        elif ALIGNED:
+            a_high, a_low = tl.load(a_high_ptr + a_at), tl.load(a_low_ptr + a_at)
+            b_high, b_low = tl.load(b_high_ptr + b_at), tl.load(b_low_ptr + b_at)
+        else:
+            inside = k0 + tl.arange(0, DEPTH) < depth
+            a_inside, b_inside = (rows < m)[:, None] & inside[None, :], inside[:, None] & (columns < n)[None, :]
+            a_high = tl.load(a_high_ptr + a_at, mask=a_inside, other=0.0)
+            a_low = tl.load(a_low_ptr + a_at, mask=a_inside, other=0.0)
+            b_high = tl.load(b_high_ptr + b_at, mask=b_inside, other=0.0)
+            b_low = tl.load(b_low_ptr + b_at, mask=b_inside, other=0.0)
+        total = tl.dot(a_high, b_high, total)
+        cross = tl.dot(a_low, b_high, cross)
+        cross = tl.dot(a_high, b_low, cross)
+        a_at += DEPTH * a_column
+        b_at += DEPTH * b_row
+    return total + cross / SPLIT
+
+
+@triton.jit
+def _share_kernel(  # type: ignore[no-untyped-def]
+    a_high_ptr,
+    a_low_ptr,
+    b_high_ptr,
+    b_low_ptr,
+    share_ptr,
+    m,
+    n,
+    depth,
+    share,
+    a_row,
+    a_column,
+    b_row,
+    b_column,
+    SYMMETRIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SHARES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """`share` terms of one tile of a b, into a workspace (K, SHARES, tiles down, tiles across) of whole tiles."""
+    row_tile, column_tile, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if SYMMETRIC and column_tile > row_tile:
+        return
+    first = program % SHARES * share
+    c = _sum_of_terms(
+        a_high_ptr,
+        a_low_ptr,
+        b_high_ptr,
+        b_low_ptr,
+        (program // SHARES).to(tl.int64),
+        row_tile,
+        column_tile,
+        first,
+        tl.minimum(first + share, depth),
+        m,
+        n,
+        depth,
+        a_row,
+        a_column,
+        b_row,
+        b_column,
+        ALIGNED,
+        False,
+        False,
+        BLOCK_M,
+        BLOCK_N,
+        DEPTH,
+    )
+    place = (program * tl.num_programs(0) + row_tile).to(tl.int64) * tl.num_programs(1) + column_tile
+    inner = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(share_ptr + place * BLOCK_M * BLOCK_N + inner, c)
+
+
+@triton.jit
 def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     a_high_ptr,
     a_low_ptr,
@@ -71,6 +204,7 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     t2_ptr,
     t3_ptr,
     square_ptr,
+    share_ptr,
     m,
     n,
     depth,
@@ -89,39 +223,56 @@ def _product_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     SQUARES: tl.constexpr,
     KEEP_PARTS: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHARES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One tile of alpha a b + beta add + gamma I + combined, its two parts at `scale`, and its sum of squares."""
+    """One tile of alpha a b + beta add + gamma I + combined, its two parts at `scale`, and its sum of squares.
+
+    With several SHARES, a b comes from the workspace that `_share_kernel` filled, added in the order of the terms.
+    """
     row_tile, column_tile = tl.program_id(0), tl.program_id(1)
     if SYMMETRIC and column_tile > row_tile:
         return
     batch = tl.program_id(2).to(tl.int64)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, DEPTH)
-    a_at = batch * m * depth + rows[:, None] * a_row + k[None, :] * a_column
-    b_at = batch * n * depth + k[:, None] * b_row + columns[None, :] * b_column
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    cross = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in range(0, depth, DEPTH):
-        if ALIGNED:
-            a_high, a_low = tl.load(a_high_ptr + a_at), tl.load(a_low_ptr + a_at)
-            b_high, b_low = tl.load(b_high_ptr + b_at), tl.load(b_low_ptr + b_at)
-        else:
-            a_inside = (rows < m)[:, None] & (k0 + k < depth)[None, :]
-            b_inside = (k0 + k < depth)[:, None] & (columns < n)[None, :]
-            a_high = tl.load(a_high_ptr + a_at, mask=a_inside, other=0.0)
-            a_low = tl.load(a_low_ptr + a_at, mask=a_inside, other=0.0)
-            b_high = tl.load(b_high_ptr + b_at, mask=b_inside, other=0.0)
-            b_low = tl.load(b_low_ptr + b_at, mask=b_inside, other=0.0)
-        total = tl.dot(a_high, b_high, total)
-        cross = tl.dot(a_low, b_high, cross)
-        cross = tl.dot(a_high, b_low, cross)
-        a_at += DEPTH * a_column
-        b_at += DEPTH * b_row
-    c = alpha * (total + cross / SPLIT)
+    if SHARES == 1:
+        c = _sum_of_terms(
+            a_high_ptr,
+            a_low_ptr,
+            b_high_ptr,
+            b_low_ptr,
+            batch,
+            row_tile,
+            column_tile,
+            0,
+            depth,
+            m,
+            n,
+            depth,
+            a_row,
+            a_column,
+            b_row,
+            b_column,
+            ALIGNED,
+            DESCRIPTORS,
+            TURNED,
+            BLOCK_M,
+            BLOCK_N,
+            DEPTH,
+        )
+    else:
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        place = batch * SHARES * tiles + row_tile * tl.num_programs(1) + column_tile
+        inner = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        c = tl.load(share_ptr + place * BLOCK_M * BLOCK_N + inner)
+        for i in tl.static_range(1, SHARES):
+            c += tl.load(share_ptr + (place + i * tiles) * BLOCK_M * BLOCK_N + inner)
+    c = alpha * c
     if UNITS:
         c = c * _unit(tl.load(a_largest_ptr + batch)) * _unit(tl.load(b_largest_ptr + batch))
     if SYMMETRIC and row_tile == column_tile:
@@ -245,6 +396,39 @@ def tile_of(symmetric: bool, m: int, n: int, wgmma: bool = True) -> Tile:
     return Tile(64, 128, depth, 4, 3) if m <= 256 else Tile(128, 128, depth, 8, 3)
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a device; 132, as an H100 and an H200 have, where there is no such device to ask."""
+    asked = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(device).multi_processor_count if asked else 132
+
+
+def programs_a_tile(symmetric: bool, count: int, n: int, depth: int, device: torch.device) -> int:
+    """How many programs share the sum of one tile of `count` symmetric results (n, n): PROGRAMS_A_TILE, or 1.
+
+    Sums are shared where they are long and the tiles leave multiprocessors idle. A square of two views of 512 x 2048
+    has 72 tiles for 132 of them and took 17.7 us, a product with sums of 512 terms 8.1
+    (benchmarks/results/products_h200.csv). Sharing costs a launch and a workspace.
+    """
+    few = symmetric and count * lower_tiles(n) < multiprocessors(device)
+    return PROGRAMS_A_TILE if few and depth >= LONG_SUM else 1
+
+
+def described(a: Parts, b: Parts, tile: Tile) -> list[TensorDescriptor] | None:
+    """Descriptors of the blocks of a and b that a product loads, b's as it lies in memory, for the hardware's copies.
+
+    None where memory does not allow it: rows must lie together, as multiples of 16 bytes. The descriptors are made on
+    the host and travel as arguments, so that no allocator is needed and a CUDA graph holds them.
+    """
+    a_block, b_block = [1, tile.rows, tile.depth], [1, tile.depth, tile.columns]
+    if b.high.stride(-1) != 1:
+        b, b_block = turned(b), [1, tile.columns, tile.depth]
+    operands = [(a.high, a_block), (a.low, a_block), (b.high, b_block), (b.low, b_block)]
+    if any(x.stride(-1) != 1 or x.stride(0) % 8 or x.stride(1) % 8 or x.data_ptr() % 16 for x, _ in operands):
+        return None
+    return [TensorDescriptor.from_tensor(x, block) for x, block in operands]
+
+
 def multiply(
     a: Parts,
     b: Parts,
@@ -267,14 +451,28 @@ def multiply(
     count, m, depth = a.high.shape
     n = b.high.shape[-1]
     tile = tile_of(symmetric, m, n, has_wgmma(a.high.device))
+    down, across = triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns)
+    shares = programs_a_tile(symmetric, count, n, depth, a.high.device)
+    by_descriptors = WIDE_BY_DESCRIPTORS and not symmetric and has_wgmma(a.high.device)
+    descriptors = described(a, b, tile) if by_descriptors else None
+    how: dict[str, int] = {
+        "SYMMETRIC": symmetric,
+        "ALIGNED": not (m % tile.rows or n % tile.columns or depth % tile.depth),
+    }
+    how |= {"SHARES": shares, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "DEPTH": tile.depth}
+    how |= {"num_warps": tile.warps, "num_stages": tile.stages}
+    strides = (*a.high.stride()[1:], *b.high.stride()[1:])
+    operands: Sequence[Any] = (a.high, a.low, b.high, b.low)
+    shared = None
+    if shares > 1:
+        shared = a.high.new_empty((count, shares, down, across, tile.rows, tile.columns), dtype=torch.float32)
+        share = triton.cdiv(triton.cdiv(depth, tile.depth), shares) * tile.depth
+        _share_kernel[(down, across, count * shares)](*operands, shared, m, n, depth, share, *strides, **how)
     out = a.high.new_empty((count, m, n), dtype=torch.float32)
     high, low = (torch.empty_like(out, dtype=torch.float16) if keep else out for _ in range(2))
     weights, terms = (out, (out, out, out)) if combined is None else _dense_combination(combined, count)
-    _product_kernel[(triton.cdiv(m, tile.rows), triton.cdiv(n, tile.columns), count)](
-        a.high,
-        a.low,
-        b.high,
-        b.low,
+    _product_kernel[(down, across, count)](
+        *(descriptors or operands),
         a.largest,
         b.largest,
         out if add is None else add.contiguous(),
@@ -285,27 +483,23 @@ def multiply(
         weights.stride(0),
         *terms,
         squares,
+        shared,
         m,
         n,
         depth,
-        *a.high.stride()[1:],
-        *b.high.stride()[1:],
+        *strides,
         alpha / (scale or 1.0) ** 2,
         beta,
         gamma,
         keep or 1.0,
         UNITS=scale is None,
-        SYMMETRIC=symmetric,
         ADD=add is not None,
         COMBINED=combined is not None,
         SQUARES=squares is not None,
         KEEP_PARTS=keep is not None,
-        ALIGNED=not (m % tile.rows or n % tile.columns or depth % tile.depth),
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        DESCRIPTORS=descriptors is not None,
+        TURNED=b.high.stride(-1) != 1,
+        **how,
     )
     return out, Parts(high, low, None) if keep else None
 

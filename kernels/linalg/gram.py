@@ -77,28 +77,34 @@ def _by_torch(dtype: torch.dtype, product: Callable[[Tensor, bool], Tensor]) -> 
     return gram_of
 
 
-def _by_triton(three: bool) -> _Gram:
-    """The Triton kernels, in three float16 products or in one."""
+def _fp16x3_triton(x: Tensor, center: bool, normalize: bool, upper: bool) -> Tensor:
+    """Rows are centered and normalized in float32, then multiplied in three float16 products."""
+    out: Tensor = triton_module("linalg.gram_triton").gram_triton(x, center, normalize)
+    return out
 
-    def gram_of(x: Tensor, center: bool, normalize: bool, upper: bool) -> Tensor:
-        out: Tensor = triton_module("linalg.gram_triton").gram_triton(x, center, normalize, three)
-        return out
 
-    return gram_of
+def _half_triton(x: Tensor, center: bool, normalize: bool, upper: bool) -> Tensor:
+    """Half rows are multiplied as they are; centering and normalization follow in float64."""
+    half_grams = triton_module("linalg.half_gram_triton").half_grams
+    out: Tensor = half_grams([x], [center], normalize, torch.float32)[0][0]
+    return out
 
 
 _GRAMS: dict[str, _Gram] = {
     "fp64": _by_torch(torch.float64, _exact),
     "fp32": _by_torch(torch.float32, _exact),
     "fp16x3": _by_torch(torch.float32, _fp16x3),
-    "fp16x3-triton": _by_triton(three=True),
+    "fp16x3-triton": _fp16x3_triton,
     "half": _by_torch(torch.float32, _half),
-    "half-triton": _by_triton(three=False),
+    "half-triton": _half_triton,
 }
 
 
-def _choose(precision: str, x: Tensor) -> str:
-    """The name that `auto` stands for: the input's own on a CPU, float16 products on CUDA, three for float32."""
+def choose(precision: str, x: Tensor) -> str:
+    """The name that `auto` stands for: the input's own precision on a CPU, float16 products on CUDA.
+
+    There float32 takes three of them, and so do half features with more rows than columns where Triton is installed.
+    """
     if precision not in ("auto", *_GRAMS):
         raise ValueError(f"precision must be one of auto, {', '.join(_GRAMS)}, got {precision!r}")
     if precision != "auto":
@@ -107,9 +113,9 @@ def _choose(precision: str, x: Tensor) -> str:
         return "fp64"
     if not x.is_cuda:
         return "fp32"
-    if x.dtype == torch.float32:
-        return "fp16x3-triton" if HAS_TRITON else "fp16x3"
-    return "half-triton" if HAS_TRITON else "half"
+    if not HAS_TRITON:
+        return "fp16x3" if x.dtype == torch.float32 else "half"
+    return "half-triton" if triton_module("linalg.half_gram_triton").takes(x) else "fp16x3-triton"
 
 
 @torch.no_grad()
@@ -124,7 +130,7 @@ def gram_of_one(x: Tensor, center: bool, normalize: bool, precision: str, *, upp
         )
     with torch.autocast(x.device.type, enabled=False):
         views = x if x.ndim == 3 else x.unsqueeze(0)
-        out = _GRAMS[_choose(precision, x)](views, center, normalize, upper)
+        out = _GRAMS[choose(precision, x)](views, center, normalize, upper)
     return out if x.ndim == 3 else out[0]
 
 

@@ -1,4 +1,7 @@
-"""Gram matrices of features by Triton kernels: only lower tiles are computed, and stored with their mirror images."""
+"""Gram matrices of features in three float16 products by Triton kernels.
+
+Only lower tiles are computed, and stored with their mirror images.
+"""
 
 import torch
 import triton
@@ -67,7 +70,6 @@ def _gram_kernel(  # type: ignore[no-untyped-def]
     splits,
     TALL: tl.constexpr,
     CENTER: tl.constexpr,
-    THREE: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
@@ -88,14 +90,11 @@ def _gram_kernel(  # type: ignore[no-untyped-def]
         k = k0 + tl.arange(0, DEPTH)
         a = _features(x_ptr, scale_ptr, mean_ptr, height, width, rows, k, TALL, CENTER)
         b = _features(x_ptr, scale_ptr, mean_ptr, height, width, columns, k, TALL, CENTER)
-        if THREE:
-            a_high, a_low = split(a)
-            b_high, b_low = split(b)
-            total = tl.dot(a_high, tl.trans(b_high), total)
-            cross = tl.dot(a_low, tl.trans(b_high), cross)
-            cross = tl.dot(a_high, tl.trans(b_low), cross)
-        else:
-            total = tl.dot(a.to(tl.float16), tl.trans(b.to(tl.float16)), total)
+        a_high, a_low = split(a)
+        b_high, b_low = split(b)
+        total = tl.dot(a_high, tl.trans(b_high), total)
+        cross = tl.dot(a_low, tl.trans(b_high), cross)
+        cross = tl.dot(a_high, tl.trans(b_low), cross)
     inside = (rows < n)[:, None] & (columns < n)[None, :]
     out_ptr = part_ptr + tl.program_id(2).to(tl.int64) * n * n
     tl.store(out_ptr + rows[:, None] * n + columns[None, :], total + cross / SPLIT, mask=inside)
@@ -120,13 +119,13 @@ def _sum_kernel(part_ptr, unit_ptr, out_ptr, n, splits, BLOCK: tl.constexpr):  #
     store(out_ptr + batch * n * n, total * unit * unit, rows, columns, n, n, True)
 
 
-def gram_triton(x: Tensor, center: bool, normalize: bool, three: bool) -> Tensor:
+def gram_triton(x: Tensor, center: bool, normalize: bool) -> Tensor:
     """Gram matrices (K, n, n) float32 of features (K, B, D), as gram.gram defines them; sums in a fixed order.
 
-    `three` multiplies in three float16 products (fp16x3), else in one (half). ValueError for float64.
+    ValueError for float64.
     """
     if x.dtype == torch.float64:
-        raise ValueError("precisions half-triton and fp16x3-triton take features of at most float32, got float64")
+        raise ValueError("precision fp16x3-triton takes features of at most float32, got float64")
     x = x.contiguous()
     count, height, width = x.shape
     n, depth, tall = min(height, width), max(height, width), height > width
@@ -156,7 +155,6 @@ def gram_triton(x: Tensor, center: bool, normalize: bool, three: bool) -> Tensor
         splits,
         TALL=tall,
         CENTER=center,
-        THREE=three,
         BLOCK=BLOCK,
         DEPTH=DEPTH,
     )

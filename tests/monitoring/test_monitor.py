@@ -211,6 +211,36 @@ def test_a_log_line_takes_one_batched_eigensolve(tmp_path: Path, monkeypatch: py
     assert sum("erank" in name for name in metrics) == 8
 
 
+def test_half_taps_of_a_training_step_go_to_the_kernels_of_half_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks of a log line on CUDA, here through Triton's interpreter, of a method trained in bfloat16."""
+    pytest.importorskip("triton")
+    from fastrdm.kernels.linalg import half_gram_triton
+
+    trainer = make(tmp_path, "train.precision=bf16", "method.projector.out=20")
+    out = trainer.method(next(iter(trainer.loader)).views)
+    want = trainer.monitor.batch(out)
+    calls: list[list[Tensor]] = []
+    half_grams, unit_grams = half_gram_triton.half_grams, monitor.unit_grams
+
+    def recorded(inputs: list[Tensor], *arguments: Any) -> list[list[Tensor]]:
+        calls.append(inputs)
+        return half_grams(inputs, *arguments)
+
+    def on_cuda(*arguments: Any) -> list[list[Tensor]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "is_cuda", True)
+            return unit_grams(*arguments)
+
+    monkeypatch.setattr(half_gram_triton, "half_grams", recorded)
+    monkeypatch.setattr(monitor, "unit_grams", on_cuda)
+    assert trainer.monitor.batch(out) == pytest.approx(want, rel=1e-5)
+    (given,) = calls
+    for x, name in zip(given, ("hidden", "features"), strict=True):
+        assert x.dtype == torch.bfloat16 and torch.equal(x, taps(out)[name])
+
+
 def test_rows_that_are_not_finite_give_no_figures_and_no_error(tmp_path: Path) -> None:
     watcher = watch(tmp_path)
     for step in (1, 2):

@@ -1,12 +1,23 @@
 """Products in three float16 products by Triton, on a CPU through its interpreter (conftest.py)."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fastrdm.kernels.linalg.fp16x3_triton import Fp16x3Triton, Parts, SplitMatrix, lower_tiles, multiply, split_dense
+from fastrdm.kernels.linalg import fp16x3_triton
+from fastrdm.kernels.linalg.fp16x3_triton import (
+    Fp16x3Triton,
+    Parts,
+    SplitMatrix,
+    lower_tiles,
+    multiply,
+    programs_a_tile,
+    split_dense,
+)
 from fastrdm.kernels.linalg.matmul import SPLIT, Combination
 
 TRITON = Fp16x3Triton()
@@ -125,6 +136,115 @@ def test_a_product_adds_up_the_squares_of_its_tiles() -> None:
     squares = torch.empty(2, lower_tiles(70), dtype=torch.float64, device=DEVICE)
     out, _ = multiply(parts, parts, 1.0, symmetric=True, keep=None, squares=squares)
     torch.testing.assert_close(squares.sum(-1), out.double().square().sum((1, 2)), rtol=1e-6, atol=0)
+
+
+def shared_by(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+    """Tiles of symmetric products are shared by so many programs, however short their sums are."""
+    monkeypatch.setattr(fp16x3_triton, "PROGRAMS_A_TILE", programs)
+    monkeypatch.setattr(fp16x3_triton, "LONG_SUM", 0)
+
+
+@pytest.mark.parametrize("programs", [2, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 40, 256), (1, 70, 100), (1, 64, 65)])
+def test_programs_share_a_sum_in_a_fixed_order(
+    programs: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a program is left with a part of its share, or with none."""
+    x = rand(*shape).float()
+    whole = square_triton(x)
+    shared_by(monkeypatch, programs)
+    got = square_triton(x)
+    exact = x.double() @ x.double().mT
+    assert torch.equal(got, got.mT) and torch.equal(got, square_triton(x))
+    close(got, exact, 2e-6)
+    close(got, whole.double(), 5e-7)
+
+
+def test_a_shared_sum_ends_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a multiple of another matrix and of the identity, a combination, squares and the result's parts."""
+    terms = [rand(1, 70, 70, seed=i) for i in range(3)]
+    given = combination(torch.full((1, 4), 0.5, device=DEVICE), tuple((t + t.mT).float() for t in terms))
+    symmetric = (terms[0] + terms[0].mT).float() / 20
+    parts = SplitMatrix(symmetric).parts(1.0)
+
+    def everything() -> tuple[Tensor, Tensor, Tensor]:
+        squares = torch.empty(1, lower_tiles(70), dtype=torch.float64, device=DEVICE)
+        how: dict[str, Any] = {"alpha": 2.0, "beta": 0.5, "add": symmetric, "gamma": 0.1, "combined": given}
+        out, kept = multiply(parts, parts, 1.0, symmetric=True, keep=1.0, squares=squares, **how)
+        assert kept is not None
+        return out, joined(kept), squares
+
+    whole = everything()
+    shared_by(monkeypatch, 2)
+    for got, expected in zip(everything(), whole, strict=True):
+        close(got, expected.double(), 5e-7)
+
+
+def test_sums_are_shared_where_they_are_long_and_tiles_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert programs_a_tile(True, 2, 512, 2048, cpu) == 1, "until a row of the benchmark says that more pays"
+    monkeypatch.setattr(fp16x3_triton, "PROGRAMS_A_TILE", 2)
+    assert programs_a_tile(True, 2, 512, 2048, cpu) == 2, "72 tiles"
+    assert programs_a_tile(True, 2, 512, 512, cpu) == 1, "short sums"
+    assert programs_a_tile(True, 4, 512, 2048, cpu) == 1, "144 tiles for 132 multiprocessors"
+    assert programs_a_tile(False, 2, 512, 2048, cpu) == 1
+
+
+def test_a_shared_sum_is_one_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = pytest.importorskip("benchmarks.kernels.launches").launches
+    x = SplitMatrix(torch.zeros(2, 64, 1024, device=DEVICE))
+    x.parts(64.0)
+    assert launches(lambda: TRITON.square(x)) == ["_product_kernel"]
+    monkeypatch.setattr(fp16x3_triton, "PROGRAMS_A_TILE", 2)
+    assert launches(lambda: TRITON.square(x)) == ["_share_kernel", "_product_kernel"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 8), (2, 24, 72, 40), (1, 130, 64, 136), (2, 64, 72, 600)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_operands_by_descriptors_give_the_same_bits(
+    shape: tuple[int, int, int, int], turned: bool, bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, m, k, n = shape
+    a, b = rand(count, m, k).float(), rand(count, k, n, seed=1).float()
+    b = b.mT.contiguous().mT if turned else b
+    want = product_triton(a, b, bounded)
+    monkeypatch.setattr(fp16x3_triton, "WIDE_BY_DESCRIPTORS", True)
+    monkeypatch.setattr(fp16x3_triton, "described", counted := Counted(fp16x3_triton.described))
+    assert torch.equal(product_triton(a, b, bounded), want)
+    assert len(counted.results) == 1 and counted.results[0] is not None
+
+
+class Counted:
+    """A function that keeps what it returned."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.results = function, list[Any]()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.results.append(self.function(*arguments))
+        return self.results[-1]
+
+
+@pytest.mark.parametrize("m, k, n", [(8, 12, 16), (8, 16, 12), (7, 20, 9)])
+def test_rows_of_odd_lengths_are_loaded_by_pointers(m: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor's rows are multiples of 16 bytes."""
+    monkeypatch.setattr(fp16x3_triton, "WIDE_BY_DESCRIPTORS", True)
+    monkeypatch.setattr(fp16x3_triton, "described", counted := Counted(fp16x3_triton.described))
+    a, b = rand(2, m, k).float(), rand(2, k, n, seed=1).float()
+    close(product_triton(a, b, True), a.double() @ b.double(), 2e-6)
+    assert counted.results == [None]
+
+
+def test_nothing_is_described_until_a_benchmark_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on a GPU without the hardware for it, where the kernel would spill, nor for symmetric products."""
+    monkeypatch.setattr(fp16x3_triton, "described", None)
+    a = rand(1, 16, 16).float()
+    product_triton(a, a, True)
+    monkeypatch.setattr(fp16x3_triton, "WIDE_BY_DESCRIPTORS", True)
+    square_triton(a)
+    monkeypatch.setattr(fp16x3_triton, "has_wgmma", lambda device: False)
+    product_triton(a, a, True)
 
 
 def joined(parts: Parts) -> Tensor:

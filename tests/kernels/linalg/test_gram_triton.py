@@ -6,7 +6,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fastrdm.kernels.linalg.effective_rank import effective_rank, effective_ranks, unit_gram
+from fastrdm.kernels.linalg.effective_rank import effective_rank, effective_ranks, unit_grams
 from fastrdm.kernels.linalg.gram import gram
 from fastrdm.kernels.linalg.gram_triton import gram_triton
 from fastrdm.kernels.spectral.spectral_filter import spectral_filter
@@ -25,22 +25,21 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 def test_gram(shape: tuple[int, int, int], dtype: torch.dtype, center: bool, normalize: bool) -> None:
     x = (3 * rand(*shape) + 1).to(dtype)
     exact = gram(x.double(), center=center, normalize=normalize)
-    for precision, bar in (("half", 1e-3), ("fp16x3", 1e-6)):
-        got = gram(x, center=center, normalize=normalize, precision=f"{precision}-triton")
-        definition = gram(x, center=center, normalize=normalize, precision=precision)
-        largest = exact.abs().max() + 1e-12
-        assert torch.equal(got, got.mT) and got.dtype == torch.float32
-        error, reference = ((y.double() - exact).abs().max() for y in (got, definition))
-        assert error <= 2 * reference + 1e-6 * largest and error <= bar * largest
+    got = gram(x, center=center, normalize=normalize, precision="fp16x3-triton")
+    definition = gram(x, center=center, normalize=normalize, precision="fp16x3")
+    largest = exact.abs().max() + 1e-12
+    assert torch.equal(got, got.mT) and got.dtype == torch.float32
+    error, reference = ((y.double() - exact).abs().max() for y in (got, definition))
+    assert error <= 2 * reference + 1e-6 * largest and error <= 1e-6 * largest
 
 
 def test_sums_are_split_and_added_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rand(1, 5, 200).float()
-    whole = gram_triton(x, True, False, three=True)
-    assert torch.equal(whole, gram_triton(x, True, False, three=True))
+    whole = gram_triton(x, True, False)
+    assert torch.equal(whole, gram_triton(x, True, False))
     for tiles in (1, 3):
         monkeypatch.setattr("fastrdm.kernels.linalg.gram_triton.TARGET_TILES", tiles)
-        torch.testing.assert_close(gram_triton(x, True, False, three=True), whole, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(gram_triton(x, True, False), whole, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_of_zeros_and_tiny_scales() -> None:
@@ -55,11 +54,11 @@ def test_rows_of_zeros_and_tiny_scales() -> None:
 @pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_ranks_of_rows_that_are_nearly_alike(noise: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the monitor takes them on CUDA: from rows as they are, in three float16 products."""
+    """As the monitor takes them on CUDA: bfloat16 rows as they are, float32 ones in three float16 products."""
     common = torch.nn.functional.normalize(rand(96, seed=3), dim=0)
     x = (common + noise * rand(1, 24, 96) / 96**0.5).to(dtype)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    grams = [unit_gram(x, center) for center in (False, True)]
+    (grams,) = unit_grams([x], (False, True))
     assert all(matrix.dtype == torch.float64 for matrix in grams)
     monkeypatch.undo()
     for center, got in zip((False, True), effective_ranks(grams), strict=True):
@@ -68,12 +67,18 @@ def test_ranks_of_rows_that_are_nearly_alike(noise: float, dtype: torch.dtype, m
 
 
 def test_refuses_what_it_has_no_kernel_for() -> None:
-    with pytest.raises(ValueError, match="take features of at most float32, got float64"):
-        gram_triton(torch.zeros(1, 2, 2, dtype=torch.float64, device=DEVICE), False, False, three=False)
+    with pytest.raises(ValueError, match="takes features of at most float32, got float64"):
+        gram_triton(torch.zeros(1, 2, 2, dtype=torch.float64, device=DEVICE), False, False)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 20), (2, 20, 7)])
-def test_newton_schulz_runs_on_the_kernels(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("programs", [1, 2])
+def test_newton_schulz_runs_on_the_kernels(
+    shape: tuple[int, int, int], programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every symmetric product's tiles summed by one program, or shared by two."""
+    monkeypatch.setattr("fastrdm.kernels.linalg.fp16x3_triton.PROGRAMS_A_TILE", programs)
+    monkeypatch.setattr("fastrdm.kernels.linalg.fp16x3_triton.LONG_SUM", 0)
     x = rand(*shape).float()
     for kind, power, side in (("log1p", None, "online"), ("power", -0.5, "target"), ("power", -0.7, "target")):
         how = {"kind": kind, "power": power, "side": side}
