@@ -51,6 +51,7 @@ from fastrdm.loaders.augment.parameters import sample_parameters
 from fastrdm.loaders.augment.reference import augment
 from fastrdm.loaders.packing import pack
 from fastrdm.loaders.sources.folder import FolderSource
+from fastrdm.runtime.host_memory import keep_freed_memory
 
 TABLES = {"decode": decode_table, "views": views_table, "memory": memory_table}
 FIELDS = ["contestant", "workers", "rounds", "first", "rate", "p20", "p80", "views", "cpu_ms", "core", "core_views"]
@@ -62,6 +63,8 @@ CHECKED = 64  # images of the first batch
 def serve(pipe: Connection, table: str, name: str, setup: Setup) -> None:
     """A contestant's process: its first epoch and its views, then an epoch for each number of seconds it is sent."""
     torch.set_num_threads(setup.workers)
+    # As `fastrdm train` does, and for all contestants: pages of the last batch are not asked for again.
+    keep_freed_memory()
     entry, began = TABLES[table]()[name], time.perf_counter()
     epoch = entry.build(setup)
     images, views, first = once(epoch, setup.device, keep=True)
