@@ -40,7 +40,6 @@ constexpr int WIDE = 8;
 #endif
 constexpr int BLOCK = WIDE / 3;  // rows of a view that are made together: a vector holds a pixel of each
 using Floats = float __attribute__((vector_size(4 * WIDE)));
-using Doubles = double __attribute__((vector_size(8 * WIDE)));
 using Ints = int32_t __attribute__((vector_size(4 * WIDE)));
 using Shorts = int16_t __attribute__((vector_size(2 * WIDE)));
 using Bytes = uint8_t __attribute__((vector_size(WIDE)));
@@ -336,12 +335,9 @@ void gray(Row row, int n) {
 }
 
 double gray_sum(Row row, int size) {
-    Doubles sums{};
+    Floats sums{};
     int x = 0;
-    for (; x + WIDE <= size; x += WIDE) {
-        const Floats y = luma(load<Floats>(row.r + x), load<Floats>(row.g + x), load<Floats>(row.b + x));
-        sums += __builtin_convertvector(y, Doubles);
-    }
+    for (; x + WIDE <= size; x += WIDE) sums += luma(load<Floats>(row.r + x), load<Floats>(row.g + x), load<Floats>(row.b + x));
     double sum = 0;
     for (; x < size; x++) sum += 0.2989f * row.r[x] + 0.587f * row.g[x] + 0.114f * row.b[x];
     for (int i = 0; i < WIDE; i++) sum += sums[i];
@@ -383,11 +379,13 @@ void finish(Row row, const Job& job, float* out) {
         const Floats x = load<Floats>(plane);
         return (x >= above ? 255.0f - x : x) * factor + shift;
     };
-    int x = 0;
-    for (; x < spec.size; x += WIDE) {
+    for (int x = 0; x < spec.size; x += WIDE) {
         const Floats r = value(row.r + x, 0), g = value(row.g + x, 1), b = value(row.b + x, 2);
         const Floats pixels[] = {interleaved<0>(r, g, b), interleaved<1>(r, g, b), interleaved<2>(r, g, b)};
-        std::memcpy(out + 3 * x, pixels, 3 * sizeof(float) * std::min(WIDE, spec.size - x));
+        if (x + WIDE <= spec.size)
+            for (int third = 0; third < 3; third++) store(out + 3 * x + WIDE * third, pixels[third]);
+        else
+            std::memcpy(out + 3 * x, pixels, 3 * sizeof(float) * (spec.size - x));
     }
 }
 
