@@ -17,6 +17,8 @@ REGULAR, TARGETS, WHITEN, CLOSED = (
 )
 FORMULA = f"{REGULAR}value_and_gradient_equal_the_formula"
 VERDICT = "tests/monitoring/test_verdict.py::test_"
+SHARE = "tests/monitoring/test_monitor.py::test_where_moments_are_large_a_window_takes_a_share_of_more_batches"
+AUTOMATIC = "tests/training/test_automatic.py::test_a_cpu_stays_eager_and_takes_bf16_where_it_pays"
 PARITY = "tests/training/test_parity.py::test_processes_do_not_change_the_run"
 TO_THE_LEFT = """lambda x, *rest, **named: spectral_filter(x, *rest, **named) if self.side == "target" else (
             spectral_filter(x.detach(), *rest, **named) @ x.detach().pinverse() @ x
@@ -635,6 +637,23 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "config.groups if images >= config.groups > 0 else 1",
             "max(config.groups, 1)",
             f"{REACH}without_an_image_for_each_group_there_are_no_groups[7-1]",
+        ),
+        (
+            "a window may end after the next begins",
+            "min(SPREAD, min(self.every, self.horizon.total) // batches",
+            "min(SPREAD, self.horizon.total // batches",
+            SHARE,
+        ),
+    ],
+    "fastrdm/monitoring/window.py": [
+        ("the first images of a batch, not a share", "x[:, :: self.shape.spread]", "x[:, : x.shape[1] // 4]", SHARE),
+    ],
+    "fastrdm/training/automatic.py": [
+        (
+            "bf16 on any CPU",
+            '("bf16", "native on this CPU") if cpu_multiplies_bf16() else ("fp32", "this CPU has no AVX512_BF16")',
+            '("bf16", "native on this CPU")',
+            f"{AUTOMATIC}[False-resnet18-fp32-this CPU has no AVX512_BF16]",
         ),
     ],
     "loaders/spec.py": [
