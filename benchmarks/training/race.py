@@ -111,7 +111,7 @@ def settings_of(method: str, args: argparse.Namespace) -> list[str]:
 
 def by_us(settings: Sequence[str], folder: str, window: bool) -> Work:
     """The trainer's step with its loader, probe, monitor and what a log line measures."""
-    trainer = Trainer(run_config.load([*settings, f"run={folder}/run", f"monitor.every={'1st' if window else '0st'}"]))
+    trainer = Trainer(run_config.load([*settings, f"run={folder}/run", f"monitor.every={'1000st' if window else '0st'}"]))
     batches, numbers = forever(trainer.loader), count(1)
 
     def step() -> float:
