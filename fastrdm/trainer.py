@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,10 @@ class Trainer:
         )
         require(batch % (world * accumulate) == 0, "loader.batch_size", whole, batch)
         self._may_run_eagerly = self.settings.train.compile == "auto"
-        self.settings, told = automatic.choose(self.settings, self.processes, self.source, stored)
+        chosen, told = automatic.choose(self.settings, self.processes, self.source, stored)
+        # Processors may differ from machine to machine: all processes compute in the main one's precision.
+        precision = distributed.on_main(lambda: chosen.train.precision)
+        self.settings = replace(chosen, train=replace(chosen.train, precision=precision))
         self.notes += told
         self.settings, told = fit_views(self.settings, self.source, self.given)
         self.notes += told

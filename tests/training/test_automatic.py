@@ -1,6 +1,7 @@
 """What `auto` becomes, and how a bank and a warm-up are made to fit."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fastrdm.loaders import spec
 from fastrdm.loaders.sources.archives import Arrays
 from fastrdm.loaders.sources.source import ArraySource
 from fastrdm.loaders.spec import LoaderConfig
+from fastrdm.runtime import distributed
 from fastrdm.runtime.distributed import Processes
 from fastrdm.schema import Horizon
 from fastrdm.trainer import Trainer
@@ -119,6 +121,27 @@ def test_a_cpu_stays_eager_and_takes_bf16_where_it_pays(
     c, told = chosen(CPU, f"encoder.name={encoder}")
     assert (c.train.precision, c.train.compile, c.train.capture) == (precision, False, False)
     assert f"{precision} ({why})" in told and "captured" not in told
+
+
+def test_all_processes_take_the_precision_of_the_main_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the main process runs on another machine, whose processor has no bf16."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    words = ["encoder.name=resnet18", "encoder.width=1", "encoder.stem=cifar", "loader.source=digits"]
+    words += [
+        "optim.warmup=0st",
+        "loader.batch_size=16",
+        "loader.views.*.size=8",
+        "train.length=1st",
+        "evaluate.baselines=false",
+    ]
+    assert Trainer(run_config.load([*words, f"run={tmp_path / 'a'}"])).dtype == torch.bfloat16
+
+    def on_main(work: Callable[[], Any]) -> Any:
+        return "fp32" if (found := work()) == "bf16" else found
+
+    monkeypatch.setattr(distributed, "on_main", on_main)
+    elsewhere = Trainer(run_config.load([*words, f"run={tmp_path / 'b'}"]))
+    assert (elsewhere.dtype, elsewhere.settings.train.precision) == (torch.float32, "fp32")
 
 
 def test_torch_tells_whether_acpu_multiplies_bf16() -> None:
