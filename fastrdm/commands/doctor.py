@@ -201,7 +201,7 @@ def devices_of(torch: Any) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{platform.machine()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     out: dict[str, Any] = {"cpu": cpu, "cuda": [], "torch_cuda": torch.version.cuda}
-    out["cpu_bf16"] = torch.cpu._is_avx512_bf16_supported()  # what auto goes by
+    out["cpu_bf16"] = torch.cpu.get_capabilities().get("avx512_bf16", False)  # what auto goes by
     try:
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)

@@ -71,8 +71,7 @@ def _precision(settings: Config, device: torch.device, stored: Any) -> tuple[Any
 
 def cpu_multiplies_bf16() -> bool:
     """Whether this processor is of the kind on which bf16 was measured to pay."""
-    found: bool = torch.cpu._is_avx512_bf16_supported()
-    return found
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _compile(device: torch.device) -> tuple[bool, str]:

@@ -139,7 +139,7 @@ def fake_torch(devices: int, error: Exception | None = None, bf16: bool = False)
     cuda = SimpleNamespace(device_count=lambda: devices, get_device_properties=properties)
     return SimpleNamespace(
         cuda=cuda,
-        cpu=SimpleNamespace(_is_avx512_bf16_supported=lambda: bf16),
+        cpu=SimpleNamespace(get_capabilities=lambda: {"avx512_bf16": bf16}),
         backends=SimpleNamespace(cpu=SimpleNamespace(get_cpu_capability=lambda: "AVX2")),
         version=SimpleNamespace(cuda="13.0"),
     )

@@ -117,7 +117,7 @@ def test_several_processes_and_growing_views_are_not_captured(gpu: dict[str, boo
 def test_a_cpu_stays_eager_and_takes_bf16_where_it_pays(
     monkeypatch: pytest.MonkeyPatch, native: bool, encoder: str, precision: str, why: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
     c, told = chosen(CPU, f"encoder.name={encoder}")
     assert (c.train.precision, c.train.compile, c.train.capture) == (precision, False, False)
     assert f"{precision} ({why})" in told and "captured" not in told
@@ -125,7 +125,7 @@ def test_a_cpu_stays_eager_and_takes_bf16_where_it_pays(
 
 def test_all_processes_take_the_precision_of_the_main_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the main process runs on another machine, whose processor has no bf16."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     words = ["encoder.name=resnet18", "encoder.width=1", "encoder.stem=cifar", "loader.source=digits"]
     words += [
         "optim.warmup=0st",
