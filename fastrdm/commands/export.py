@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,6 +26,8 @@ from fastrdm.schema import require
 TOLERANCE = 1e-6  # of the largest output: other kernels may sum in another order
 ONNX_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest output: another runtime's convolutions
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # what timm and transformers look for in a folder
+
+OPERATORS_LOGGER = logging.getLogger("torch.onnx._internal.exporter._registration")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,6 +116,11 @@ class _Half(nn.Module):
         return self.encoder(images.half()).float()  # type: ignore[no-any-return]
 
 
+def _no_torchvision(record: logging.LogRecord) -> bool:
+    """Drop the warnings that torchvision's operators cannot be exported: no encoder has one."""
+    return not record.getMessage().startswith("torchvision is not installed")
+
+
 def write_onnx(pretrained: Pretrained, file: Path, precision: str) -> None:
     """Write the encoder as an ONNX graph from `images` (B, 3, S, S) float32, normalized, to `features` (B, F) float32.
 
@@ -122,15 +130,19 @@ def write_onnx(pretrained: Pretrained, file: Path, precision: str) -> None:
     network = copy.deepcopy(pretrained.encoder)
     model = _Half(network.half()) if precision == "fp16" else network
     images = torch.zeros(2, 3, size, size)
-    program = torch.onnx.export(
-        model.eval(),
-        (images,),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    OPERATORS_LOGGER.addFilter(_no_torchvision)
+    try:
+        program = torch.onnx.export(
+            model.eval(),
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    finally:
+        OPERATORS_LOGGER.removeFilter(_no_torchvision)
     assert program is not None
     graph = program.model_proto
     for key, text in description(pretrained).items():

@@ -1,5 +1,6 @@
 """Exported files load where they are meant to be loaded, strictly, and give the encoder's own outputs there."""
 
+import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -148,7 +149,12 @@ def exported(monkeypatch: pytest.MonkeyPatch, ours: Pretrained, *arguments: obje
 @pytest.mark.parametrize("name", ["resnet_small", "timm/vit_tiny_patch16_224"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnx_agrees_with_torch(
-    tmp_path: Path, name: str, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    name: str,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -165,7 +171,12 @@ def test_onnx_agrees_with_torch(
     origin = {"encoder": name, "preset": "simsiam", "step": 1, "branch": "online", "sha256": "0"}
     ours = Pretrained(encoder.eval(), settings, view, None, Path(), origin)
     file = tmp_path / "encoder.onnx"
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "torchvision" else found(name, *a)
+    )
     exported(monkeypatch, ours, "--layout", "onnx", "--out", file, "--precision", precision)
+    assert "torchvision" not in caplog.text, "it is of no use here, and its absence no news"
     assert "checked in onnxruntime" in capsys.readouterr().out
     batch = torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(7))
     (features,) = onnxruntime.InferenceSession(file).run(None, {"images": batch.numpy()})
