@@ -111,7 +111,9 @@ def settings_of(method: str, args: argparse.Namespace) -> list[str]:
 
 def by_us(settings: Sequence[str], folder: str, window: bool) -> Work:
     """The trainer's step with its loader, probe, monitor and what a log line measures."""
-    trainer = Trainer(run_config.load([*settings, f"run={folder}/run", f"monitor.every={'1000st' if window else '0st'}"]))
+    # The next window is far off, so that this one takes its share of many batches, as in a run.
+    every = "1000st" if window else "0st"
+    trainer = Trainer(run_config.load([*settings, f"run={folder}/run", f"monitor.every={every}"]))
     batches, numbers = forever(trainer.loader), count(1)
 
     def step() -> float:
