@@ -144,11 +144,11 @@ def test_all_processes_take_the_precision_of_the_main_one(tmp_path: Path, monkey
     assert (elsewhere.dtype, elsewhere.settings.train.precision) == (torch.float32, "fp32")
 
 
-def test_torch_tells_whether_acpu_multiplies_bf16() -> None:
-    flags = Path("/proc/cpuinfo")
-    if "flags" not in flags.read_text():
-        pytest.skip("the kernel of this architecture names no flags")
-    assert automatic.cpu_multiplies_bf16() is ("avx512_bf16" in flags.read_text())
+def test_torch_tells_whether_a_cpu_multiplies_bf16() -> None:
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "flags" not in about:
+        pytest.skip("only Linux on x86 names the processor's flags, as CI's does")
+    assert automatic.cpu_multiplies_bf16() is ("avx512_bf16" in about)
 
 
 def test_what_the_user_said_is_left_alone(gpu: dict[str, bool]) -> None:
