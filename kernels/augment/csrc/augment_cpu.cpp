@@ -45,7 +45,7 @@ using Shorts = int16_t __attribute__((vector_size(2 * WIDE)));
 using Bytes = uint8_t __attribute__((vector_size(WIDE)));
 using Pixel = float __attribute__((vector_size(16)));  // red, green, blue, and what comes next
 
-using Buffer = std::vector<Floats>;  // whose memory begins where a cache line does
+using Buffer = std::vector<Floats>;  // aligned to whole vectors, with AVX-512 to cache lines
 inline float* floats(Buffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
 
 template <class T>
@@ -182,7 +182,7 @@ class View {
             // The last lane of each pixel is where the next row's red goes.
             for (int x = 0; x < wide; x++) store(columns + WIDE * x + 3 * row, load<Pixel>(line + 3 * x));
         }
-        Floats square[WIDE];
+        Floats square[WIDE] = {};
         for (int x = 0; x < stride_; x += WIDE) {
             const int count = std::min(WIDE, size_ - x);
             for (int i = 0; i < count; i++) {
